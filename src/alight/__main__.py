@@ -1,0 +1,5 @@
+"""`python -m alight`."""
+
+from alight.cli import main
+
+main()

@@ -1,0 +1,272 @@
+"""The on-disk artifacts of the arrow: folders that describe themselves, written whole or not at all.
+
+Every artifact holds an `alight.json` manifest: its kind, the configuration it was made with, the hashes of what it
+was made from, its own hash, the versions in use and the time it took. The manifest is written last, by rename, so
+a folder with a manifest is complete and one without is not an artifact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from alight.runtime.errors import InputError
+
+MANIFEST = "alight.json"
+FORMAT = 1
+_PARTIAL = ".partial"
+_LIBRARIES = ("alight", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact on disk and what its manifest says.
+
+    Attributes:
+        path: the folder.
+        kind: foundation, tokenizer, latents, transformer, samples or report.
+        config: the resolved configuration that made it.
+        hash: identity of its payload (weights, or shards); what later stages record as their input.
+        inputs: kind -> hash of the artifacts that it was made from.
+        facts: what a later stage or the report needs to know, such as class names or step counts.
+        seconds: how long it took to make, over all its interruptions.
+        versions: of the libraries in use.
+        created: UTC time in ISO format.
+    """
+
+    path: Path
+    kind: str
+    config: dict[str, Any]
+    hash: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    format: int = FORMAT
+
+    def require_input(self, other: Artifact) -> None:
+        """Refuse to combine this artifact with another one than it was made from.
+
+        Raises:
+            InputError: names both folders and both hashes.
+        """
+        expected = self.inputs.get(other.kind)
+        if expected and expected != other.hash:
+            raise InputError(
+                f"The {self.kind} in {self.path} was made with another {other.kind} ({expected[:12]}) than the one in "
+                f"{other.path} ({other.hash[:12]}). Give the {other.kind} that it was made with, or make the "
+                f"{self.kind} again from this one."
+            )
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the folder holds a finished artifact."""
+    return (folder / MANIFEST).is_file()
+
+
+def read_artifact(folder: Path, kind: str) -> Artifact:
+    """Open a finished artifact.
+
+    Raises:
+        InputError: if the folder is missing, unfinished, of another kind or has an unreadable manifest.
+    """
+    make = {"samples": "sample", "report": "evaluate", "latents": "latents extract"}.get(kind, f"{kind} train")
+    if not folder.is_dir():
+        raise InputError(f"There is no {kind} folder {folder}. Check the path, or make one with 'alight {make}'.")
+    if not is_complete(folder):
+        raise InputError(
+            f"{folder} is not a finished {kind}: it has no {MANIFEST}. If its run was interrupted, start "
+            f"'alight {make}' with the same --output again."
+        )
+    try:
+        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        known = {item.name for item in dataclasses.fields(Artifact)} - {"path"}
+        artifact = Artifact(path=folder, **{key: value for key, value in values.items() if key in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / MANIFEST} cannot be read ({error}). Make the {kind} again.") from error
+    if artifact.format > FORMAT:
+        raise InputError(f"{folder} was written by a newer alight (format {artifact.format}). Upgrade alight.")
+    if artifact.kind != kind:
+        raise InputError(f"{folder} holds a {artifact.kind}, not a {kind}. Check which folder you meant to give.")
+    return artifact
+
+
+@contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """A staging folder whose content moves into `folder` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        InputError: if the disk is full or the folder cannot be written.
+    """
+    staging = folder / _PARTIAL
+    existed = folder.exists()
+    try:
+        with explained_disk_errors(folder):
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            yield staging
+            for item in sorted(staging.iterdir(), key=lambda path: path.name == MANIFEST):
+                target = folder / item.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(item, target)
+            _sync_folder(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not existed and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def write_manifest(
+    staging: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    payload_hash: str,
+    inputs: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    seconds: float = 0.0,
+) -> None:
+    """Write the manifest of an artifact into its staging folder."""
+    values = {
+        "format": FORMAT,
+        "kind": kind,
+        "hash": payload_hash,
+        "inputs": dict(inputs or {}),
+        "facts": dict(facts or {}),
+        "config": dict(config),
+        "seconds": round(seconds, 3),
+        "versions": library_versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_text(staging / MANIFEST, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_output(folder: Path, config: Mapping[str, Any], kind: str) -> None:
+    """Find out before any work starts whether results can be written, and whether they would mix with others.
+
+    Raises:
+        InputError: if the folder cannot be written, or holds an artifact of another kind or configuration.
+    """
+    if is_complete(folder):
+        difference = differences(read_artifact(folder, kind).config, config)
+        if difference:
+            raise InputError(
+                f"{folder} already holds a {kind} made with another configuration ({'; '.join(difference[:4])}"
+                f"{'; ...' if len(difference) > 4 else ''}). Choose another --output, or delete that folder."
+            )
+    existed = folder.exists()
+    with explained_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        try:
+            probe.write_bytes(b"\0" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
+            if not existed and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys in which two configurations differ, as 'key: old -> new'; where results go does not count."""
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if name in ("output", "device"):
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{name}.")
+        elif before != after:
+            found.append(f"{name}: {before} -> {after}")
+    return found
+
+
+def file_hash(*files: Path) -> str:
+    """SHA-256 over the bytes of files, in the given order."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries whose numerics matter."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@contextmanager
+def explained_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into a sentence about the folder.
+
+    Writers of other libraries wrap such refusals in exceptions of their own, so their text is read too.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = _disk_reason(error)
+        if reason is None:
+            raise
+        raise InputError(f"Cannot write to {folder}: {reason}. What was finished before is untouched.") from error
+
+
+def _disk_reason(error: Exception) -> str | None:
+    reasons = {
+        errno.ENOSPC: "the disk is full; free some space or choose another --output",
+        errno.EDQUOT: "the disk quota is used up; free some space or choose another --output",
+        errno.EFBIG: "the file size limit is reached; raise it or choose another --output",
+        errno.EACCES: "permission denied; choose another --output or mend the permissions",
+        errno.EPERM: "operation not permitted; choose another --output or mend the permissions",
+        errno.EROFS: "the file system is read-only; choose another --output",
+        errno.ENOTDIR: "a part of the path is a file; choose another --output",
+        errno.EEXIST: "a file of that name is in the way; choose another --output",
+    }
+    if isinstance(error, OSError) and error.errno in reasons:
+        return reasons[error.errno]
+    if type(error).__name__ in ("SafetensorError", "RuntimeError"):
+        for number, reason in reasons.items():
+            if os.strerror(number) in str(error):
+                return reason
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

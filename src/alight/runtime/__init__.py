@@ -1,0 +1,1 @@
+"""Runtime: seeding, devices and precision, errors, and what a person sees."""

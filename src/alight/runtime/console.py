@@ -1,0 +1,49 @@
+"""What a person sees while something runs: one logger, and progress bars that keep quiet when it does.
+
+The library never configures logging; the command line does, through `show_progress`. Until then bars are off.
+"""
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+log = logging.getLogger("alight")
+
+
+class _BarFriendlyHandler(logging.Handler):
+    """Prints lines above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def show_progress(level: int = logging.INFO) -> None:
+    """Print the package's messages and progress bars to the terminal's error stream."""
+    if not log.handlers:
+        log.addHandler(_BarFriendlyHandler())
+    log.setLevel(level)
+    log.propagate = False
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm[Any]":
+    """A bar with rate and ETA; off unless `show_progress` was called, and sparing where output goes to a file."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        iterable,
+        disable=not log.isEnabledFor(logging.INFO),
+        dynamic_ncols=terminal,
+        mininterval=0.2 if terminal else 15.0,
+        leave=False,
+        **options,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them: 8.3 s, 2 min 05 s, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

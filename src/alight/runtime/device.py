@@ -1,0 +1,39 @@
+"""Where and in which precision things run: the only file that decides it."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from alight.runtime.errors import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device behind `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Raises:
+        InputError: if the device is not on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"Device {name} was asked for, but this machine shows {torch.cuda.device_count()} CUDA devices; "
+            "use --device auto, or install a PyTorch build that fits the driver."
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("Device mps was asked for, but it is not available here; use --device auto.")
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The precision policy of a forward pass: `fp32` is a no-op, `bf16` autocasts matrix products."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def compile_blocks(blocks: torch.nn.ModuleList) -> None:
+    """Compile each transformer block in place: near full-graph speed for one block's compile time."""
+    for block in blocks:
+        block.compile()

@@ -1,0 +1,9 @@
+"""The one exception that stands for a mistake of the user's, as opposed to a bug of ours."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used: an unknown key, a missing file, a wrong shape.
+
+    The message is one paragraph that names the cause and the mend. The command line prints it without a
+    traceback and exits with code 2; library users catch it as a `ValueError`.
+    """

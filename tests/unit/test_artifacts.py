@@ -1,0 +1,113 @@
+"""Artifacts: whole or not at all, and never of the wrong kind."""
+
+import json
+
+import pytest
+
+from alight.artifacts import (
+    MANIFEST,
+    check_output,
+    differences,
+    explained_disk_errors,
+    is_complete,
+    read_artifact,
+    write_manifest,
+    write_text,
+    writing_folder,
+)
+from alight.runtime.errors import InputError
+
+
+def make(folder, kind="tokenizer", digest="a" * 64, inputs=None, config=None):
+    with writing_folder(folder) as staging:
+        (staging / "weights").write_text("w")
+        write_manifest(staging, kind, config or {"seed": 0}, digest, inputs, facts={"steps": 3}, seconds=1.5)
+    return read_artifact(folder, kind)
+
+
+def test_an_artifact_describes_itself(tmp_path):
+    artifact = make(tmp_path / "tokenizer")
+    assert artifact.hash == "a" * 64
+    assert artifact.facts == {"steps": 3}
+    assert artifact.seconds == 1.5
+    assert "torch" in artifact.versions
+    assert sorted(path.name for path in artifact.path.iterdir()) == [MANIFEST, "weights"]
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError), writing_folder(tmp_path / "new") as staging:  # noqa: PT012
+        (staging / "weights").write_text("half")
+        raise RuntimeError
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failure_keeps_what_was_there(tmp_path):
+    make(tmp_path / "old")
+    with pytest.raises(RuntimeError), writing_folder(tmp_path / "old") as staging:  # noqa: PT012
+        (staging / "weights").write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "old" / "weights").read_text() == "w"
+    assert is_complete(tmp_path / "old")
+
+
+def test_wrong_folders_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no tokenizer folder"):
+        read_artifact(tmp_path / "nothing", "tokenizer")
+    with pytest.raises(InputError, match="not a finished tokenizer"):
+        read_artifact(tmp_path, "tokenizer")
+    make(tmp_path / "latents", kind="latents")
+    with pytest.raises(InputError, match="holds a latents, not a tokenizer"):
+        read_artifact(tmp_path / "latents", "tokenizer")
+    (tmp_path / "latents" / MANIFEST).write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_artifact(tmp_path / "latents", "latents")
+
+
+def test_artifacts_that_do_not_belong_together(tmp_path):
+    tokenizer = make(tmp_path / "tokenizer", digest="b" * 64)
+    right = make(tmp_path / "right", "latents", inputs={"tokenizer": "b" * 64})
+    wrong = make(tmp_path / "wrong", "latents", inputs={"tokenizer": "c" * 64})
+    right.require_input(tokenizer)
+    with pytest.raises(InputError, match="another tokenizer"):
+        wrong.require_input(tokenizer)
+
+
+def test_another_configuration_is_named(tmp_path):
+    make(tmp_path / "t", config={"seed": 0, "optimizer": {"lr": 1.0}})
+    check_output(tmp_path / "t", {"seed": 0, "optimizer": {"lr": 1.0}}, "tokenizer")
+    with pytest.raises(InputError, match=r"optimizer\.lr: 1\.0 -> 2\.0"):
+        check_output(tmp_path / "t", {"seed": 0, "optimizer": {"lr": 2.0}}, "tokenizer")
+
+
+def test_differences_ignore_where_results_go():
+    assert differences({"output": "a", "device": "cpu", "x": {"y": 1}}, {"output": "b", "device": "mps", "x": {}}) == [
+        "x.y: 1 -> None"
+    ]
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="a part of the path is a file"):
+        check_output(tmp_path / "file" / "run", {}, "tokenizer")
+
+
+def test_a_full_disk_is_explained(tmp_path):
+    with pytest.raises(InputError, match="disk is full"), explained_disk_errors(tmp_path):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(InputError, match="disk is full"), explained_disk_errors(tmp_path):  # as torch reports it
+        raise RuntimeError("PytorchStreamWriter failed: No space left on device")
+    with pytest.raises(RuntimeError, match="something else"), explained_disk_errors(tmp_path):
+        raise RuntimeError("something else")
+
+
+def test_checking_leaves_no_folder_behind(tmp_path):
+    check_output(tmp_path / "run", {}, "tokenizer")
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_is_replaced_whole(tmp_path):
+    path = tmp_path / "x.json"
+    write_text(path, json.dumps([1]))
+    write_text(path, json.dumps([2]))
+    assert json.loads(path.read_text()) == [2]
+    assert list(tmp_path.iterdir()) == [path]
