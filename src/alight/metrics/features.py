@@ -1,0 +1,132 @@
+"""What turns images into the vectors whose distribution is compared: extractors, each with a name that is reported."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from alight.metrics.frechet import FeatureStatistics
+from alight.runtime.errors import InputError
+from alight.runtime.pixels import from_uint8
+
+Pixels = Tensor | npt.NDArray[np.uint8]
+"""A batch of images, (B, H, W, C) uint8 with one or three channels."""
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's mode "L"
+
+
+class FeatureExtractor(Protocol):
+    """Anything that has a name and a dimension and turns images into one feature vector each."""
+
+    @property
+    def name(self) -> str:
+        """What the features are, down to the settings that change the numbers; written next to every score."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of a feature vector."""
+        ...
+
+    def __call__(self, images: Pixels) -> Tensor:
+        """Features (B, D), floating-point, of images (B, H, W, C) uint8."""
+        ...
+
+
+def as_pixels(images: Pixels) -> Tensor:
+    """Check that `images` are 8-bit images, and give them as a tensor.
+
+    Raises:
+        InputError: they are not (B, H, W, C) uint8 with one or three channels.
+    """
+    pixels = torch.tensor(images) if isinstance(images, np.ndarray) else images
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
+        raise InputError(
+            "Images to be measured are (B, H, W, C) uint8 with one or three channels, but these have the shape "
+            f"{tuple(pixels.shape)} and are {pixels.dtype}; images in [-1, 1] become 8-bit by `to_uint8`."
+        )
+    return pixels
+
+
+@dataclass(frozen=True)
+class GreyPixels:
+    """The images themselves, averaged over boxes to `size` x `size` grey pixels in [0, 1].
+
+    Features without a network, for small pictures such as the digits of the quickstart: a distance in them sees
+    strokes and their variety, and nothing of texture or meaning.
+
+    Raises:
+        InputError: an image is smaller than `size`.
+    """
+
+    size: int = 8
+
+    @property
+    def name(self) -> str:
+        """For example "grey pixels 8x8"."""
+        return f"grey pixels {self.size}x{self.size}"
+
+    @property
+    def dimension(self) -> int:
+        """One per pixel."""
+        return self.size**2
+
+    def __call__(self, images: Pixels) -> Tensor:
+        """Grey pixels (B, size * size), row by row, float32 in [0, 1]."""
+        pixels = as_pixels(images)
+        _, height, width, channels = pixels.shape
+        if min(height, width) < self.size:
+            raise InputError(f"Images of {height}x{width} pixels are too small for {self.name}.")
+        intensity = pixels.float() / 255
+        if channels == 3:
+            intensity = (intensity * intensity.new_tensor(LUMA)).sum(dim=-1, keepdim=True)
+        boxes = F.interpolate(intensity.movedim(-1, 1), (self.size, self.size), mode="area")  # (B, 1, size, size)
+        return boxes.flatten(1)
+
+
+@dataclass(frozen=True)
+class ModelFeatures:
+    """The features of a network, which is given from outside: metrics know no models.
+
+        extractor = ModelFeatures("DINOv2-B/14, mean patch token", 768, lambda images: vit(images).mean(dim=1))
+
+    Attributes:
+        name: the network, its weights and the pooling.
+        dimension: D.
+        function: from images (B, C, H, W) float32 in [-1, 1] to features (B, D); it does its own resizing and
+            normalisation.  It runs without gradients.
+        device: where `function` wants its images.
+
+    Raises:
+        InputError: the function's output is not (B, D).
+    """
+
+    name: str
+    dimension: int
+    function: Callable[[Tensor], Tensor]
+    device: torch.device | str = "cpu"
+
+    @torch.no_grad()
+    def __call__(self, images: Pixels) -> Tensor:
+        """Features (B, D)."""
+        pixels = as_pixels(images)
+        features = self.function(from_uint8(pixels.to(self.device)))
+        if features.shape != (len(pixels), self.dimension):
+            raise InputError(
+                f"The features '{self.name}' have the shape {tuple(features.shape)} for {len(pixels)} images, but "
+                f"({len(pixels)}, {self.dimension}) was announced: pool over tokens, or correct the dimension."
+            )
+        return features
+
+
+def feature_statistics(extractor: FeatureExtractor, batches: Iterable[Pixels]) -> FeatureStatistics:
+    """Mean and covariance of the features of all images, for instance of the reference set."""
+    statistics = FeatureStatistics(extractor.dimension, extractor.name)
+    for images in batches:
+        statistics.update(extractor(images))
+    return statistics

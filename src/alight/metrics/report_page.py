@@ -1,0 +1,221 @@
+"""The page of a report: one HTML file that shows everything and loads nothing.
+
+`report.html` beside this file holds the style sheet and the drawing of the method; this file fills it. Each function
+below turns one part of a `Report` into HTML, and every text from outside passes through `escape`.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping
+from html import escape
+from importlib import resources
+from string import Template
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from alight.metrics.plots import line_plot
+
+if TYPE_CHECKING:  # the report writes its page, so only the types point back
+    from alight.metrics.report import Curve, Figure, Picture, Report, Stage
+
+NOT_FINITE = "not finite"
+PHONE_WIDTH = 340  # CSS pixels that a picture has on a phone
+
+
+def render_page(report: "Report") -> str:
+    """The whole page as HTML text; parts that the report does not have are left out."""
+    sections = (
+        _section("figures", "", _cards(report)),
+        _section("pictures", "Pictures", "".join(map(_picture, report.pictures))),
+        _section("training", "Training", _plots(report)),
+        _section("conditions", "Every figure and its conditions", _figure_table(report)),
+        _section("notes", "Notes, and what was not measured", _notes(report)),
+        _section("time", "Time", _stages(report)),
+        _section("configuration", "Configuration", _configuration(report.configuration)),
+        _section("versions", "Versions", _pairs(report.versions, "versions")),
+    )
+    template = resources.files("alight.metrics").joinpath("report.html").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        title=escape(report.title), summary=escape(report.summary), sections="".join(sections)
+    )
+
+
+def _section(name: str, heading: str, body: str) -> str:
+    if not body:
+        return ""
+    title = f"<h2>{heading}</h2>" if heading else ""
+    return f'<section id="{name}">{title}{body}</section>\n'
+
+
+def number_text(value: float, digits: int, unit: str = "") -> str:
+    """A number as the page writes it: thousands apart, a real minus, a thin space before the unit."""
+    text = f"{value:,.{digits}f}".replace("-", "−") if math.isfinite(value) else NOT_FINITE
+    return f'{text}<span class="unit">&thinsp;{escape(unit)}</span>' if unit and math.isfinite(value) else text
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as people say them: 4.2 s, 2 min 14 s, 3 h 05 min."""
+    if not math.isfinite(seconds):
+        return NOT_FINITE
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plain_text(value: object) -> str:
+    """A setting as text: floats without noise, lists by their items."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case None:
+            return "none"
+        case float():
+            return f"{value:.6g}" if math.isfinite(value) else NOT_FINITE
+        case list() | tuple():
+            return ", ".join(map(plain_text, value)) or "none"
+        case Mapping():
+            return ", ".join(f"{key} {plain_text(item)}" for key, item in value.items()) or "none"
+        case _:
+            return str(value)
+
+
+def _cards(report: "Report") -> str:
+    """Headline figures, each with what it is to be held against."""
+    cards = "".join(_card(figure) for figure in report.figures if figure.headline)
+    return f'<div class="cards">{cards}</div>' if cards else ""
+
+
+def _card(figure: "Figure") -> str:
+    comparisons = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in _comparisons(figure))
+    value = number_text(figure.value, figure.digits, figure.unit)
+    finite = "" if math.isfinite(figure.value) else " undefined"
+    return (
+        f'<article class="card"><h3>{escape(figure.label)}</h3>'
+        f'<a class="value{finite}" href="#figure-{figure.name}" title="conditions">{value}</a>'
+        f'<dl>{comparisons}</dl><p class="quiet">{escape(figure.explanation)}</p></article>'
+    )
+
+
+def _comparisons(figure: "Figure") -> Iterator[tuple[str, str]]:
+    """What a figure is held against: label and value, as HTML."""
+    if figure.compare:
+        other = figure.compare
+        yield escape(other.label), number_text(other.value, other.digits, other.unit)
+    if figure.reference:
+        label, value = figure.reference
+        yield escape(label), number_text(value, figure.digits, figure.unit)
+
+
+def _picture(picture: "Picture") -> str:
+    """The image at its magnified width, names of its rows on the left, the caption on the right or below."""
+    file = io.BytesIO()
+    pixels = picture.image if picture.image.shape[-1] > 1 else picture.image[..., 0]
+    Image.fromarray(pixels).save(file, format="PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+
+    height, width = picture.image.shape[:2]
+    # Magnified pixels stay squares; where a wide picture has to shrink on a phone, smoothing looks better.
+    crisp = "" if picture.magnify == 1 else "crisp" if width <= PHONE_WIDTH else "crisp-when-wide"
+    labels = "".join(f"<span>{escape(label)}</span>" for label in picture.row_labels)
+    rows = f'<div class="row-labels">{labels}</div>' if labels else ""
+    return (
+        f'<figure class="picture"><div class="frame">{rows}<img class="{crisp}" width="{width * picture.magnify}" '
+        f'height="{height * picture.magnify}" alt="{escape(picture.title)}" src="data:image/png;base64,{data}"></div>'
+        f"<figcaption><h3>{escape(picture.title)}</h3><p>{escape(picture.caption)}</p></figcaption></figure>"
+    )
+
+
+def _plots(report: "Report") -> str:
+    plots = "".join(map(_plot, report.curves))
+    return f'<div class="plots">{plots}</div>' if plots else ""
+
+
+def _plot(curve: "Curve") -> str:
+    drawing = line_plot(curve.title, curve.x_label, curve.y_label, curve.series, log_y=curve.log_y)
+    return f"<figure><h3>{escape(curve.title)}</h3>{drawing}</figure>"
+
+
+def _figure_table(report: "Report") -> str:
+    """Every figure with all its conditions; what it is compared with stands below it, with conditions of its own."""
+    groups = []
+    for figure in report.figures:
+        compared = _figure_row(figure.compare) if figure.compare else ""
+        groups.append(f'<tbody id="figure-{figure.name}">{_figure_row(figure)}{compared}</tbody>')
+    if not groups:
+        return ""
+    return (
+        '<table class="figures"><thead><tr><th scope="col">Figure</th><th scope="col" class="number">Value</th>'
+        f'<th scope="col">Conditions</th></tr></thead>{"".join(groups)}</table>'
+    )
+
+
+def _figure_row(figure: "Figure") -> str:
+    conditions = _pairs(figure.conditions, "conditions") or '<span class="quiet">none given</span>'
+    reference = ""
+    if figure.reference:
+        label, value = figure.reference
+        reference = f'<span class="quiet">{escape(label)} {number_text(value, figure.digits, figure.unit)}</span>'
+    return (
+        f'<tr><th scope="row">{escape(figure.label)}<code>{escape(figure.name)}</code></th>'
+        f'<td class="number">{number_text(figure.value, figure.digits, figure.unit)}{reference}</td>'
+        f"<td>{conditions}</td></tr>"
+    )
+
+
+def _pairs(values: Mapping[str, object], kind: str) -> str:
+    """Names and values that flow like words and wrap between pairs, or stand in columns, as the class says."""
+    pairs = "".join(
+        f"<div><dt>{escape(str(name))}</dt> <dd>{escape(plain_text(value))}</dd></div>"
+        for name, value in values.items()
+    )
+    return f'<dl class="pairs {kind}">{pairs}</dl>' if pairs else ""
+
+
+def _notes(report: "Report") -> str:
+    notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
+    return f'<ul class="notes">{notes}</ul>' if notes else ""
+
+
+def _stages(report: "Report") -> str:
+    """One row per stage: name, share of the time as a bar, duration, summary."""
+    if not report.stages:
+        return ""
+    total = sum(stage.seconds for stage in report.stages)
+    longest = max((stage.seconds for stage in report.stages if math.isfinite(stage.seconds)), default=0.0)
+    rows = "".join(_stage(stage, longest) for stage in report.stages)
+    return (
+        f'<table class="stages"><tbody>{rows}</tbody><tfoot><tr><th scope="row">Total</th><td></td>'
+        f'<td class="number">{duration_text(total)}</td><td></td></tr></tfoot></table>'
+    )
+
+
+def _stage(stage: "Stage", longest: float) -> str:
+    share = 100 * stage.seconds / longest if longest > 0 and math.isfinite(stage.seconds) else 0.0
+    return (
+        f'<tr><th scope="row">{escape(stage.name)}</th>'
+        f'<td class="bar"><span style="width:{share:.1f}%"></span></td>'
+        f'<td class="number">{duration_text(stage.seconds)}</td><td>{_pairs(stage.summary, "summary")}</td></tr>'
+    )
+
+
+def _configuration(configuration: Mapping[str, object]) -> str:
+    """One fold per top-level part; inside, dotted names as the command line takes them."""
+    groups = {name: value for name, value in configuration.items() if isinstance(value, Mapping) and value}
+    single = {name: value for name, value in configuration.items() if name not in groups}
+    folds = "".join(
+        f"<details><summary>{escape(str(name))}</summary>{_pairs(dict(_dotted(group)), 'settings')}</details>"
+        for name, group in groups.items()
+    )
+    return _pairs(single, "settings") + folds
+
+
+def _dotted(group: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Flattens nested settings: {"optimizer": {"lr": 1}} -> ("optimizer.lr", 1)."""
+    for name, value in group.items():
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,546 @@
+"""The report: strict data, a page that loads nothing and hides nothing, files that are replaced together."""
+
+import base64
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from alight.metrics import plots
+from alight.metrics.plots import line_plot
+from alight.metrics.report import Curve, Figure, Picture, Report, Stage, image_grid, pair_strip, write_report
+from alight.metrics.report_page import duration_text, number_text, plain_text, render_page
+from alight.runtime.errors import InputError
+
+NASTY = "</style><script src='//evil.example/x.js'>alert(\"1\")</script> & $title ${summary} <img src=x onerror=y>"
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: its elements and its visible text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def attributes(self, name: str) -> list[str]:
+        return [attributes[name] or "" for _, attributes in self.elements if name in attributes]
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    """Real digits, uint8 (1797, 8, 8, 1)."""
+    return (load_digits().images * 255 / 16).astype(np.uint8)[..., None]
+
+
+@pytest.fixture
+def report(digits: np.ndarray) -> Report:
+    real = Figure("real_accuracy", "real held-out images", 0.981, digits=3, conditions={"n": 297})
+    conditions = {"n": 500, "solver": "euler", "guidance scale": 2.0, "weights": "sha256:9f2c41d0"}
+    return Report(
+        title="Digits",
+        summary="One paragraph.",
+        figures=(
+            Figure(
+                "accuracy", "Accuracy", 0.9524, digits=3, conditions=conditions, compare=real, explanation="Share."
+            ),
+            Figure("reconstruction_psnr", "Reconstruction", 30.12, "dB", digits=1, reference=("goal", 27.0)),
+            Figure("diverged", "Diverged", math.nan, conditions={"bound": math.inf}, headline=False),
+        ),
+        pictures=(Picture("Samples", "Ten.", image_grid(digits[:10], 5), magnify=2, row_labels=("first", "second")),),
+        curves=(Curve("Tokenizer", "step", "loss", {"total": ([1, 2, 3], [3.0, math.nan, 1.0])}, log_y=True),),
+        stages=(Stage("tokenizer", 100.1, {"steps": 1500}), Stage("transformer", 200.2)),
+        configuration={
+            "seed": 0,
+            "tokenizer": {"optimizer": {"lr": 2e-3, "adam": {"betas": [0.9, 0.95]}}, "folder": Path("a/b")},
+        },
+        versions={"torch": "2.13.0"},
+        notes=("Inception features were not measured.",),
+    )
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def read_json(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"), parse_constant=refuse_constant)
+
+
+# ---- report.json
+
+
+def test_json_is_strict_and_holds_plain_values_and_conditions(tmp_path: Path, report: Report) -> None:
+    write_report(tmp_path, report)
+    data = read_json(tmp_path)
+    assert data["accuracy"] == 0.9524  # all decimals, not the three on the page
+    assert data["real_accuracy"] == 0.981
+    assert data["reconstruction_psnr"] == 30.12
+    assert data["diverged"] is None
+    assert data["seconds_total"] == 300.3
+    first, second, third = data["figures"]
+    assert first["conditions"] == {"n": 500, "solver": "euler", "guidance scale": 2.0, "weights": "sha256:9f2c41d0"}
+    assert first["compare"]["value"] == 0.981
+    assert (second["unit"], second["reference"]) == ("dB", ["goal", 27.0])
+    assert (third["value"], third["conditions"]) == (None, {"bound": None})
+    assert data["stages"][0] == {"name": "tokenizer", "seconds": 100.1, "summary": {"steps": 1500}}
+    assert data["curves"][0]["series"] == {"total": {"x": [1, 2, 3], "y": [3.0, None, 1.0]}}
+    assert data["configuration"]["tokenizer"] == {
+        "optimizer": {"lr": 0.002, "adam": {"betas": [0.9, 0.95]}},
+        "folder": "a/b",
+    }
+    assert data["versions"] == {"torch": "2.13.0"}
+    assert data["notes"] == ["Inception features were not measured."]
+
+
+def test_json_takes_numpy_and_keeps_lists_of_numbers_on_one_line(tmp_path: Path) -> None:
+    y = np.array([1.0, np.inf, 1e-9, -2.5e20], dtype=np.float64)
+    configuration = {
+        "a": np.float32(0.5),
+        "b": np.int64(3),
+        "c": (np.bool_(True), None),
+        4: np.arange(2),
+        "s": "[\n 1\n]",
+    }
+    curve = Curve("c", "x", "y", {"s": (np.arange(4), y)})
+    write_report(tmp_path, Report("t", "s", curves=(curve,), configuration=configuration))
+    data = read_json(tmp_path)
+    assert data["configuration"] == {"a": 0.5, "b": 3, "c": [True, None], "4": [0, 1], "s": "[\n 1\n]"}
+    assert data["curves"][0]["series"]["s"]["y"] == [1.0, None, 1e-9, -2.5e20]
+    assert "[1.0, null, 1e-09, -2.5e+20]" in (tmp_path / "report.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: Report("t", "s", figures=(Figure("a", "A", 1.0), Figure("a", "B", 2.0))), "'a'"),
+        (lambda: Report("t", "s", figures=(Figure("curves", "A", 1.0),)), "'curves'"),
+        (lambda: Figure("two words", "A", 1.0), "two words"),
+        (lambda: Figure("a", "A", "1.0"), "str"),  # type: ignore[arg-type]
+        (lambda: Figure("a", "A", 1.0, digits=-1), "-1"),
+        (lambda: Curve("c", "x", "y", {"loss": ([1, 2], [1.0])}), "'loss'"),
+        (lambda: Picture("p", "", np.zeros((4, 4, 3), dtype=np.float32)), "float32"),
+        (lambda: Picture("p", "", np.zeros((4, 4), dtype=np.uint8)), "(4, 4)"),
+        (lambda: Picture("p", "", np.zeros((4, 4, 3), dtype=np.uint8), magnify=0), "magnify=0"),
+    ],
+)
+def test_a_wrong_part_is_refused_by_name(build: Callable[[], object], says: str) -> None:
+    with pytest.raises(InputError, match=re.escape(says)):
+        build()
+
+
+def test_one_real_measurement_may_serve_two_figures(tmp_path: Path) -> None:
+    real = Figure("real", "real images", math.nan)
+    write_report(
+        tmp_path, Report("t", "s", (Figure("a", "A", 1.0, compare=real), Figure("b", "B", 2.0, compare=real)))
+    )
+    assert read_json(tmp_path)["real"] is None
+
+
+# ---- report.html
+
+
+def assert_self_contained(html: str) -> None:
+    page = Page(html)
+    assert not {tag for tag, _ in page.elements} & {"script", "iframe", "object", "embed", "base", "video", "audio"}
+    assert all(source.startswith("data:image/png;base64,") for source in page.attributes("src"))
+    assert all(target.startswith(("#", "data:,")) for target in page.attributes("href"))
+    for name in ("srcset", "action", "xlink:href", "poster", "background"):
+        assert page.attributes(name) == []
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "http" not in style
+
+
+def test_page_is_self_contained(report: Report) -> None:
+    html = render_page(report)
+    assert_self_contained(html)
+    assert "http://" not in html
+    assert "https://" not in html
+    # Should a text ever escape its escaping, the browser still may not load anything.
+    assert "default-src 'none'" in html
+
+
+def test_links_lead_to_parts_of_the_page(report: Report) -> None:
+    page = Page(render_page(report))
+    identifiers = page.attributes("id")
+    assert len(identifiers) == len(set(identifiers))
+    targets = [target[1:] for target in page.attributes("href") if target.startswith("#")]
+    assert targets == ["figure-accuracy", "figure-reconstruction_psnr"]
+    assert set(targets) <= set(identifiers)
+
+
+def test_page_shows_every_part(report: Report) -> None:
+    text = Page(render_page(report)).text
+    shown = (
+        "Digits",
+        "One paragraph.",
+        "0.952",
+        "real held-out images",
+        "0.981",
+        "goal",
+        "27.0",
+        "Share.",
+        "30.1",
+        "dB",
+    )
+    shown += ("n 500", "solver euler", "guidance scale 2", "weights sha256:9f2c41d0", "n 297", "real_accuracy")
+    shown += ("Diverged", "not finite", "bound not finite", "none given", "Samples", "Ten.", "first", "second")
+    shown += (
+        "Tokenizer",
+        "step",
+        "loss",
+        "total",
+        "1 of 3 values cannot be drawn",
+        "1 min 40 s",
+        "steps 1500",
+        "5 min 00 s",
+    )
+    shown += ("optimizer.lr 0.002", "optimizer.adam.betas 0.9, 0.95", "folder a/b", "seed 0", "torch 2.13.0")
+    shown += ("Inception features were not measured.",)
+    assert [part for part in shown if part not in text] == []
+
+
+def test_only_headline_figures_are_cards(report: Report) -> None:
+    cards = [attributes for tag, attributes in Page(render_page(report)).elements if tag == "article"]
+    assert len(cards) == 2
+
+
+def test_parts_that_are_not_there_leave_no_heading(report: Report) -> None:
+    page = Page(render_page(Report("Title", "Summary")))
+    assert [tag for tag, _ in page.elements if tag in ("section", "h2", "table")] == []
+    assert len([tag for tag, _ in Page(render_page(report)).elements if tag == "h2"]) == 7
+
+
+def test_every_text_is_escaped(digits: np.ndarray) -> None:
+    given: list[str] = []
+
+    def nasty() -> str:
+        given.append(f"{NASTY} {len(given)}.")
+        return given[-1]
+
+    compare = Figure("b", nasty(), 3.0, nasty(), conditions={nasty(): nasty()})
+    figure = Figure(
+        "a",
+        nasty(),
+        1.0,
+        nasty(),
+        2,
+        {nasty(): nasty()},
+        reference=(nasty(), 2.0),
+        explanation=nasty(),
+        compare=compare,
+    )
+    report = Report(
+        nasty(),
+        nasty(),
+        figures=(figure,),
+        pictures=(Picture(nasty(), nasty(), digits[0], row_labels=(nasty(),)),),
+        curves=(Curve(nasty(), nasty(), nasty(), {nasty(): ([0, 1], [0.0, 1.0])}),),
+        stages=(Stage(nasty(), 1.0, {nasty(): nasty()}),),
+        configuration={nasty(): {"a": {"b": [nasty()]}}, nasty(): nasty()},
+        versions={nasty(): nasty()},
+        notes=(nasty(),),
+    )
+    html = render_page(report)
+    assert_self_contained(html)
+    page = Page(html)
+    assert [text for text in given if text not in page.text] == []  # each arrives as the text that it is
+    assert [attributes["alt"] for tag, attributes in page.elements if tag == "img"] == [report.pictures[0].title]
+    assert [attributes["aria-label"] for tag, attributes in page.elements if attributes.get("class") == "plot"] == [
+        report.curves[0].title
+    ]
+
+
+def test_pictures_arrive_pixel_by_pixel(digits: np.ndarray) -> None:
+    grid = image_grid(digits[:6], 3)
+    for image in (grid, grid[..., :3], digits[0]):
+        page = Page(render_page(Report("t", "s", pictures=(Picture("p", "c", image, magnify=3),))))
+        (element,) = [attributes for tag, attributes in page.elements if tag == "img"]
+        png = Image.open(io.BytesIO(base64.b64decode(str(element["src"]).partition(",")[2])))
+        np.testing.assert_array_equal(np.asarray(png).reshape(image.shape), image)
+        assert (element["width"], element["height"]) == (str(3 * image.shape[1]), str(3 * image.shape[0]))
+        assert element["class"] == "crisp"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "unit", "text"),
+    [(0.95, 3, "", "0.950"), (-1234567.0, 0, "", "−1,234,567"), (math.nan, 2, "dB", "not finite")],
+)
+def test_number_text(value: float, digits: int, unit: str, text: str) -> None:
+    assert number_text(value, digits, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.21, "4.2 s"), (59.96, "1 min 00 s"), (134.2, "2 min 14 s"), (11100, "3 h 05 min"), (math.inf, "not finite")],
+)
+def test_duration_text(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1 + 0.2, "0.3"), (True, "yes"), (None, "none"), ([0.1, [1, 2]], "0.1, 1, 2"), ({"a": 1}, "a 1"), ((), "none")],
+)
+def test_plain_text(value: object, text: str) -> None:
+    assert plain_text(value) == text
+
+
+# ---- files
+
+
+def test_write_report_returns_the_page_and_leaves_two_files(tmp_path: Path, report: Report) -> None:
+    page = write_report(tmp_path / "new" / "report", report)
+    assert page.read_text(encoding="utf-8") == render_page(report)
+    assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "report.json"]
+
+
+@pytest.mark.parametrize(("broken", "call"), [("fsync", 1), ("fsync", 2), ("replace", 1)])
+def test_a_failure_leaves_the_old_report_intact(
+    tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch, broken: str, call: int
+) -> None:
+    write_report(tmp_path, Report("Old", "Old."))
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    works, calls = getattr(os, broken), []
+
+    def fails_at_last(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == call:
+            raise OSError("no space left on device")
+        return works(*arguments)
+
+    monkeypatch.setattr(os, broken, fails_at_last)
+    with pytest.raises(OSError, match="no space left"):
+        write_report(tmp_path, report)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_a_file_in_the_way_is_the_users_to_move(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="in the way"):
+            write_report(folder, Report("t", "s"))
+
+
+def test_characters_outside_unicode_do_not_cost_the_report(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")  # a file name in Latin-1, as Python reads it
+    write_report(tmp_path, Report("t", name))
+    assert read_json(tmp_path)["summary"] == name
+
+
+# ---- plots
+
+
+def group(html: str, label: str) -> str:
+    """The drawing of one series."""
+    return html.partition(f"<title>{label}</title>")[2].partition("</g>")[0]
+
+
+def points(path: str) -> np.ndarray:
+    """All coordinates of a path, (N, 2)."""
+    return np.array(re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path), dtype=np.float64)
+
+
+def tick_positions(html: str, axis: str) -> dict[str, float]:
+    """Text of each tick of an axis -> its coordinate, from the labels (4 units below the line they belong to)."""
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]*)</text>', html)
+    if axis == "x":
+        return {text: float(x) for x, _, anchor, text in found if anchor == "middle"}
+    return {text: float(y) - 4 for _, y, anchor, text in found if anchor == "end"}
+
+
+def test_plot_contains_every_series() -> None:
+    x = list(range(100))
+    series = {f"loss {i}": (x, [math.sin(k / 9 + i) for k in x]) for i in range(8)}
+    html = line_plot("Losses", "step", "loss", series)
+    for i in range(8):
+        assert group(html, f"loss {i}").count("<path") == 2  # the values and the smooth line
+        assert html.count(f"loss {i}") == 2  # drawing and legend
+    looks = re.findall(r'<li class="([^"]*)"', html)
+    assert len(set(looks)) == 8
+    assert "<title>Losses</title>" in html
+    assert 'role="img"' in html
+
+
+def test_points_lie_where_the_ticks_say() -> None:
+    html = line_plot("t", "x", "y", {"a": ([0, 10, 20], [-1.0, 0.0, 3.0])})
+    at_x, at_y = tick_positions(html, "x"), tick_positions(html, "y")
+    drawn = points(group(html, "a"))[1:]  # the first point is there twice: M and L
+    # Coordinates are written with one decimal.
+    np.testing.assert_allclose(
+        drawn, [[at_x["0"], at_y["−1.0"]], [at_x["10"], at_y["0.0"]], [at_x["20"], at_y["3.0"]]], atol=0.11
+    )
+    assert at_y["3.0"] < at_y["−1.0"]  # up is more
+
+
+def test_logarithmic_axis_shows_equal_ratios_as_equal_distances() -> None:
+    html = line_plot("t", "x", "y", {"a": ([0, 1, 2, 3], [1.0, 10.0, 100.0, 1000.0])}, log_y=True)
+    y = points(group(html, "a"))[1:, 1]
+    np.testing.assert_allclose(np.diff(y), np.diff(y).mean(), atol=0.11)
+    at_y = tick_positions(html, "y")
+    np.testing.assert_allclose([at_y["1"], at_y["10"], at_y["100"], at_y["1,000"]], y, atol=0.11)
+
+
+@pytest.mark.filterwarnings("error")  # logarithms of what is not positive are not even tried
+def test_values_that_cannot_be_drawn_leave_gaps_and_are_counted() -> None:
+    y = [1.0, 2.0, math.nan, 3.0, math.inf, 2.0]
+    html = line_plot("t", "x", "y", {"a": (range(6), y), "zeros": (range(3), [0.0, 1.0, 2.0])}, log_y=True)
+    assert group(html, "a").count("M") == 3
+    assert "2 of 6 values cannot be drawn" in html
+    assert "1 of 3 values cannot be drawn" in html
+    assert "nan" not in html
+    assert "inf" not in html
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+@pytest.mark.parametrize(
+    "y", [[], [math.nan] * 3, [5.0], [0.0] * 3, [1e-320, 1e-320], [1e308, -1e308, 1.0], [1e299, 1e-299], [7e-9] * 60]
+)
+def test_no_values_can_break_a_plot(y: list[float], log_y: bool) -> None:
+    html = line_plot("t", "x", "y", {"only": (range(len(y)), y)}, log_y=log_y)
+    drawable = [value for value in y if abs(value) < 1e300 and (value > 0 or not log_y)]
+    assert ("no finite values" in html) == (not drawable)
+    assert "only" in html
+    for x_i, y_i in points(html):
+        assert plots.LEFT <= x_i <= plots.RIGHT
+        assert plots.TOP <= y_i <= plots.BOTTOM
+
+
+def test_smooth_is_a_moving_average_that_does_not_lag_at_the_ends() -> None:
+    line = 5.0 - 0.01 * np.arange(500)
+    # A straight line is its own moving line, ends included; float64 sums over 500 positions keep 1e-9.
+    np.testing.assert_allclose(plots.smooth(line), line, atol=1e-9)
+    noisy = line + np.random.default_rng(0).standard_normal(500)
+    window = noisy[250 - 10 : 250 + 11]  # 500 values // 25 // 2 = 10 on each side
+    assert plots.smooth(noisy)[250] == pytest.approx(window.mean(), abs=1e-9)
+    slope, offset = np.polyfit(np.arange(21), noisy[:21], 1)
+    assert plots.smooth(noisy)[0] == pytest.approx(offset, abs=1e-9)
+    assert plots.smooth(noisy)[4] == pytest.approx(offset + 4 * slope, abs=1e-9)
+
+
+def test_smooth_skips_gaps() -> None:
+    values = np.linspace(1.0, 2.0, 200)
+    values[[0, 50, 51, 199]] = np.nan
+    smoothed = plots.smooth(values)
+    np.testing.assert_array_equal(np.isnan(smoothed), np.isnan(values))
+    np.testing.assert_allclose(smoothed[~np.isnan(values)], values[~np.isnan(values)], atol=1e-9)
+
+
+def test_thinned_curves_keep_peaks_and_gaps() -> None:
+    y = np.zeros(100_000)
+    y[12_345], y[77_777] = 9.0, -9.0
+    y[40_000:60_000] = np.nan
+    x, thinned = plots.thin(np.arange(100_000.0), y)
+    assert len(x) <= plots.MAX_POINTS
+    assert (x[thinned == 9.0], x[thinned == -9.0]) == (12_345, 77_777)
+    assert np.all(np.diff(x) > 0)
+    assert np.isnan(thinned).any()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.05, "0.05"),
+        (-2.5, "−2.5"),
+        (20_000.0, "20,000"),
+        (1.5e6, "1.5M"),
+        (1e-5, "10⁻⁵"),
+        (2e-5, "2·10⁻⁵"),
+        (-1e12, "−1·10¹²"),
+    ],
+)
+def test_tick_text(value: float, text: str) -> None:
+    assert plots.tick_text(value) == text
+
+
+@pytest.mark.parametrize("scale", [1e-7, 0.013, 1.0, 37.0, 2e8])
+@pytest.mark.parametrize("log", [False, True])
+def test_axes_have_neither_too_few_nor_too_many_ticks(scale: float, log: bool) -> None:
+    for ratio in (1.1, 1.7, 3.0, 9.0, 40.0, 900.0, 1e5, 1e9):
+        values = np.array([scale, scale * ratio])
+        axis = plots.Axis.around(np.log10(values) if log else values, 0, 100, log=log, margin=0.04, intervals=6)
+        positions = [at for at, _ in axis.ticks()]
+        assert 3 <= len(positions) <= 9, (scale, ratio, axis)
+        assert -1e-6 <= min(positions) < max(positions) <= 100 + 1e-6
+        assert len({text for _, text in axis.ticks()}) == len(positions)
+
+
+# ---- pictures
+
+
+def test_grid_places_images_in_order(digits: np.ndarray) -> None:
+    grid = image_grid(digits[:5], 3, padding=2)
+    assert grid.shape == (2 * 8 + 2, 3 * 8 + 2 * 2, 4)
+    for index in range(5):
+        row, column = divmod(index, 3)
+        cell = grid[10 * row : 10 * row + 8, 10 * column : 10 * column + 8]
+        np.testing.assert_array_equal(cell[..., :3], np.repeat(digits[index], 3, axis=-1))
+        assert np.all(cell[..., 3] == 255)
+    assert np.all(grid[10:, 20:] == 0)  # the sixth cell is empty: fully transparent
+    assert np.all(grid[8:10] == 0)
+    assert np.all(grid[:, 8:10] == 0)
+
+
+def test_grid_with_labels_has_one_class_per_row() -> None:
+    target = load_digits().target[:60]
+    images = np.broadcast_to(target.astype(np.uint8)[:, None, None, None], (60, 4, 4, 3))  # each shows its own label
+    images = images.copy()
+    images[:, 0, 0, 0] = np.arange(60)  # and, in one pixel, its index
+    grid = image_grid(images, 4, padding=0, labels=target)
+    assert grid.shape == (40, 16, 4)
+    for label in range(10):
+        np.testing.assert_array_equal(grid[4 * label + 1, :, 0], label)
+        np.testing.assert_array_equal(grid[4 * label, ::4, 0], np.flatnonzero(target == label)[:4])
+
+
+def test_pair_strip_shows_originals_above_reconstructions_above_differences() -> None:
+    originals = np.full((2, 4, 4, 3), 100, dtype=np.uint8)
+    reconstructions = originals.copy()
+    reconstructions[0, :, :, 0], reconstructions[1] = 110, 0
+    strip = pair_strip(originals, reconstructions, padding=0, difference_gain=2.0)
+    assert strip.shape == (12, 8, 4)
+    np.testing.assert_array_equal(strip[:4, :, :3], 100)
+    np.testing.assert_array_equal(strip[4:8, :4], np.broadcast_to([110, 100, 100, 255], (4, 4, 4)))
+    np.testing.assert_array_equal(strip[8:, :4], np.broadcast_to([148, 128, 128, 255], (4, 4, 4)))  # 128 + 2 * 10
+    np.testing.assert_array_equal(strip[8:, 4:, :3], 0)  # 128 - 2 * 100 is clipped, not wrapped
+    assert pair_strip(originals, reconstructions).shape == (10, 10, 4)
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda image: image_grid(image.astype(np.float32), 2), "float32"),
+        (lambda image: image_grid(image[:0], 2), "uint8"),
+        (lambda image: image_grid(image, 0), "columns"),
+        (lambda image: image_grid(image, 2, labels=[1]), "labels"),
+        (lambda image: pair_strip(image, image[:1]), "pairs"),
+    ],
+)
+def test_wrong_images_are_refused(digits: np.ndarray, build: Callable[[np.ndarray], object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        build(digits[:2])
