@@ -1,0 +1,19 @@
+"""The two sides of the PatchGAN game: what the discriminator and the autoencoder minimise."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Push real logits above 1 and fake ones below -1 (Lim and Ye 2017, Eq. 9); any shape, scalar out."""
+    return 0.5 * (F.relu(1.0 - real_logits).mean() + F.relu(1.0 + fake_logits).mean())
+
+
+def vanilla_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Binary cross-entropy on logits (Goodfellow et al. 2014, Eq. 1); any shape, scalar out."""
+    return 0.5 * (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean())
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """What the autoencoder adds to its objective: the negated mean logit of its reconstructions."""
+    return -fake_logits.mean()

@@ -1,0 +1,6 @@
+"""The networks: `nn.Module`s that know nothing of training, data or configuration files."""
+
+from alight.models.embeddings import drop_labels, validate_class_labels
+from alight.models.lightning_dit import PRESETS, LightningDiT
+
+__all__ = ["PRESETS", "LightningDiT", "drop_labels", "validate_class_labels"]

@@ -1,0 +1,142 @@
+"""The parts of a transformer block: attention, feed-forward networks, normalisation and modulation.
+
+Legend: B batch, N tokens, D model width, H heads, K = D / H head width, M inner width of the feed-forward network.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alight.models.position import rotate
+
+Norm = Literal["rms_norm", "layer_norm"]
+FeedForwardKind = Literal["swiglu", "gelu"]
+
+NORM_EPS = 1e-6
+
+
+class RMSNorm(nn.RMSNorm):
+    """Division by the root mean square over the channels, then a learned scale (arXiv 1910.07467).
+
+    The mean is taken in float32 whatever the dtype of the input, and the result has the input's dtype.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis of `x`."""
+        # One dtype for both keeps the fused kernel in reach under autocast, where x is narrow and the weight wide.
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def head_norm(kind: Norm, head_width: int) -> nn.Module:
+    """The norm of queries and keys, over the channels of one head."""
+    return RMSNorm(head_width, eps=NORM_EPS) if kind == "rms_norm" else nn.LayerNorm(head_width)
+
+
+class AdaptiveNorm(nn.Module):
+    """Normalise tokens, then scale and shift them as time and class demand (adaLN, arXiv 2212.09748).
+
+    RMSNorm brings a learned scale of its own. It is multiplied into the demanded one, per sample instead of per token:
+    one pass less over the tokens forward and one sum less backward, for the same result.
+    """
+
+    def __init__(self, kind: Norm, width: int) -> None:
+        super().__init__()
+        self.width = (width,)
+        self.weight = nn.Parameter(torch.ones(width)) if kind == "rms_norm" else None
+
+    def reset_parameters(self) -> None:
+        """Give the learned scale its first value, one."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
+        """Modulate tokens x (B, N, D) with `shift` and `scale`, both (B, D); no shift means zero."""
+        factor = 1 + scale  # (B, D)
+        if self.weight is None:
+            x = F.layer_norm(x, self.width, eps=NORM_EPS)
+        else:
+            x = F.rms_norm(x, self.width, eps=NORM_EPS)
+            factor = factor * self.weight
+        if shift is None:
+            return x * factor[:, None]
+        return torch.addcmul(shift[:, None], x, factor[:, None])  # (B, N, D)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention of every token to every token.
+
+    Args:
+        query: (B, N, H, K), like `key` and `value`.
+        key: (B, N, H, K).
+        value: (B, N, H, K).
+
+    Returns:
+        (B, N, H K), heads side by side.
+    """
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, H, N, K)
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        # The CPU's fused kernel has slow products for this dtype: up to 8 times as long, forward and backward.
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, H, N, N)
+        mixed = scores.softmax(dim=-1) @ value
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value)
+    return mixed.transpose(1, 2).flatten(2)  # (B, N, H K)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions and, as an option, normalised queries and keys."""
+
+    def __init__(self, hidden_size: int, num_heads: int, norm: Norm, qk_norm: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        head_width = hidden_size // num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.q_norm = head_norm(norm, head_width) if qk_norm else None
+        self.k_norm = head_norm(norm, head_width) if qk_norm else None
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
+        """Mix the tokens of `x` (B, N, D)."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (B, N, H, K) each
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        return self.proj(attention(query, key, value))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network, down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, hidden_size: int, inner_size: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(hidden_size, 2 * inner_size)
+        self.down = nn.Linear(inner_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each token of `x` (B, N, D) by itself."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, N, M) each
+        return self.down(F.silu(gate) * up)
+
+
+class GELUFeedForward(nn.Module):
+    """Two layers with a GELU between them (its tanh form), the feed-forward network of DiT."""
+
+    def __init__(self, hidden_size: int, inner_size: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(hidden_size, inner_size)
+        self.linear_2 = nn.Linear(inner_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each token of `x` (B, N, D) by itself."""
+        return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))  # (B, N, M) inside
+
+
+def make_feed_forward(kind: FeedForwardKind, hidden_size: int, mlp_ratio: float) -> nn.Module:
+    """A feed-forward network; the gated one is narrower by 2/3, so that both have about the same number of weights."""
+    inner_size = int(hidden_size * mlp_ratio)
+    if kind == "swiglu":
+        return SwiGLU(hidden_size, int(2 / 3 * inner_size))
+    return GELUFeedForward(hidden_size, inner_size)

@@ -1,0 +1,350 @@
+"""LightningDiT: a diffusion transformer that predicts the velocity of a latent (arXiv 2501.01423, section 4).
+
+Legend: B batch, C latent channels, (H, W) latent grid, p patch size, N = H W / p^2 tokens, D model width.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from alight.models.embeddings import TimeEmbedding, drop_labels, patchify, unpatchify
+from alight.models.layers import AdaptiveNorm, Attention, FeedForwardKind, Norm, make_feed_forward
+from alight.models.position import (
+    Grid,
+    PositionResize,
+    resample_position_embedding,
+    rotary_table,
+    sincos_position_embedding,
+)
+from alight.models.pretrained import open_model_folder
+from alight.runtime.errors import InputError
+
+
+class Preset(NamedTuple):
+    """The size of a model."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    patch_size: int
+
+
+SIZES = {
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+    "1p0B": (1536, 24, 24),
+    "1p6B": (1792, 28, 28),
+}
+PRESETS = {f"LightningDiT-{size}/{p}": Preset(*SIZES[size], patch_size=p) for size in SIZES for p in (1, 2)}
+
+
+class LightningDiTBlock(nn.Module):
+    """Attention and feed-forward network, each normalised, modulated by time and class, and gated (adaLN-zero)."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        mlp_ratio: float,
+        norm: Norm,
+        feed_forward: FeedForwardKind,
+        qk_norm: bool,
+        adaln_shift: bool,
+    ) -> None:
+        super().__init__()
+        self.norm1 = AdaptiveNorm(norm, hidden_size)
+        self.norm2 = AdaptiveNorm(norm, hidden_size)
+        self.attn = Attention(hidden_size, num_heads, norm, qk_norm)
+        self.feed_forward = make_feed_forward(feed_forward, hidden_size, mlp_ratio)
+        self.adaln_shift = adaln_shift
+        self.modulation = nn.Linear(hidden_size, (6 if adaln_shift else 4) * hidden_size)
+
+    def forward(self, x: Tensor, condition: Tensor, rotary: Tensor | None) -> Tensor:
+        """One block.
+
+        Args:
+            x: tokens (B, N, D).
+            condition: silu of the embedded time and class, (B, D).
+            rotary: the tokens' rotary table, or None for a model without.
+        """
+        shift_1 = shift_2 = None
+        if self.adaln_shift:
+            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)  # (B, D)
+        else:
+            scale_1, gate_1, scale_2, gate_2 = self.modulation(condition).chunk(4, dim=-1)  # (B, D)
+        x = torch.addcmul(x, gate_1[:, None], self.attn(self.norm1(x, shift_1, scale_1), rotary))
+        return torch.addcmul(x, gate_2[:, None], self.feed_forward(self.norm2(x, shift_2, scale_2)))
+
+
+class OutputLayer(nn.Module):
+    """Tokens to patches: norm, modulation and a linear map. Its modulation always has a shift."""
+
+    def __init__(self, hidden_size: int, patch_width: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm = AdaptiveNorm(norm, hidden_size)
+        self.proj = nn.Linear(hidden_size, patch_width)
+        self.modulation = nn.Linear(hidden_size, 2 * hidden_size)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to patches (B, N, p p C)."""
+        shift, scale = self.modulation(condition).chunk(2, dim=-1)  # (B, D)
+        return self.proj(self.norm(x, shift, scale))
+
+
+class LightningDiT(ModelMixin, ConfigMixin):
+    """The transformer of the paper: velocity of a noisy latent, given its time and its class.
+
+    The defaults are the paper's final model (SwiGLU, RMSNorm, rotary positions, patch size 1); the other values of
+    the options are its ablations and its ancestor DiT.
+
+    ```python
+    model = LightningDiT.from_preset("LightningDiT-B/1", num_classes=1000)
+    x_t, t = torch.randn(2, 32, 16, 16), torch.rand(2)                      # noisy latents, t = 0 noise, t = 1 data
+    labels = model.drop_labels(torch.tensor([207, 360]), generator=generator)  # in training only
+    velocity = model(x_t, t, labels)                                        # (2, 32, 16, 16)
+    ```
+
+    Args:
+        sample_size: height and width of the latent, one number for both or a pair.
+        in_channels: channels of the latent.
+        hidden_size: model width D, a multiple of four times `num_heads`.
+        num_layers: number of blocks.
+        num_heads: attention heads.
+        patch_size: latent cells per token, along each side.
+        mlp_ratio: inner width of the feed-forward network in units of D, before SwiGLU's 2/3.
+        num_classes: number of classes; the index `num_classes` is the null class, "no class given".
+        class_dropout_prob: how often training replaces the class by the null class. 0 builds no null class at all.
+        norm: "rms_norm", or "layer_norm" (without weights).
+        feed_forward: "swiglu" or "gelu".
+        rope: rotate queries and keys. The fixed sine-cosine embedding is added in any case.
+        qk_norm: normalise queries and keys per head; steadier long runs at some cost in quality.
+        adaln_shift: whether the blocks' modulation has a shift beside scale and gate.
+        learn_sigma: twice the output channels; the second half is computed and not returned, as in DiT's checkpoints.
+        trained_size: the latent size whose positions the weights know, if it is another one than `sample_size`; the
+            positions are then stretched to its range.
+
+    Raises:
+        InputError: the sizes do not fit each other.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["LightningDiTBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 16,
+        in_channels: int = 32,
+        hidden_size: int = 1152,
+        num_layers: int = 28,
+        num_heads: int = 16,
+        patch_size: int = 1,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        class_dropout_prob: float = 0.1,
+        norm: Norm = "rms_norm",
+        feed_forward: FeedForwardKind = "swiglu",
+        rope: bool = True,
+        qk_norm: bool = False,
+        adaln_shift: bool = True,
+        learn_sigma: bool = False,
+        trained_size: int | tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        check_config(self.config)
+        self.gradient_checkpointing = False
+        self.grid = token_grid(sample_size, patch_size)
+        self.trained_grid = token_grid(trained_size, patch_size) if trained_size else self.grid
+        out_channels = in_channels * (2 if learn_sigma else 1)
+        self.patch_embed = nn.Linear(in_channels * patch_size**2, hidden_size)
+        self.time_embed = TimeEmbedding(hidden_size)
+        self.class_embed = nn.Embedding(num_classes + (class_dropout_prob > 0), hidden_size)
+        self.blocks = nn.ModuleList(
+            LightningDiTBlock(hidden_size, num_heads, mlp_ratio, norm, feed_forward, qk_norm, adaln_shift)
+            for _ in range(num_layers)
+        )
+        self.output_layer = OutputLayer(hidden_size, patch_size**2 * out_channels, norm)
+        # Both are fixed. The added embedding is part of a checkpoint; the angles follow from the configuration.
+        num_tokens = self.grid.height * self.grid.width
+        self.register_buffer("pos_embed", torch.empty(1, num_tokens, hidden_size))
+        table = torch.empty(num_tokens, hidden_size // num_heads // 2, 2) if rope else None  # (N, K / 2, 2)
+        self.register_buffer("rope_table", table, persistent=False)
+        self.init_weights()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> "LightningDiT":
+        """Open a folder, or a hub id, strictly: a missing or surplus weight is an error, never a random number.
+
+        Args:
+            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or a hub id.
+            **options: those of diffusers, such as `torch_dtype` and `subfolder`.
+
+        Raises:
+            InputError: files are missing or damaged, or weights and configuration do not fit.
+        """
+        origin = pretrained_model_name_or_path
+        if not options and Path(origin).is_dir():
+            return open_model_folder(cls, Path(origin))
+        model, found = super().from_pretrained(origin, output_loading_info=True, **options)
+        wrong = {kind: names for kind, names in found.items() if names}
+        if wrong:
+            raise InputError(f"The weights in {origin} do not fit their configuration: {wrong}. Get the folder again.")
+        return model
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "LightningDiT":
+        """A freshly initialised model of a named size, for example "LightningDiT-XL/1".
+
+        Args:
+            name: a key of `PRESETS`: LightningDiT-{S, B, L, XL, 1p0B, 1p6B}/{1, 2}, the number being the patch size.
+            **overrides: any argument of the constructor.
+
+        Raises:
+            InputError: there is no such preset.
+        """
+        if name not in PRESETS:
+            raise InputError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
+        return cls(**{**PRESETS[name]._asdict(), **overrides})
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew; with these each block is the identity and the velocity exactly zero (adaLN-zero)."""
+        self.reset_positions()
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, AdaptiveNorm | nn.RMSNorm | nn.LayerNorm):
+                module.reset_parameters()
+        for embedding in (self.class_embed, self.time_embed.linear_1, self.time_embed.linear_2):
+            nn.init.normal_(embedding.weight, std=0.02, generator=generator)
+        nn.init.zeros_(self.output_layer.proj.weight)
+        for module in self.modules():
+            if isinstance(module, LightningDiTBlock | OutputLayer):
+                nn.init.zeros_(module.modulation.weight)
+
+    def reset_positions(self) -> None:
+        """Compute the fixed positions anew, for example after `to_empty` of a model that was built without memory."""
+        width, head_width = self.config.hidden_size, self.config.hidden_size // self.config.num_heads
+        self.pos_embed.copy_(sincos_position_embedding(width, self.grid, self.trained_grid))
+        if self.rope_table is not None:
+            self.rope_table.copy_(rotary_table(head_width, self.grid, self.trained_grid))
+
+    def resized(self, sample_size: int | tuple[int, int], positions: PositionResize = "interpolate") -> "LightningDiT":
+        """A copy with the same weights for latents of another size, in most cases to be trained on there.
+
+        Args:
+            sample_size: the new height and width of the latent.
+            positions: "interpolate" stretches the trained positions over the new grid; "extrapolate" keeps the
+                distance of neighbours and counts on beyond the trained range.
+
+        Raises:
+            InputError: the size is no multiple of the patch size.
+        """
+        trained_size = self.config.trained_size or self.config.sample_size
+        stretched = positions == "interpolate"
+        sizes = {"sample_size": sample_size, "trained_size": trained_size if stretched else None}
+        model = type(self).from_config({**self.config, **sizes}).to(self.pos_embed)
+        state = self.state_dict()
+        state["pos_embed"] = model.pos_embed
+        if stretched:  # from the weights, which may hold other values than our formula
+            state["pos_embed"] = resample_position_embedding(self.pos_embed, self.grid, model.grid)
+        model.load_state_dict(state)
+        return model.train(self.training)
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no class".
+
+        Raises:
+            InputError: the model was built without one.
+        """
+        if not self.config.class_dropout_prob:
+            raise InputError(
+                "This model has no null class (class_dropout_prob is 0), so it cannot predict without a class and "
+                "cannot be guided; sample with guidance_scale 1, or train with class_dropout_prob 0.1."
+            )
+        return self.config.num_classes
+
+    def drop_labels(
+        self, class_labels: Tensor, *, generator: torch.Generator | None = None, u: Tensor | None = None
+    ) -> Tensor:
+        """Replace labels by the null class with probability `class_dropout_prob`; see `embeddings.drop_labels`."""
+        if not self.config.class_dropout_prob:
+            return class_labels
+        return drop_labels(class_labels, self.config.class_dropout_prob, self.null_label, generator=generator, u=u)
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+        """The velocity x_1 - x_0 that the model expects at `x`.
+
+        Args:
+            x: noisy latents (B, C, H, W), normalised per channel.
+            t: times (B,), 0 = noise, 1 = data. Solvers may look slightly beyond.
+            class_labels: (B,) int64 in [0, num_classes], `num_classes` being the null class. The values are not
+                checked here (that would stall an accelerator); see `embeddings.validate_class_labels`.
+
+        Returns:
+            (B, C, H, W) in the dtype of `x`.
+
+        Raises:
+            InputError: a shape does not fit the model.
+        """
+        self._check_shapes(x, t, class_labels)
+        patches = patchify(x, self.config.patch_size).to(self.patch_embed.weight.dtype)  # (B, N, C p p)
+        tokens = self.patch_embed(patches) + self.pos_embed  # (B, N, D)
+        condition = F.silu(self.time_embed(t) + self.class_embed(class_labels))  # (B, D)
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = self._gradient_checkpointing_func(block, tokens, condition, self.rope_table)
+            else:
+                tokens = block(tokens, condition, self.rope_table)
+        patches = self.output_layer(tokens, condition)  # (B, N, p p C)
+        velocity = unpatchify(patches, self.config.patch_size, self.grid)  # (B, C, H, W)
+        return velocity[:, : self.config.in_channels].to(x.dtype)
+
+    def _check_shapes(self, x: Tensor, t: Tensor, class_labels: Tensor) -> None:
+        patch = self.config.patch_size
+        expected = (self.config.in_channels, self.grid.height * patch, self.grid.width * patch)
+        if x.shape[1:] != expected:
+            raise InputError(
+                f"This model takes latents of shape (batch, {', '.join(map(str, expected))}), not {tuple(x.shape)}; "
+                "take latents of the tokenizer it was trained with, or build the model with that sample_size and "
+                "in_channels."
+            )
+        if t.shape != x.shape[:1] or class_labels.shape != x.shape[:1]:
+            raise InputError(
+                f"{len(x)} latents need as many times and class labels, each of shape ({len(x)},), not "
+                f"{tuple(t.shape)} and {tuple(class_labels.shape)}."
+            )
+
+
+def token_grid(sample_size: int | tuple[int, int], patch_size: int) -> Grid:
+    """Height and width of a latent in tokens."""
+    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    if min(height, width) < 1 or height % patch_size or width % patch_size:
+        raise InputError(f"A latent of {height}x{width} cannot be cut into patches of {patch_size}x{patch_size}.")
+    return Grid(height // patch_size, width // patch_size)
+
+
+def check_config(config: Any) -> None:
+    """Refuse sizes that do not fit each other and options that do not exist."""
+    for name in ("in_channels", "hidden_size", "num_layers", "num_heads", "patch_size", "num_classes"):
+        if config[name] < 1:
+            raise InputError(f"{name} is {config[name]}, but must be at least 1.")
+    if config.hidden_size % (4 * config.num_heads):
+        raise InputError(
+            f"hidden_size {config.hidden_size} must be a multiple of 4 * num_heads = {4 * config.num_heads}: a head "
+            "holds pairs of channels for the row and for the column."
+        )
+    if not 0 <= config.class_dropout_prob < 1:
+        raise InputError(f"class_dropout_prob is {config.class_dropout_prob}, but must be in [0, 1).")
+    for option, kind in (("norm", Norm), ("feed_forward", FeedForwardKind)):
+        if config[option] not in get_args(kind):
+            raise InputError(f"{option} is {config[option]!r}; choose one of {', '.join(get_args(kind))}.")

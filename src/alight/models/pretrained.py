@@ -1,0 +1,124 @@
+"""Open a diffusers model folder strictly: every weight present, of the right shape and finite, or a clear refusal.
+
+The library's own loader fills missing weights with random numbers and goes on; a generator that silently runs on
+random weights costs its user days.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import ModelMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from alight.runtime.errors import InputError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+class StrictlyLoaded(ModelMixin):
+    """A diffusers model whose local folders open strictly; hub ids are fetched by diffusers as usual."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *, subfolder: str | None = None, **options: Any
+    ) -> Any:
+        """Open a folder that `save_pretrained` wrote, or a hub id.
+
+        Args:
+            pretrained_model_name_or_path: a local folder or a hub id.
+            subfolder: of the folder or repository.
+            **options: of diffusers' loader; for a local folder only `torch_dtype` matters.
+
+        Raises:
+            InputError: if files are missing or damaged, or weights and configuration do not fit.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.exists() and str(pretrained_model_name_or_path).count("/") == 1 and not folder.parent.exists():
+            return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **options)
+        model = open_model_folder(cls, folder / subfolder if subfolder else folder)
+        return model.to(options["torch_dtype"]) if options.get("torch_dtype") else model
+
+
+def open_model_folder(cls: type[ModelT], folder: Path) -> ModelT:
+    """Build a diffusers model from its folder, in eval mode.
+
+    Args:
+        cls: a class with diffusers' `from_config`.
+        folder: holds `config.json` and `diffusion_pytorch_model.safetensors`.
+
+    Raises:
+        InputError: if a file is missing or damaged, or if the weights do not fit the configuration.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} is not a {cls.__name__} folder: it has no {name}. Give the folder that training or "
+                "save_pretrained wrote."
+            )
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        model = cls.from_config(config)  # type: ignore[attr-defined]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(
+            f"{folder / CONFIG_FILE} does not describe a {cls.__name__} ({_one_line(error)}). Restore the file that "
+            "was saved with the weights."
+        ) from error
+    load_strictly(model, read_safetensors(folder / WEIGHTS_FILE), source=folder / WEIGHTS_FILE)
+    return model.eval()
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Raises:
+        InputError: if the file is truncated or of another format.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a complete safetensors file ({_one_line(error)}). It was probably cut off while it was "
+            "copied or downloaded; get it again."
+        ) from error
+
+
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: Any) -> None:
+    """Load weights that must match the model exactly.
+
+    Raises:
+        InputError: lists what is missing, unexpected, of another shape, or not finite.
+    """
+    own = model.state_dict()
+    complaints = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ],
+        "not finite": [name for name, value in weights.items() if not torch.isfinite(value).all()],
+    }
+    found = [f"{len(names)} {what} ({_some(names)})" for what, names in complaints.items() if names]
+    if found:
+        raise InputError(
+            f"The weights in {source} do not fit {type(model).__name__}: {'; '.join(found)}. Give weights and "
+            "configuration that were saved together."
+        )
+    model.load_state_dict(dict(weights), strict=True)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

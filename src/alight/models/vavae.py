@@ -1,0 +1,150 @@
+"""The tokenizer: diffusers' `AutoencoderKL` with one contract for normalised and raw latents.
+
+images in [-1, 1] -> posterior -> raw latents -> latents (normalised per channel) -> raw latents -> images.
+"""
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+
+from alight.models.pretrained import StrictlyLoaded
+from alight.runtime.errors import InputError
+
+
+class VAVAE(StrictlyLoaded, AutoencoderKL):
+    """A variational autoencoder whose latent space was aligned with a vision foundation model (paper, section 3).
+
+    The network, the folder format and the configuration are those of diffusers' `AutoencoderKL`, and a folder
+    written by `save_pretrained` opens there without this package. *Latents* are normalised per channel with
+    `latents_mean` and `latents_std` of the configuration; what the encoder emits are *raw latents*.
+
+        vae = VAVAE.from_pretrained("runs/tokenizer")
+        latents = vae.encode_latents(images, generator=torch.Generator().manual_seed(0))
+        images = vae.decode_latents(latents)
+    """
+
+    @classmethod
+    def build(
+        cls,
+        latent_channels: int = 32,
+        block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512),
+        layers_per_block: int = 2,
+        norm_num_groups: int = 32,
+        level_attention: bool = True,
+        mid_block_attention: bool = True,
+        sample_size: int = 256,
+    ) -> "VAVAE":
+        """A freshly initialised tokenizer; the defaults are the paper's f16d32 for 256-pixel images.
+
+        Args:
+            latent_channels: d of f16d32.
+            block_out_channels: width per level; n levels downsample by 2**(n-1).
+            layers_per_block: residual blocks per level of the encoder; the decoder has one more.
+            norm_num_groups: of every group normalisation.
+            level_attention: self-attention at the lowest level, on both sides.
+            mid_block_attention: self-attention in the two middle blocks.
+            sample_size: image size it is meant for; recorded only.
+        """
+        plain = len(block_out_channels) - 1
+        kind = "Attn" if level_attention else ""
+        return cls(
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("DownEncoderBlock2D",) * plain + (f"{kind}DownEncoderBlock2D",),
+            up_block_types=(f"{kind}UpDecoderBlock2D",) + ("UpDecoderBlock2D",) * plain,
+            block_out_channels=tuple(block_out_channels),
+            layers_per_block=layers_per_block,
+            latent_channels=latent_channels,
+            norm_num_groups=norm_num_groups,
+            sample_size=sample_size,
+            scaling_factor=1.0,
+            force_upcast=False,
+            mid_block_add_attention=mid_block_attention,
+        )
+
+    def to_json_string(self) -> str:
+        """The configuration under the name of the diffusers class, which is all that opening the folder needs."""
+        return super().to_json_string().replace(f'"{type(self).__name__}"', '"AutoencoderKL"')
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Image pixels per latent position, along one side."""
+        return int(2 ** (len(self.config.block_out_channels) - 1))
+
+    @property
+    def last_encoder_layer(self) -> nn.Parameter:
+        """Where the alignment gradient is measured: the encoder's last convolution (paper, Eq. 5)."""
+        return self.encoder.conv_out.weight
+
+    @property
+    def last_decoder_layer(self) -> nn.Parameter:
+        """Where the adversarial gradient is measured: the decoder's last convolution."""
+        return self.decoder.conv_out.weight
+
+    def posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
+        """The Gaussian over raw latents, log-variance clamped to [-30, 20].
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1]; H and W multiples of the downsampling factor.
+
+        Raises:
+            InputError: if the size does not fit.
+        """
+        factor = self.downsampling_factor
+        if images.ndim != 4 or images.shape[2] % factor or images.shape[3] % factor:
+            raise InputError(
+                f"Images of shape {tuple(images.shape)} do not fit this tokenizer: it takes (B, 3, H, W) with H and W "
+                f"multiples of {factor}. Crop or resize them."
+            )
+        return self.encode(images).latent_dist
+
+    def encode_raw_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Images in [-1, 1] to raw latents (B, C, h, w): a posterior sample, or its mode without a generator."""
+        posterior = self.posterior(images)
+        if generator is None:
+            return posterior.mode()
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=generator.device)
+        return posterior.mean + posterior.std * noise.to(posterior.mean)
+
+    def decode_raw_latents(self, raw_latents: Tensor) -> Tensor:
+        """Raw latents (B, C, h, w) to images (B, 3, H, W), nominally in [-1, 1]."""
+        return self.decode(raw_latents).sample
+
+    def encode_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to normalised latents: a posterior sample, or its mode without a generator."""
+        return self.normalize(self.encode_raw_latents(images, generator))
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to images (B, 3, H, W), nominally in [-1, 1]."""
+        return self.decode_raw_latents(self.denormalize(latents))
+
+    def normalize(self, raw_latents: Tensor) -> Tensor:
+        """(raw - mean) / std, per channel."""
+        mean, std = self._statistics(raw_latents)
+        return (raw_latents - mean) / std
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """Latents * std + mean, per channel."""
+        mean, std = self._statistics(latents)
+        return latents * std + mean
+
+    def set_latents_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Record the per-channel statistics of raw latents, each of shape (C,), in the configuration."""
+        self.register_to_config(latents_mean=mean.double().tolist(), latents_std=std.double().tolist())
+
+    @property
+    def has_latents_statistics(self) -> bool:
+        """Whether latents can be normalised."""
+        return self.config.latents_mean is not None and self.config.latents_std is not None
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.has_latents_statistics:
+            raise InputError(
+                "This tokenizer has no latents_mean and latents_std, so latents cannot be normalised. Extract latents "
+                "with 'alight latents extract --statistics data', or call set_latents_statistics."
+            )
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(self.config.latents_mean, dtype=like.dtype, device=like.device).view(shape)
+        std = torch.tensor(self.config.latents_std, dtype=like.dtype, device=like.device).view(shape)
+        return mean, std

@@ -1,0 +1,1 @@
+"""Training: optimizer and schedule, averaging, checkpoints, and the bookkeeping of a run."""

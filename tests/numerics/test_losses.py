@@ -1,0 +1,95 @@
+"""The tokenizer's losses against closed forms and torch's own distributions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributions import Normal, kl_divergence
+
+from alight.losses import (
+    adaptive_weight,
+    generator_loss,
+    hinge_discriminator_loss,
+    kl_loss,
+    marginal_cosine_loss,
+    marginal_distance_matrix_loss,
+    reconstruction_loss,
+    vanilla_discriminator_loss,
+)
+from alight.runtime.errors import InputError
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_kl_equals_torch_distributions():
+    mean, logvar = randn(3, 4, 2, 2), randn(3, 4, 2, 2, seed=1)
+    posterior = Normal(mean, (0.5 * logvar).exp())
+    expected = kl_divergence(posterior, Normal(0.0, 1.0)).sum() / 3
+    torch.testing.assert_close(kl_loss(mean, logvar), expected)
+
+
+def test_reconstruction_counts_the_perceptual_term_once_per_element():
+    images, reconstructions = randn(2, 3, 4, 5), randn(2, 3, 4, 5, seed=1)
+    perceptual = torch.tensor([0.5, 2.0], dtype=torch.float64).view(2, 1, 1, 1)
+    got = reconstruction_loss(reconstructions, images, 1.0, perceptual, 3.0)
+    expected = ((images - reconstructions).abs().sum() + 3.0 * (0.5 + 2.0) * 3 * 4 * 5) / 2
+    torch.testing.assert_close(got.objective, expected)
+    torch.testing.assert_close(got.l1_per_pixel, (images - reconstructions).abs().mean())
+
+
+def test_alignment_is_zero_for_equal_features_and_ignores_scale():
+    features = randn(2, 6, 3, 4)
+    for scale in (1.0, 7.5):
+        assert marginal_cosine_loss(scale * features, features, margin=0.0) < 1e-12
+        assert marginal_distance_matrix_loss(scale * features, features, margin=0.0) < 1e-12
+
+
+def test_marginal_cosine_by_hand():
+    # angles of 0, 60, 90 and 180 degrees: 1 - cos = 0, 0.5, 1, 2; a margin of 0.5 takes 0.5 off, but not below 0
+    angles = torch.tensor([0.0, 60.0, 90.0, 180.0], dtype=torch.float64).deg2rad()
+    latents = torch.stack([angles.cos(), angles.sin()]).view(1, 2, 2, 2)
+    features = torch.tensor([1.0, 0.0], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+    torch.testing.assert_close(marginal_cosine_loss(latents, features, 0.5), torch.tensor(2.0 / 4).double())
+
+
+def test_distance_matrix_by_loops():
+    latents, features = randn(2, 5, 2, 3), randn(2, 7, 2, 3, seed=1)  # other channel counts are allowed
+    total = 0.0
+    for image in range(2):
+        z, f = latents[image].flatten(1).T, features[image].flatten(1).T
+        for i in range(6):
+            for j in range(6):
+                gap = F.cosine_similarity(z[i], z[j], 0) - F.cosine_similarity(f[i], f[j], 0)
+                total += max(float(gap.abs()) - 0.25, 0.0)
+    got = marginal_distance_matrix_loss(latents, features, 0.25)
+    torch.testing.assert_close(got, torch.tensor(total / (2 * 36), dtype=torch.float64))
+
+
+def test_alignment_sends_no_gradient_to_the_features():
+    latents, features = randn(1, 4, 2, 2).requires_grad_(), randn(1, 4, 2, 2, seed=1).requires_grad_()
+    (marginal_cosine_loss(latents, features) + marginal_distance_matrix_loss(latents, features)).backward()
+    assert features.grad is None
+    assert latents.grad is not None
+
+
+def test_alignment_refuses_other_shapes():
+    with pytest.raises(InputError, match="Project the latents"):
+        marginal_cosine_loss(randn(1, 4, 2, 2), randn(1, 8, 2, 2))
+    with pytest.raises(InputError, match="patch grid"):
+        marginal_distance_matrix_loss(randn(1, 4, 2, 2), randn(1, 4, 4, 4))
+
+
+def test_adaptive_weight_by_hand():
+    reference, gradient = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+    torch.testing.assert_close(adaptive_weight(reference, gradient, 1e4), torch.tensor(5 / 2.0001))
+    assert adaptive_weight(reference, torch.zeros(2), 1e3) == 1e3  # 5 / 1e-4, clipped
+
+
+def test_adversarial_losses_by_hand():
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-2.0, 0.0])
+    torch.testing.assert_close(hinge_discriminator_loss(real, fake), torch.tensor(0.5 * (0.25 + 0.5)))
+    cross_entropy = F.binary_cross_entropy_with_logits
+    expected = 0.5 * (cross_entropy(real, torch.ones(2)) + cross_entropy(fake, torch.zeros(2)))
+    torch.testing.assert_close(vanilla_discriminator_loss(real, fake), expected)
+    assert generator_loss(fake) == 1.0
