@@ -1,0 +1,173 @@
+"""The command line: one subcommand per stage; parse, build the configuration, call the stage.
+
+Nothing heavy is imported before a stage runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Any
+
+from alight.config import JOBS, Section
+from alight.recipes import explain, read_recipe, validate
+from alight.runtime.errors import InputError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: where its code is, and what it is for."""
+
+    module: str  # has a function `run(config)`
+    summary: str
+    report: str = ""  # what to say when it is done; {path} is the artifact's folder, empty = what `run` returns
+
+
+COMMANDS = {
+    "quickstart": Command(
+        "alight.quickstart",
+        "the whole arrow on embedded digits, in minutes, without a GPU",
+        "Report: {path}/report.html",
+    ),
+    "foundation train": Command(
+        "alight.stages.train_foundation", "a small vision foundation model of your own images", "Foundation: {path}"
+    ),
+    "tokenizer train": Command(
+        "alight.stages.train_tokenizer", "a tokenizer aligned with a foundation model", "Tokenizer: {path}"
+    ),
+    "tokenizer evaluate": Command(
+        "alight.stages.evaluate", "how well a tokenizer reconstructs images", "Report: {path}/report.html"
+    ),
+    "latents extract": Command("alight.stages.extract_latents", "images to latents, once", "Latents: {path}"),
+    "latents inspect": Command("alight.stages.inspect_latents", "what is in a folder of latents"),
+    "transformer train": Command("alight.stages.train_transformer", "LightningDiT on latents", "Transformer: {path}"),
+    "sample": Command("alight.stages.generate_samples", "images from a trained transformer", "Samples: {path}/images"),
+    "evaluate": Command("alight.stages.evaluate", "figures and a report", "Report: {path}/report.html"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code: 0, 2 for a user's mistake, 130 after an interrupt."""
+    try:
+        code = dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except InputError as error:
+        print(f"alight: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("alight: interrupted.", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Find the command, build its configuration from recipe and overrides, and run it."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"alight {metadata.version('alight')}")
+        return 0
+    name, rest = _split_command(arguments)
+    config, quiet = parse(name, rest)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("This version runs in one process. Start it without torchrun.")
+    _set_up_logging(quiet)
+    command = COMMANDS[name]
+    run: Callable[[Any], Any] = import_module(command.module).run
+    result = run(config)
+    print(command.report.format(path=result.path) if command.report else result)
+    return 0
+
+
+def parse(name: str, arguments: list[str]) -> tuple[Section, bool]:
+    """The configuration of a command: its defaults, then the recipe, then dotted overrides."""
+    import tyro
+    from pydantic import ValidationError
+
+    recipe, arguments = _take_option(arguments, "--config")
+    quiet = "--quiet" in arguments
+    arguments = [argument for argument in arguments if argument != "--quiet"]
+    kind, source = JOBS[name], f"alight {name}"
+    values: dict[str, Any] = {}
+    if recipe is None and name == "quickstart":
+        recipe = "quickstart"
+    if recipe is not None:
+        job, values = read_recipe(recipe)
+        source = recipe
+        if job != name:
+            raise InputError(f"The recipe {recipe} is for 'alight {job}', not for 'alight {name}'.")
+    default = validate(kind, values, source)
+    try:
+        config = tyro.cli(
+            kind,
+            prog=f"alight {name}",
+            description=f"{kind.__doc__}\n\nA recipe (--config FILE or the name of a shipped one) changes the defaults "
+            "shown here; options change the recipe. --quiet shows results only.",
+            default=default,
+            args=arguments,
+            config=(tyro.conf.FlagConversionOff,),
+        )
+    except ValidationError as error:
+        raise InputError(explain(kind, error)) from error
+    return config, quiet
+
+
+def usage() -> str:
+    """The list of commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: alight COMMAND [--config RECIPE] [--KEY VALUE ...]",
+            "",
+            "Aligned latents and LightningDiT: train a tokenizer, train a transformer on its latents, sample, measure.",
+            "",
+            *lines,
+            "",
+            "alight COMMAND --help lists every option with its default; alight --version says which version this is.",
+        ]
+    )
+
+
+def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command's one or two words, and the rest."""
+    import difflib
+
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            return name, arguments[words:]
+    given = " ".join(word for word in arguments[:2] if not word.startswith("-"))
+    group = [name for name in COMMANDS if name.split()[0] == arguments[0]]
+    if group:
+        raise InputError(f"'alight {arguments[0]}' needs one more word: {', '.join(group)}.")
+    nearest = difflib.get_close_matches(given, COMMANDS, n=1, cutoff=0.4)
+    raise InputError(
+        f"There is no command '{given or arguments[0]}'.{f' Did you mean {nearest[0]!r}?' if nearest else ''} "
+        "'alight --help' lists them."
+    )
+
+
+def _take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Take `--name VALUE` or `--name=VALUE` out of the arguments."""
+    for index, argument in enumerate(arguments):
+        if argument == name:
+            if index + 1 >= len(arguments):
+                raise InputError(f"{name} needs a value: the path or the name of a recipe.")
+            return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
+        if argument.startswith(f"{name}="):
+            return argument.removeprefix(f"{name}="), arguments[:index] + arguments[index + 1 :]
+    return None, arguments
+
+
+def _set_up_logging(quiet: bool) -> None:
+    from alight.runtime.console import show_progress
+
+    show_progress(logging.WARNING if quiet else logging.INFO)

@@ -1,0 +1,1 @@
+"""Data: images in, crops, latents on disk, and the order in which they are drawn."""

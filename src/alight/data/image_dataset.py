@@ -1,0 +1,148 @@
+"""Square training images with augmentation that repeats itself exactly: a torch data set over any image source."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from alight.data.crops import center_crop, random_crop
+from alight.data.decode import Pixels
+from alight.data.images import ImageSource
+from alight.data.sampling import epoch_of
+from alight.runtime.errors import InputError
+from alight.runtime.seeding import derive_seed, random_stream
+
+Crop = Literal["center", "random"]
+
+_SECONDS_BEFORE_PROGRESS_BAR = 2.0
+
+
+class ImageSample(NamedTuple):
+    """One training image, or a batch of them.
+
+    Attributes:
+        image: (3, S, S) or (B, 3, S, S) uint8.
+        label: class index; (B,) int64 in a batch.
+    """
+
+    image: Tensor
+    label: int | Tensor
+
+
+class ImageDataset(Dataset[ImageSample]):
+    """The images of a source, cropped to squares and optionally mirrored at random.
+
+    The augmentation of an image is a function of (seed, epoch, index) alone, so that neither the number of workers nor
+    an interruption changes it. The epoch comes with the index, from `ResumableSampler`; an ordinary int means epoch 0.
+
+    Centre crops of a small source are decoded once and kept in memory as one tensor.
+
+    Args:
+        source: the images.
+        size: side of the square in pixels.
+        crop: "center" (as the published latents) or "random" (a random part of at least 0.8 of the short side).
+        horizontal_flip: mirror half of the images, chosen anew in every epoch.
+        seed: of the augmentation.
+        upscale: accept images that are smaller than the crop, and enlarge them.
+        cache_bytes: keep the centre crops in memory if all of them fit into so many bytes; 0 = never.
+
+    Raises:
+        InputError: some images are smaller than the crop, or an argument has no meaning.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        size: int,
+        crop: Crop = "center",
+        horizontal_flip: bool = False,
+        seed: int = 0,
+        upscale: bool = False,
+        cache_bytes: int = 256 * 2**20,
+    ) -> None:
+        if size < 1 or crop not in get_args(Crop):
+            raise InputError(
+                f"Images need a positive size and a crop of center or random, but got {size} and {crop!r}."
+            )
+        if not upscale:
+            _require_large_enough(source, size)
+        self.source = source
+        self.size = size
+        self.crop = crop
+        self.horizontal_flip = horizontal_flip
+        self.seed = seed
+        self._flips: dict[int, npt.NDArray[np.bool_]] = {}  # epoch -> (N,), of the current epoch only
+        fits = crop == "center" and len(source) * 3 * size**2 <= cache_bytes
+        self._center_crops = self._decode_all() if fits else None  # (N, 3, S, S) uint8
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> ImageSample:
+        image = self._cropped(index)
+        if self.horizontal_flip and self._is_flipped(index):
+            image = image.flip(-1)
+        return ImageSample(image, int(self.source.labels[index]))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[ImageSample]:
+        """Many images at once, which `DataLoader` prefers; one copy of the kept crops instead of one per image."""
+        if self._center_crops is None:
+            return [self[index] for index in indices]
+        images = self._center_crops[torch.tensor(indices)]  # (B, 3, S, S)
+        if self.horizontal_flip:
+            flipped = torch.tensor([self._is_flipped(index) for index in indices])
+            images[flipped] = images[flipped].flip(-1)
+        labels = self.source.labels[list(indices)].tolist()
+        return [ImageSample(image, label) for image, label in zip(images, labels, strict=True)]
+
+    def _cropped(self, index: int) -> Tensor:
+        if self._center_crops is not None:
+            return self._center_crops[index].clone()
+        image = self.source.load(index)
+        if self.crop == "center":
+            return _channels_first(center_crop(image, self.size))
+        generator = np.random.default_rng(derive_seed(self.seed, "crop", epoch_of(index), int(index)))
+        return _channels_first(random_crop(image, self.size, generator))
+
+    def _is_flipped(self, index: int) -> bool:
+        """A coin per image and epoch, all of an epoch thrown at once: a generator per image would cost 25 us."""
+        epoch = epoch_of(index)
+        if epoch not in self._flips:
+            coins = torch.rand(len(self), generator=random_stream(self.seed, "flip", epoch)) < 0.5
+            self._flips = {epoch: coins.numpy()}
+        return bool(self._flips[epoch][index])
+
+    def _decode_all(self) -> Tensor:
+        crops = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+
+        def decode(index: int) -> None:
+            crops[index] = _channels_first(center_crop(self.source.load(index), self.size))
+
+        with ThreadPoolExecutor() as pool:
+            progress = tqdm(total=len(self), desc="reading images", unit="image", delay=_SECONDS_BEFORE_PROGRESS_BAR)
+            for _ in pool.map(decode, range(len(self))):
+                progress.update()
+            progress.close()
+        return crops
+
+
+def _channels_first(image: Pixels) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+
+
+def _require_large_enough(source: ImageSource, size: int) -> None:
+    short_sides = source.sizes.min(axis=1)
+    small = np.flatnonzero(short_sides < size)
+    if len(small):
+        height, width = source.sizes[small[0]]
+        raise InputError(
+            f"{len(small):,} of {len(source):,} images are smaller than {size} pixels, the first of them "
+            f"{source.name(int(small[0]))} ({width}x{height}); choose a size of at most {short_sides.min()}, take the "
+            "small ones away, or enlarge them with upscale=True."
+        )

@@ -1,0 +1,139 @@
+"""The training objective: regress the velocity (or the noise, or the score) at a random point of the path.
+
+For velocities LightningDiT adds a direction term, 1 - cos(v, v_theta) over the channels of every latent position
+(arXiv 2501.01423, section 4; FasterDiT, arXiv 2410.10356).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from alight.flow.guidance import Model
+from alight.flow.interval import time_interval
+from alight.flow.options import require_known
+from alight.flow.path import Path, PathSample, time_like
+from alight.flow.predictions import Prediction
+from alight.flow.randomness import Generators, standard_normal
+from alight.flow.timesteps import sample_timesteps
+
+LossWeight = Literal["none", "velocity", "likelihood"]
+
+
+@dataclass(frozen=True)
+class FlowMatchingLoss:
+    """The parts of the objective for one batch.
+
+    Attributes:
+        total: scalar to differentiate: mse + cosine_weight * cosine.
+        mse: scalar, mean (weighted) squared error; what is usually logged.
+        cosine: scalar, mean of 1 - cosine; 0 where the direction term does not apply.
+        mse_per_sample: (B,).
+        cosine_per_sample: (B,).
+        prediction: the model's output, shape of the data.
+        t: (B,) the times that were used.
+    """
+
+    total: Tensor
+    mse: Tensor
+    cosine: Tensor
+    mse_per_sample: Tensor
+    cosine_per_sample: Tensor
+    prediction: Tensor
+    t: Tensor
+
+
+def flow_matching_loss(
+    model: Model,
+    x_1: Tensor,
+    class_labels: Tensor,
+    *,
+    path: Path,
+    prediction: Prediction = "velocity",
+    loss_weight: LossWeight | None = None,
+    cosine_weight: float = 1.0,
+    t: Tensor | None = None,
+    x_0: Tensor | None = None,
+    generator: Generators = None,
+) -> FlowMatchingLoss:
+    """One Monte Carlo estimate of the flow-matching objective over a batch.
+
+    Args:
+        model: `model(x_t, t, class_labels)`, of the shape of `x_t`.
+        x_1: (B, C, ...) data, channels at dimension 1: normalised latents.
+        class_labels: (B,) labels, handed to the model.
+        path: how noise becomes data.
+        prediction: what the model's output means: "velocity", "noise" or "score".
+        loss_weight: how errors of noise and score count at different times: None or "none" evenly, "velocity" as the
+            velocity error that they cause, "likelihood" as they enter the likelihood bound (SiT, arXiv 2401.08740).
+            A velocity error counts evenly whatever is given here, as published.
+        cosine_weight: factor of the direction term. It exists for velocities only; other predictions have none.
+        t: (B,) times; drawn logit-normally inside the path's interval if not given.
+        x_0: the noise; drawn from `generator` (before t) if not given.
+        generator: one for the batch, or one per sample.
+
+    Raises:
+        InputError: unknown names, or shapes that do not belong together.
+    """
+    require_known(prediction, get_args(Prediction), "prediction")
+    require_known(loss_weight or "none", get_args(LossWeight), "loss weight")
+    if x_0 is None:
+        x_0 = standard_normal(x_1.shape, generator, x_1.device, x_1.dtype)
+    if t is None:
+        interval = time_interval(path, prediction)
+        t = sample_timesteps(len(x_1), low=interval.start, high=interval.end, generator=generator, device=x_1.device)
+    point = path.sample(x_1, x_0, t)
+    output = model(point.x_t, point.t, class_labels)
+    error = _weighted_error(output, point, path, prediction, loss_weight or "none")
+    mse_per_sample = error.square().flatten(1).mean(1)
+    cosine_per_sample = (
+        _direction_error(output, point) if prediction == "velocity" else torch.zeros_like(mse_per_sample)
+    )
+    mse, cosine = mse_per_sample.mean(), cosine_per_sample.mean()
+    return FlowMatchingLoss(
+        total=mse + cosine_weight * cosine,
+        mse=mse,
+        cosine=cosine,
+        mse_per_sample=mse_per_sample,
+        cosine_per_sample=cosine_per_sample,
+        prediction=output,
+        t=t,
+    )
+
+
+def _weighted_error(
+    output: Tensor, point: PathSample, path: Path, prediction: Prediction, loss_weight: LossWeight
+) -> Tensor:
+    """What is squared: the velocity error, or the noise error times the square root of its weight.
+
+    A score s implies the noise -sigma s, so that both are compared with the noise. With c the score coefficient, a
+    noise error e is a velocity error c e / sigma, and enters the likelihood bound as c e^2 / sigma^2.
+    """
+    output = _at_least_float32(output)
+    if prediction == "velocity":
+        return output - point.velocity
+    time = time_like(point.t, point.x_t)
+    sigma = path.sigma(time)
+    noise = output if prediction == "noise" else -sigma * output
+    return _error_weight(path, time, loss_weight) * (noise - point.x_0)
+
+
+def _error_weight(path: Path, time: Tensor, loss_weight: LossWeight) -> Tensor:
+    if loss_weight == "velocity":
+        return path.score_coefficient(time) / path.sigma(time)
+    if loss_weight == "likelihood":
+        return path.score_coefficient(time).sqrt() / path.sigma(time)
+    return torch.ones_like(time)
+
+
+def _direction_error(output: Tensor, point: PathSample) -> Tensor:
+    """1 - cosine between predicted and true velocity over the channels, averaged over the positions: (B,)."""
+    cosine = F.cosine_similarity(_at_least_float32(output), _at_least_float32(point.velocity), dim=1)
+    return (1 - cosine).flatten(1).mean(1)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Half precision cannot hold a small loss: compare in float32 (or in float64 where the caller asks for it)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,269 @@
+"""Published LightningDiT checkpoints: translated into models of this package, and back.
+
+The trainer of the published code writes a torch file with the entries `model`, `ema`, `opt` and `config`; released
+files hold fewer. The keys of `model` carry the prefix `module.` after a run on several GPUs.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from alight.interop.torch_file import read_torch_file, select_weights
+from alight.models.lightning_dit import LightningDiT
+from alight.models.position import PositionResize
+from alight.models.pretrained import load_strictly
+from alight.runtime.errors import InputError
+
+# Published name -> ours, for the parts of a key that differ; the first match in this order is taken.
+TRANSFORMER_NAMES = {
+    "x_embedder.proj": "patch_embed",
+    "t_embedder.mlp.0": "time_embed.linear_1",
+    "t_embedder.mlp.2": "time_embed.linear_2",
+    "y_embedder.embedding_table": "class_embed",
+    "mlp.w12": "feed_forward.gate_up",
+    "mlp.w3": "feed_forward.down",
+    "mlp.fc1": "feed_forward.linear_1",
+    "mlp.fc2": "feed_forward.linear_2",
+    "final_layer.norm_final": "output_layer.norm",
+    "final_layer.linear": "output_layer.proj",
+    "final_layer.adaLN_modulation.1": "output_layer.modulation",
+    "adaLN_modulation.1": "modulation",
+}
+ROTARY_TABLES = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")  # here a consequence of the configuration
+
+
+class WarmStart(NamedTuple):
+    """What a warm start did, in published names."""
+
+    copied: list[str]
+    partly_copied: list[str]
+    kept: list[str]
+    unused: list[str]
+
+
+def load_transformer(
+    path: str | Path,
+    *,
+    weights: Literal["ema", "model"] | None = None,
+    sample_size: int | tuple[int, int] | None = None,
+    positions: PositionResize | None = None,
+    **config: Any,
+) -> LightningDiT:
+    """Read a published checkpoint into a model in eval mode.
+
+    Args:
+        path: a `.pt` file in the trainer's layout or with a bare state dict, or a `.safetensors` file.
+        weights: which entry to take; None takes `ema` where the file has it, as published sampling does.
+        sample_size: height and width of the latents; None is the file's own, taken to be square.
+        positions: how to treat a `sample_size` other than the file's, see `LightningDiT.resized`. None refuses it.
+        **config: arguments of `LightningDiT` in place of what the file implies; `num_heads` where it does not tell.
+
+    Raises:
+        InputError: the file is missing, damaged, unsafe or of another kind, or its weights do not fit the model.
+    """
+    state = select_weights(read_torch_file(path), weights, source=path)
+    if sample_size is None or positions is None:
+        return transformer_from_published(state, source=path, sample_size=sample_size, **config).eval()
+    return transformer_from_published(state, source=path, **config).resized(sample_size, positions).eval()
+
+
+def transformer_from_published(
+    published: Mapping[str, Tensor], *, source: Any = "this state dict", **config: Any
+) -> LightningDiT:
+    """Build the model that a published state dict belongs to, and load it strictly.
+
+    Args:
+        published: tensors under their published names.
+        source: what an error message names as the origin.
+        **config: arguments of `LightningDiT`, in place of what the state dict implies; None counts as not given.
+
+    Raises:
+        InputError: a weight is missing, unexpected, of another shape or not finite.
+    """
+    given = {name: value for name, value in config.items() if value is not None}
+    hints = {name: given[name] for name in ("num_heads", "sample_size", "class_dropout_prob") if name in given}
+    implied = infer_transformer_config(published, source=source, **hints)
+    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+        model = LightningDiT(**{**implied, **given})
+    model.to_empty(device="cpu")
+    model.reset_positions()
+    if published["pos_embed"].shape[1] != model.pos_embed.shape[1]:
+        raise InputError(
+            f"{source} was trained with {published['pos_embed'].shape[1]} positions, but sample_size "
+            f"{model.config.sample_size} has {model.pos_embed.shape[1]}. Leave sample_size out, or say what becomes of "
+            "the positions: load_transformer(..., positions='interpolate')."
+        )
+    load_strictly(model, convert_transformer_state_dict(published), source)
+    if all(name in published for name in ROTARY_TABLES):
+        _adopt_rotary_table(model, [published[name] for name in ROTARY_TABLES], source)
+    return model
+
+
+def convert_transformer_state_dict(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published names and shapes to ours, without the rotary tables; values are untouched, unknown names passed on."""
+    state = {}
+    for name, value in published.items():
+        if name not in ROTARY_TABLES:
+            ours = _rename(name, TRANSFORMER_NAMES)
+            state[ours] = value.flatten(1) if ours == "patch_embed.weight" else value  # (D, C, p, p) -> (D, C p p)
+    return state
+
+
+def published_state_dict(model: LightningDiT) -> dict[str, Tensor]:
+    """The model's tensors under their published names, in published order and shapes; weights share its memory."""
+    names = {ours: published for published, ours in TRANSFORMER_NAMES.items()}
+    patch = model.config.patch_size
+    published = {}
+    for ours, value in model.state_dict().items():
+        if ours == "patch_embed.weight":
+            value = value.unflatten(1, (-1, patch, patch))  # (D, C p p) -> (D, C, p, p)
+        published[_rename(ours, names)] = value
+        if ours == "class_embed.weight" and model.rope_table is not None:  # the tables' place in the published order
+            published |= {
+                name: part.repeat_interleave(2, dim=1)  # (N, K / 2) -> (N, K)
+                for name, part in zip(ROTARY_TABLES, model.rope_table.unbind(-1), strict=True)
+            }
+    return published
+
+
+def export_transformer(model: LightningDiT, path: str | Path) -> None:
+    """Write a model as a published checkpoint, which the published sampling script and `load_transformer` read.
+
+    The entries `ema` and `model` are the same weights; `config` holds the arguments of `LightningDiT`. The file
+    appears complete or not at all.
+    """
+    path = Path(path)
+    weights = {name: value.detach().cpu().contiguous() for name, value in published_state_dict(model).items()}
+    partial = path.with_name(f".{path.name}.partial")
+    arguments = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    torch.save({"model": weights, "ema": weights, "config": {"model": arguments}}, partial)
+    os.replace(partial, path)
+
+
+def warm_start_transformer(
+    model: LightningDiT, published: Mapping[str, Tensor], shared_channels: int = 16
+) -> WarmStart:
+    """Start a model from a checkpoint of other shapes, in place, by the rule of the published trainer.
+
+    Tensors of equal shape are copied. A patch projection for another number of latent channels becomes zero except
+    for the first `shared_channels` input channels, which are copied. Everything else keeps its value.
+
+    Args:
+        model: the model to be trained.
+        published: tensors under their published names.
+        shared_channels: input channels that both latents have in common.
+    """
+    done = WarmStart([], [], [], [])
+    own = published_state_dict(model)
+    with torch.no_grad():
+        for name, target in own.items():
+            source = published.get(name)
+            if name in ROTARY_TABLES:
+                continue
+            if source is not None and source.shape == target.shape:
+                target.copy_(source)
+                done.copied.append(name)
+            elif source is not None and name == "x_embedder.proj.weight" and _same_but_channels(source, target):
+                shared = min(shared_channels, source.shape[1], target.shape[1])
+                target.zero_()[:, :shared] = source[:, :shared].to(target)
+                done.partly_copied.append(name)
+            else:
+                done.kept.append(name)
+    done.unused.extend(name for name in published if name not in own)
+    return done
+
+
+def infer_transformer_config(
+    published: Mapping[str, Tensor],
+    *,
+    num_heads: int | None = None,
+    sample_size: int | tuple[int, int] | None = None,
+    class_dropout_prob: float = 0.1,
+    source: Any = "this state dict",
+) -> dict[str, Any]:
+    """The arguments of `LightningDiT` that a published state dict implies.
+
+    Args:
+        published: tensors under their published names.
+        num_heads: needed where neither rotary tables nor query norms tell the width of a head.
+        sample_size: needed where the latents are not square.
+        class_dropout_prob: 0 says that there is no null class, and that each row of the label table is a class.
+        source: what an error message names as the origin.
+
+    Raises:
+        InputError: this is no LightningDiT, or `num_heads` or `sample_size` is needed or wrong.
+    """
+
+    def shape(name: str, axes: int = 2) -> tuple[int, ...]:
+        if name not in published or published[name].dim() != axes:
+            raise InputError(f"{source} is no checkpoint of a LightningDiT: it has no {name!r} with {axes} axes.")
+        return tuple(published[name].shape)
+
+    hidden_size, in_channels, patch_size, _ = shape("x_embedder.proj.weight", axes=4)
+    gated = "blocks.0.mlp.w12.weight" in published
+    inner_size = shape("blocks.0.mlp.w3.weight" if gated else "blocks.0.mlp.fc2.weight")[1]
+    q_norm, table = published.get("blocks.0.attn.q_norm.weight"), published.get("feat_rope.freqs_cos")
+    if num_heads is None:
+        if q_norm is None and table is None:
+            raise InputError(
+                f"{source} does not tell its number of attention heads (it has neither rotary positions nor query "
+                "norms); give num_heads."
+            )
+        num_heads = hidden_size // (q_norm if table is None else table).shape[-1]  # type: ignore[union-attr]
+    return {
+        "sample_size": sample_size or _square_size(shape("pos_embed", axes=3)[1], patch_size, source),
+        "in_channels": in_channels,
+        "hidden_size": hidden_size,
+        "num_layers": 1 + max(int(name.split(".")[1]) for name in published if name.startswith("blocks.")),
+        "num_heads": num_heads,
+        "patch_size": patch_size,
+        "mlp_ratio": _mlp_ratio(hidden_size, inner_size, gated),
+        "num_classes": shape("y_embedder.embedding_table.weight")[0] - (class_dropout_prob > 0),
+        "class_dropout_prob": class_dropout_prob,
+        "norm": "rms_norm" if "final_layer.norm_final.weight" in published else "layer_norm",
+        "feed_forward": "swiglu" if gated else "gelu",
+        "rope": table is not None,
+        "qk_norm": q_norm is not None,
+        "adaln_shift": shape("blocks.0.adaLN_modulation.1.weight")[0] == 6 * hidden_size,
+        "learn_sigma": shape("final_layer.linear.weight")[0] == 2 * in_channels * patch_size**2,
+    }
+
+
+def _square_size(num_tokens: int, patch_size: int, source: Any) -> int:
+    side = math.isqrt(num_tokens)
+    if side * side != num_tokens:
+        raise InputError(f"{source} has {num_tokens} positions, which is no square; give sample_size=(height, width).")
+    return side * patch_size
+
+
+def _mlp_ratio(hidden_size: int, inner_size: int, gated: bool) -> float:
+    """A ratio that leads to `inner_size`: the usual 4 where it does, else one in the middle of those that do."""
+    if inner_size == int((2 / 3 if gated else 1) * 4 * hidden_size):
+        return 4.0
+    whole_size = int(1.5 * inner_size) + 1 if gated else inner_size  # before SwiGLU's 2/3
+    return (whole_size + 0.5) / hidden_size
+
+
+def _same_but_channels(a: Tensor, b: Tensor) -> bool:
+    return a.shape[0] == b.shape[0] and a.shape[2:] == b.shape[2:]
+
+
+def _rename(name: str, names: Mapping[str, str]) -> str:
+    part = next((part for part in names if part in name), None)
+    return name.replace(part, names[part]) if part else name
+
+
+def _adopt_rotary_table(model: LightningDiT, tables: list[Tensor], source: Any) -> None:
+    """Take the stored angles, which equal our own but for the rounding of another processor."""
+    own, stored = model.rope_table, torch.stack([table[:, ::2] for table in tables], dim=-1)  # (N, K / 2, 2)
+    if own is None or own.shape != stored.shape or not torch.allclose(own, stored.to(own), atol=1e-4):
+        raise InputError(
+            f"{source} has rotary positions for another grid, or with another period, than this model; take its "
+            "own sample_size, num_heads and rope."
+        )
+    own.copy_(stored)

@@ -1,0 +1,101 @@
+"""Stage 0, where no pretrained model fits: images -> a small vision foundation model in the `transformers` format."""
+
+import json
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining
+
+from alight.artifacts import (
+    Artifact,
+    check_output,
+    file_hash,
+    is_complete,
+    read_artifact,
+    write_manifest,
+    writing_folder,
+)
+from alight.config import TrainFoundationConfig
+from alight.data.loading import open_dataset
+from alight.data.sampling import ResumableLoader, ResumableSampler
+from alight.runtime.device import autocast, resolve_device
+from alight.runtime.pixels import unit_range
+from alight.runtime.seeding import random_stream, seeded_initialisation
+from alight.training.optimizer import learning_rate, make_optimizer, optimizer_step
+from alight.training.run import TrainingRun
+
+
+def run(config: TrainFoundationConfig) -> Artifact:
+    """Train a vision transformer on images, and save it so that the foundation adapter opens it like DINOv2.
+
+    Returns:
+        The foundation artifact: a `transformers` folder.
+
+    Raises:
+        InputError: on unusable images, output folder or device.
+    """
+    resolved = config.model_dump(mode="json")
+    check_output(config.output, resolved, "foundation")
+    if is_complete(config.output):
+        return read_artifact(config.output, "foundation")
+    device = resolve_device(config.device)
+    dataset = open_dataset(config.images, "train", seed=config.seed)
+    with seeded_initialisation(config.seed, "foundation"):
+        model = build_model(config, num_classes=len(dataset.source.class_names)).to(device)
+    optimizer = make_optimizer(model.parameters(), config.optimizer)
+    training = config.training
+    sampler = ResumableSampler(len(dataset), training.global_batch_size, config.seed)
+    folder = config.output / "training"
+    with TrainingRun(folder, resolved, training, {"model": model, "optimizer": optimizer}, "foundation") as progress:
+        sampler.advance(progress.start_step)
+        batches = iter(ResumableLoader(dataset, sampler, training.micro_batch_size, config.images.workers))
+        for step in progress.steps():
+            for _ in range(training.gradient_accumulation_steps):
+                pixels, labels = next(batches)
+                with autocast(device, training.precision):
+                    loss = objective(model, unit_range(pixels.to(device)), labels.to(device), config.seed, step)
+                (loss / training.gradient_accumulation_steps).backward()
+                progress.log(loss=loss)
+            lr = learning_rate(step, training.steps, config.optimizer)
+            optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
+    return save(model, config, progress.seconds)
+
+
+def build_model(config: TrainFoundationConfig, num_classes: int) -> PreTrainedModel:
+    """A vision transformer with the head that its task needs."""
+    size = config.model
+    shared = {
+        "image_size": config.images.size,
+        "patch_size": size.patch_size,
+        "hidden_size": size.hidden_size,
+        "num_hidden_layers": size.num_layers,
+        "num_attention_heads": size.num_heads,
+        "intermediate_size": 4 * size.hidden_size,
+    }
+    if config.task == "classifier":
+        return ViTForImageClassification(ViTConfig(num_labels=num_classes, **shared))
+    decoder = {"decoder_hidden_size": size.hidden_size, "decoder_num_hidden_layers": 2}
+    heads = {"decoder_num_attention_heads": size.num_heads, "decoder_intermediate_size": 4 * size.hidden_size}
+    return ViTMAEForPreTraining(ViTMAEConfig(mask_ratio=0.75, **shared, **decoder, **heads))
+
+
+def objective(model: PreTrainedModel, images: Tensor, labels: Tensor, seed: int, step: int) -> Tensor:
+    """Cross-entropy of the class, or the error of the masked patches (He et al. 2022, section 3)."""
+    if isinstance(model, ViTForImageClassification):
+        return model(pixel_values=images, labels=labels).loss
+    patches = (model.config.image_size // model.config.patch_size) ** 2
+    order = torch.rand(len(images), patches, generator=random_stream(seed, "mask", step))
+    return model(pixel_values=images, noise=order.to(images.device)).loss
+
+
+def save(model: PreTrainedModel, config: TrainFoundationConfig, seconds: float) -> Artifact:
+    """Write the backbone without its head, and the normalisation it was trained with: [-1, 1]."""
+    backbone = model.vit
+    with writing_folder(config.output) as staging:
+        backbone.save_pretrained(staging)
+        normalisation = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        (staging / "preprocessor_config.json").write_text(json.dumps(normalisation, indent=2) + "\n")
+        digest = file_hash(staging / "model.safetensors")
+        facts = {"task": config.task, "steps": config.training.steps}
+        write_manifest(staging, "foundation", config.model_dump(mode="json"), digest, facts=facts, seconds=seconds)
+    return read_artifact(config.output, "foundation")

@@ -1,0 +1,98 @@
+"""The real command line in a subprocess, on tiny recipes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = {
+    "foundation": ["--foundation.training.steps", "4", "--foundation.training.global-batch-size", "16"],
+    "tokenizer": ["--tokenizer.training.steps", "4", "--tokenizer.training.global-batch-size", "8"],
+    "transformer": [
+        *("--transformer.training.steps", "6", "--transformer.training.global-batch-size", "16"),
+        *("--transformer.model.hidden-size", "48", "--transformer.model.num-layers", "2"),
+        *("--transformer.model.num-heads", "3", "--transformer.training.log-every", "2"),
+    ],
+    "samples": ["--samples.samples-per-class", "2", "--samples.sampling.num-inference-steps", "3"],
+}
+TINY_QUICKSTART = ["quickstart", *(option for options in TINY.values() for option in options)]
+
+
+@pytest.fixture(scope="session")
+def alight():
+    """Run `alight ...` and return the finished process; nothing is checked."""
+
+    def run(*arguments: object, cwd: Path | None = None, timeout: float = 300, **environment: str):
+        return subprocess.run(
+            [sys.executable, "-m", "alight", *map(str, arguments)],
+            cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def refused(alight):
+    """Run `alight ...` and check that it ends as a user's mistake should; returns the message."""
+
+    def run(*arguments: object, **options):
+        result = alight(*arguments, **options)
+        assert result.returncode == 2, result.stderr
+        assert "Traceback" not in result.stderr
+        message = [line for line in result.stderr.splitlines() if line.startswith("alight: ")]
+        assert len(message) == 1, result.stderr
+        return message[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_quickstart(alight, tmp_path_factory):
+    """A tiny quickstart, run once for all tests that look at its artifacts and change none."""
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    result = alight(*TINY_QUICKSTART, "--output", folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """Two classes of images in every mode and size that people have lying around."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+
+    def picture(width, height):
+        return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    for number in range(12):
+        for name, hue in (("cats", 40), ("dogs", 200)):
+            (folder / name).mkdir(exist_ok=True)
+            size = (40 + 7 * number, 36 + 5 * (number % 4))
+            image = Image.blend(picture(*size), Image.new("RGB", size, (hue, 128, 255 - hue)), 0.7)
+            path = folder / name / f"{number:02d}"
+            match number % 6:
+                case 0:
+                    image.convert("L").save(path.with_suffix(".png"))
+                case 1:
+                    image.convert("RGBA").save(path.with_suffix(".png"))
+                case 2:
+                    image.convert("CMYK").save(path.with_suffix(".jpg"))
+                case 3:
+                    image.convert("P").save(path.with_suffix(".png"))
+                case 4:
+                    grey = np.asarray(image.convert("L")).astype(np.uint16) * 257
+                    Image.fromarray(grey).save(path.with_suffix(".png"))
+                case 5:
+                    exif = image.getexif()
+                    exif[0x0112] = 6  # rotated by 90 degrees
+                    image.save(path.with_suffix(".jpeg"), exif=exif)
+    return folder

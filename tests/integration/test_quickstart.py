@@ -1,0 +1,95 @@
+"""The whole arrow through the command line: artifacts, report, running again, interrupting and resuming."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+from conftest import TINY_QUICKSTART
+from safetensors.torch import load_file
+
+from alight import VAVAE, LightningDiTPipeline
+from alight.artifacts import read_artifact
+
+STAGES = ("foundation", "tokenizer", "latents", "transformer", "samples", "report")
+
+
+def test_every_stage_leaves_its_artifact(finished_quickstart):
+    folder, result = finished_quickstart
+    for stage in STAGES:
+        artifact = read_artifact(folder / stage, stage)
+        assert artifact.config["seed"] == 0
+        assert stage in result.stderr
+    assert result.stdout.strip() == f"Report: {folder}/report/report.html"
+
+
+def test_the_report_holds_the_figures(finished_quickstart):
+    folder, _ = finished_quickstart
+    report = json.loads((folder / "report" / "report.json").read_text())
+    for figure in ("seconds_total", "reconstruction_psnr", "generated_label_accuracy", "real_label_accuracy"):
+        assert isinstance(report[figure], float), figure
+    assert abs(report["real_label_accuracy"] - 0.953) < 0.005  # 283 of 297 real held-out digits
+    assert report["seconds_total"] > 0
+    conditions = {figure["name"]: figure["conditions"] for figure in report["figures"]}
+    assert conditions["generated_label_accuracy"]["images"] == 20
+    assert conditions["generated_label_accuracy"]["NFE"] > 0
+    assert {curve["title"].split(":")[0] for curve in report["curves"]} == {"Tokenizer", "Transformer"}
+    page = (folder / "report" / "report.html").read_text()
+    assert "<html" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_artifacts_open_as_documented(finished_quickstart):
+    folder, _ = finished_quickstart
+    vae = VAVAE.from_pretrained(folder / "tokenizer")
+    assert vae.has_latents_statistics
+    pipeline = LightningDiTPipeline.from_pretrained(folder / "pipeline")
+    images = pipeline(class_labels=["3", 7], num_inference_steps=2, guidance_scale=2.0, seeds=[0, 1]).images
+    assert [image.size for image in images] == [(32, 32), (32, 32)]
+
+
+def test_running_again_says_that_it_is_finished(finished_quickstart, alight):
+    folder, _ = finished_quickstart
+    before = (folder / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    again = alight(*TINY_QUICKSTART, "--output", folder)
+    assert again.returncode == 0
+    assert "finished already" in again.stderr
+    assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_configuration_in_the_same_folder_is_refused(finished_quickstart, refused):
+    folder, _ = finished_quickstart
+    message = refused(*TINY_QUICKSTART, "--output", folder, "--seed", 1)
+    assert "seed: 0 -> 1" in message
+    assert "another --output" in message
+
+
+def test_interrupt_and_resume_equal_an_uninterrupted_run(finished_quickstart, alight, tmp_path):
+    """SIGINT while the transformer trains: exit code 130, and the same weights in the end, bit for bit."""
+    reference, _ = finished_quickstart
+    options = [*TINY_QUICKSTART, "--output", tmp_path / "run"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alight", *map(str, options)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "run" / "transformer" / "training" / "log.jsonl"
+    deadline = time.monotonic() + 240
+    while not log.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "run" / "transformer" / "alight.json").exists()
+
+    resumed = alight(*options)
+    assert resumed.returncode == 0, resumed.stderr
+    name = "diffusion_pytorch_model.safetensors"
+    one, two = (load_file(folder / "transformer" / name) for folder in (reference, tmp_path / "run"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 6
