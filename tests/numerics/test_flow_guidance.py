@@ -69,12 +69,12 @@ def test_interval(t, guided):
 
 
 def test_the_interval_is_compared_in_float32():
-    velocity = GuidedVelocity(LabelModel(), LABELS, NULL, 3.0, guidance_interval=(0.11, 1.0))
-    just_below = torch.nextafter(torch.tensor(0.11), torch.tensor(0.0))
-    assert torch.tensor(0.11).item() != 0.11  # 0.11 is not a float32 number
-    assert velocity.is_guided(0.11)
-    assert velocity.is_guided(torch.tensor(0.11))
-    assert velocity.is_guided(0.11 - 1e-10)  # rounds to the same float32
+    velocity = GuidedVelocity(LabelModel(), LABELS, NULL, 3.0, guidance_interval=(0.1, 1.0))
+    just_below = torch.nextafter(torch.tensor(0.1), torch.tensor(0.0))
+    assert torch.tensor(0.1).item() > 0.1  # 0.1 is no float32 number, the nearest is larger
+    assert velocity.is_guided(0.1)
+    assert velocity.is_guided(torch.tensor(0.1))
+    assert velocity.is_guided(0.1 - 1e-10)  # rounds to the same float32
     assert not velocity.is_guided(just_below)
 
 
@@ -100,6 +100,8 @@ def test_breakpoints_are_where_guidance_switches():
     assert breakpoints(3.0, (0.25, 1.0)) == (0.25,)
     assert breakpoints(3.0, None) == ()
     assert breakpoints(1.0, (0.25, 0.75)) == ()
+    guided = GuidedVelocity(LabelModel(), LABELS, NULL, 3.0, (0.25, 0.75))
+    assert VelocityField(guided, VPPath(), "noise").breakpoints == (0.25, 0.75)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun2", "ab2"])

@@ -1,11 +1,13 @@
 """Solvers against differential equations with known answers: the order of each, its cost, and what jumps do to it."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from alight.flow import SOLVERS, euler, solve_ode
+from alight.flow.solvers import adams_bashforth2
 from alight.runtime.errors import InputError
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "heun2": 2, "heun3": 3, "rk4": 4, "rk4_classic": 4, "ab2": 2}
@@ -126,6 +128,14 @@ def test_gradients_flow_through(solver):
 def test_solvers_without_gradients_say_so(solver):
     with pytest.raises(InputError, match="fixed-step"):
         solve_ode(field, START.clone().requires_grad_(), 10, solver)
+
+
+def test_adams_bashforth_is_exact_for_linear_velocities_on_any_grid():
+    """The line through the last two velocities is the velocity itself: only the first, Euler step is wrong."""
+    times = [0.0, 0.1, 0.15, 0.5, 0.55, 1.0]
+    states = list(adams_bashforth2(lambda x, t: torch.tensor(2 * t), torch.tensor(0.0), times))
+    moved = [(after - before).item() for before, after in pairwise(states)]
+    assert moved == pytest.approx([b**2 - a**2 for a, b in pairwise(times[1:])], abs=1e-6)
 
 
 class Jump:

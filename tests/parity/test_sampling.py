@@ -135,40 +135,29 @@ def test_ode_of_noise_and_score_predictions(read_case):
 def test_calls_that_failed_there_work_or_explain_themselves_here(read_case):
     tensors, description = read_case("sampling/ode_analytic")
     field, x = analytic_field(tensors), tensors["in.x"]
-    remaining = set(description["errors"])
 
-    def mended(name):
-        remaining.remove(name)
-        return name
+    def default_interval(path, prediction):
+        start, end = time_interval(path, prediction)
+        return solve_ode(VelocityField(field, path, prediction), x, 9, t_0=start, t_1=end).x
 
-    mended("method_heun")  # an alias of heun2
-    assert torch.equal(solve_ode(field, x, 9, "heun").x, solve_ode(field, x, 9, "heun2").x)
+    def sde(form):
+        return solve_sde(field, x, 10, path=LinearPath(), diffusion_form=form).x
 
-    mended("reverse_true")  # integrates backwards: back and forth arrives where it started (Heun's error of 99 steps)
-    there = solve_ode(field, x, 99, "rk4").x
-    assert_close(solve_ode(field, there, 99, "rk4", t_0=1.0, t_1=0.0).x, x, "reverse", atol=1e-5)
-
-    for name, path, prediction in [
-        ("vp_default_eps_sampling", VPPath(), "velocity"),
-        ("linear_noise_default_eps_sampling", LinearPath(), "noise"),
-    ]:
-        start, end = time_interval(path, prediction)  # the default is set
-        velocity = VelocityField(field, path, prediction)
-        assert torch.isfinite(solve_ode(velocity, x, 9, t_0=start, t_1=end).x).all(), mended(name)
-
-    mended("likelihood_unpatched")  # see test_likelihood
-    for name, form in [
-        ("sde_constant_form", "constant"),
-        ("sde_increasing_decreasing_spelled_right", "increasing-decreasing"),
-        ("sde_SBDM_linear_velocity_default_eps", "sbdm"),  # the default stays away from t = 0
-    ]:
-        solution = solve_sde(field, x, 10, path=LinearPath(), diffusion_form=form)
-        assert torch.isfinite(solution.x).all(), mended(name)
-        remaining.discard(name)
-    remaining -= {"vp_default_eps_sampling", "linear_noise_default_eps_sampling"}
-    with pytest.raises(InputError, match="infinite"):  # the published default, asked for explicitly
+    mended = {
+        "method_heun": lambda: solve_ode(field, x, 9, "heun").x,
+        "reverse_true": lambda: solve_ode(field, x, 9, t_0=1.0, t_1=0.0).x,
+        "vp_default_eps_sampling": lambda: default_interval(VPPath(), "velocity"),
+        "linear_noise_default_eps_sampling": lambda: default_interval(LinearPath(), "noise"),
+        "likelihood_unpatched": lambda: log_likelihood(field, x, 4).log_prob,
+        "sde_constant_form": lambda: sde("constant"),
+        "sde_increasing_decreasing_spelled_right": lambda: sde("increasing-decreasing"),
+        "sde_SBDM_linear_velocity_default_eps": lambda: sde("sbdm"),  # our default stays away from t = 0
+    }
+    assert set(mended) == set(description["errors"])
+    for name, call in mended.items():
+        assert torch.isfinite(call()).all(), name
+    with pytest.raises(InputError, match="infinite"):  # the eps that made it infinite there, asked for explicitly
         solve_sde(field, x, 10, path=LinearPath(), diffusion_form="sbdm", eps=0.0)
-    assert not remaining
 
 
 def test_sde(read_case):

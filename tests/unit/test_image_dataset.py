@@ -69,6 +69,7 @@ def test_center_crop_has_its_size_whatever_the_rounding_of_the_scale():
     for short_side in range(20, 130):  # for some of these, short_side * (49 / short_side) is a little below 49
         image = np.zeros((short_side, short_side + 7, 3), dtype=np.uint8)
         assert center_crop(image, 49).shape == (49, 49, 3)
+        assert center_crop(image.transpose(1, 0, 2), 49).shape == (49, 49, 3)
 
 
 def test_crops_do_not_touch_their_image():

@@ -168,15 +168,17 @@ def test_damaged_files_are_named_skipped_and_counted(pets, caplog):
     (pets / "dog" / "page.jpg").write_text("<html>404</html>")
     (pets / "dog" / "zero.png").write_bytes(b"")
     (pets / "dog" / "gone.png").symlink_to(pets / "nowhere.png")
-    source = ImageFolder(pets, max_skipped_fraction=0.6)
+    Image.fromarray(np.full((4, 4), 1e6, dtype=np.float32)).save(pets / "dog" / "radar.tif")
+    source = ImageFolder(pets, max_skipped_fraction=0.7)
     assert len(source) == len(source.labels) == 3
     reasons = {os.path.relpath(path, pets): reason for path, reason in source.skipped}
-    assert set(reasons) == {"cat/half.jpg", "dog/page.jpg", "dog/zero.png", "dog/gone.png"}
+    assert set(reasons) == {"cat/half.jpg", "dog/page.jpg", "dog/zero.png", "dog/gone.png", "dog/radar.tif"}
     assert "truncated" in reasons["cat/half.jpg"]
     assert "not an image" in reasons["dog/page.jpg"]
     assert "No such file" in reasons["dog/gone.png"]
-    assert "4 damaged files skipped" in source.description
-    assert "4 of 7 image files" in caplog.text
+    assert "grey values" in reasons["dog/radar.tif"]
+    assert "5 damaged files skipped" in source.description
+    assert "5 of 8 image files" in caplog.text
     assert "half.jpg" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Published checkpoint files: damaged, unsafe and foreign ones are refused with a reason, sound ones come back whole."""
+"""Published checkpoint files: damaged, unsafe and foreign ones are refused with a reason, sound ones come back."""
 
 import os
 
@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from alight.interop.reference import (
+    _mlp_ratio,
     export_transformer,
     infer_transformer_config,
     load_transformer,
@@ -66,10 +67,18 @@ def test_round_trip_through_the_published_layout(options, hints, tmp_path):
     again = published_state_dict(loaded)
     assert all(torch.equal(again[name], value) for name, value in published_state_dict(model).items())
     assert not list(tmp_path.glob("*.partial"))
-    expected = dict(model.config)
+    expected = model.arguments
     if "mlp_ratio" not in hints:  # several ratios lead to one width
         expected["mlp_ratio"] = loaded.config.mlp_ratio
-    assert {name: loaded.config[name] for name in expected} == expected
+    assert loaded.arguments == expected
+
+
+@pytest.mark.parametrize("hidden_size", [16, 48, 1152])
+def test_the_inferred_ratio_leads_back_to_every_width(hidden_size):
+    for inner_size in range(1, 5 * hidden_size, 7):
+        gated = int(2 / 3 * int(hidden_size * _mlp_ratio(hidden_size, inner_size, gated=True)))
+        plain = int(hidden_size * _mlp_ratio(hidden_size, inner_size, gated=False))
+        assert gated == plain == inner_size
 
 
 def test_files_of_weights_alone_and_safetensors_are_read(checkpoint, tmp_path):
@@ -146,6 +155,13 @@ def test_weights_that_do_not_fit_are_listed():
         broken = {name: value for name, value in {**published, **changes}.items() if value is not None}
         with pytest.raises(InputError, match=message):
             transformer_from_published(broken, source="the file")
+
+
+def test_rotary_angles_rounded_by_another_processor_come_back():
+    published = published_state_dict(make_model())
+    nudged = {name: published[name] + 1e-6 for name in ("feat_rope.freqs_cos", "feat_rope.freqs_sin")}
+    exported = published_state_dict(transformer_from_published({**published, **nudged}))
+    assert all(torch.equal(exported[name], value) for name, value in nudged.items())
 
 
 def test_the_number_of_heads_is_asked_for_where_nothing_tells():

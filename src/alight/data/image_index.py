@@ -190,12 +190,7 @@ def _read_cache(cache_file: Path) -> dict[str, ImageRecord]:
         cache = json.loads(cache_file.read_text())
         records = (ImageRecord(*fields) for fields in cache["files"]) if cache["format"] == _FORMAT else ()
         return {record.name: record for record in records}
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ):  # absent, unreadable or damaged: a cache may be lost at any time
+    except (OSError, ValueError, TypeError, KeyError):  # absent, unreadable or damaged: it is only a cache
         return {}
 
 

@@ -60,6 +60,9 @@ def flow_matching_loss(
 ) -> FlowMatchingLoss:
     """One Monte Carlo estimate of the flow-matching objective over a batch.
 
+    Times are float32, and so is everything computed from them: a model that answers in half precision is compared in
+    float32.
+
     Args:
         model: `model(x_t, t, class_labels)`, of the shape of `x_t`.
         x_1: (B, C, ...) data, channels at dimension 1: normalised latents.
@@ -111,7 +114,6 @@ def _weighted_error(
     A score s implies the noise -sigma s, so that both are compared with the noise. With c the score coefficient, a
     noise error e is a velocity error c e / sigma, and enters the likelihood bound as c e^2 / sigma^2.
     """
-    output = _at_least_float32(output)
     if prediction == "velocity":
         return output - point.velocity
     time = time_like(point.t, point.x_t)
@@ -130,10 +132,5 @@ def _error_weight(path: Path, time: Tensor, loss_weight: LossWeight) -> Tensor:
 
 def _direction_error(output: Tensor, point: PathSample) -> Tensor:
     """1 - cosine between predicted and true velocity over the channels, averaged over the positions: (B,)."""
-    cosine = F.cosine_similarity(_at_least_float32(output), _at_least_float32(point.velocity), dim=1)
-    return (1 - cosine).flatten(1).mean(1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    """Half precision cannot hold a small loss: compare in float32 (or in float64 where the caller asks for it)."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    cosine = F.cosine_similarity(output.to(point.velocity.dtype), point.velocity, dim=1)
+    return (1 - cosine).reshape(len(cosine), -1).mean(1)

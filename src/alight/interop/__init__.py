@@ -1,1 +1,1 @@
-
+"""Formats of other code: published checkpoints and latents, in and back out."""

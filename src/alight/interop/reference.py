@@ -95,8 +95,8 @@ def transformer_from_published(
     if published["pos_embed"].shape[1] != model.pos_embed.shape[1]:
         raise InputError(
             f"{source} was trained with {published['pos_embed'].shape[1]} positions, but sample_size "
-            f"{model.config.sample_size} has {model.pos_embed.shape[1]}. Leave sample_size out, or say what becomes of "
-            "the positions: load_transformer(..., positions='interpolate')."
+            f"{model.config.sample_size} has {model.pos_embed.shape[1]}. Leave sample_size out, or say what becomes "
+            "of the positions: load_transformer(..., positions='interpolate')."
         )
     load_strictly(model, convert_transformer_state_dict(published), source)
     if all(name in published for name in ROTARY_TABLES):
@@ -140,8 +140,7 @@ def export_transformer(model: LightningDiT, path: str | Path) -> None:
     path = Path(path)
     weights = {name: value.detach().cpu().contiguous() for name, value in published_state_dict(model).items()}
     partial = path.with_name(f".{path.name}.partial")
-    arguments = {name: value for name, value in model.config.items() if not name.startswith("_")}
-    torch.save({"model": weights, "ema": weights, "config": {"model": arguments}}, partial)
+    torch.save({"model": weights, "ema": weights, "config": {"model": model.arguments}}, partial)
     os.replace(partial, path)
 
 

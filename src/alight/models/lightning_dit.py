@@ -136,6 +136,7 @@ class LightningDiT(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["LightningDiTBlock"]
+    _repeated_blocks = ["LightningDiTBlock"]  # what compile_repeated_blocks compiles once for all
 
     @register_to_config
     def __init__(
@@ -251,13 +252,18 @@ class LightningDiT(ModelMixin, ConfigMixin):
         trained_size = self.config.trained_size or self.config.sample_size
         stretched = positions == "interpolate"
         sizes = {"sample_size": sample_size, "trained_size": trained_size if stretched else None}
-        model = type(self).from_config({**self.config, **sizes}).to(self.pos_embed)
+        model = type(self)(**{**self.arguments, **sizes}).to(self.pos_embed)
         state = self.state_dict()
         state["pos_embed"] = model.pos_embed
         if stretched:  # from the weights, which may hold other values than our formula
             state["pos_embed"] = resample_position_embedding(self.pos_embed, self.grid, model.grid)
         model.load_state_dict(state)
         return model.train(self.training)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the constructor that lead to this model; its `config` without the entries of diffusers."""
+        return {name: value for name, value in self.config.items() if not name.startswith("_")}
 
     @property
     def null_label(self) -> int:
