@@ -8,7 +8,7 @@ quickstart: .venv/installed
 	$(BIN)/alight quickstart
 
 test: .venv/installed-dev lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

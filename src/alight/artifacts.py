@@ -244,7 +244,7 @@ def explained_disk_errors(folder: Path) -> Iterator[None]:
         raise InputError(f"Cannot write to {folder}: {reason}. What was finished before is untouched.") from error
 
 
-def _disk_reason(error: Exception) -> str | None:
+def _disk_reason(error: BaseException) -> str | None:
     reasons = {
         errno.ENOSPC: "the disk is full; free some space or choose another --output",
         errno.EDQUOT: "the disk quota is used up; free some space or choose another --output",
@@ -261,7 +261,8 @@ def _disk_reason(error: Exception) -> str | None:
         for number, reason in reasons.items():
             if os.strerror(number) in str(error):
                 return reason
-    return None
+    # a writer that fails to close what it failed to write hides the refusal behind a complaint of its own
+    return _disk_reason(error.__context__) if error.__context__ is not None else None
 
 
 def _sync_folder(folder: Path) -> None:

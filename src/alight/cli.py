@@ -108,8 +108,8 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, bool]:
         config = tyro.cli(
             kind,
             prog=f"alight {name}",
-            description=f"{kind.__doc__}\n\nA recipe (--config FILE or the name of a shipped one) changes the defaults "
-            "shown here; options change the recipe. --quiet shows results only.",
+            description=f"{kind.__doc__}\n\nA recipe (--config FILE, or the name of a shipped one) changes "
+            "the defaults shown here; options change the recipe. --quiet shows results only.",
             default=default,
             args=arguments,
             config=(tyro.conf.FlagConversionOff,),
@@ -127,7 +127,7 @@ def usage() -> str:
         [
             "usage: alight COMMAND [--config RECIPE] [--KEY VALUE ...]",
             "",
-            "Aligned latents and LightningDiT: train a tokenizer, train a transformer on its latents, sample, measure.",
+            "Aligned latents and LightningDiT: train a tokenizer and a transformer on its latents, sample, measure.",
             "",
             *lines,
             "",
@@ -146,9 +146,9 @@ def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
             return name, arguments[words:]
     given = " ".join(word for word in arguments[:2] if not word.startswith("-"))
     group = [name for name in COMMANDS if name.split()[0] == arguments[0]]
-    if group:
-        raise InputError(f"'alight {arguments[0]}' needs one more word: {', '.join(group)}.")
     nearest = difflib.get_close_matches(given, COMMANDS, n=1, cutoff=0.4)
+    if group and given in (arguments[0], ""):
+        raise InputError(f"'alight {arguments[0]}' needs one more word: {', '.join(group)}.")
     raise InputError(
         f"There is no command '{given or arguments[0]}'.{f' Did you mean {nearest[0]!r}?' if nearest else ''} "
         "'alight --help' lists them."

@@ -34,6 +34,7 @@ class ImagesConfig(Section):
     source: str = "digits"  # "digits", "photographs" (both embedded), or a folder of images
     size: Positive = 256  # side of the square crop in pixels
     crop: Literal["center", "random"] = "center"  # centre crop as in ADM, or a random one
+    unconditional: bool = False  # of a folder: take everything below it as one class
     horizontal_flip: bool = False  # mirror half of the images at random while training
     held_out_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # of a folder; embedded images have a fixed split
     workers: NonNegative = 0  # processes that decode ahead; 0 = decode when asked

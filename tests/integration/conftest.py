@@ -56,6 +56,12 @@ def refused(alight):
 
 
 @pytest.fixture(scope="session")
+def tiny_quickstart():
+    """The arguments of a quickstart of a few steps."""
+    return TINY_QUICKSTART
+
+
+@pytest.fixture(scope="session")
 def finished_quickstart(alight, tmp_path_factory):
     """A tiny quickstart, run once for all tests that look at its artifacts and change none."""
     folder = tmp_path_factory.mktemp("quickstart") / "run"

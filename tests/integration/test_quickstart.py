@@ -8,7 +8,6 @@ import sys
 import time
 
 import torch
-from conftest import TINY_QUICKSTART
 from safetensors.torch import load_file
 
 from alight import VAVAE, LightningDiTPipeline
@@ -51,26 +50,26 @@ def test_the_artifacts_open_as_documented(finished_quickstart):
     assert [image.size for image in images] == [(32, 32), (32, 32)]
 
 
-def test_running_again_says_that_it_is_finished(finished_quickstart, alight):
+def test_running_again_says_that_it_is_finished(finished_quickstart, alight, tiny_quickstart):
     folder, _ = finished_quickstart
     before = (folder / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
-    again = alight(*TINY_QUICKSTART, "--output", folder)
+    again = alight(*tiny_quickstart, "--output", folder)
     assert again.returncode == 0
     assert "finished already" in again.stderr
     assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == before
 
 
-def test_another_configuration_in_the_same_folder_is_refused(finished_quickstart, refused):
+def test_another_configuration_in_the_same_folder_is_refused(finished_quickstart, refused, tiny_quickstart):
     folder, _ = finished_quickstart
-    message = refused(*TINY_QUICKSTART, "--output", folder, "--seed", 1)
+    message = refused(*tiny_quickstart, "--output", folder, "--seed", 1)
     assert "seed: 0 -> 1" in message
     assert "another --output" in message
 
 
-def test_interrupt_and_resume_equal_an_uninterrupted_run(finished_quickstart, alight, tmp_path):
+def test_interrupt_and_resume_equal_an_uninterrupted_run(finished_quickstart, alight, tmp_path, tiny_quickstart):
     """SIGINT while the transformer trains: exit code 130, and the same weights in the end, bit for bit."""
     reference, _ = finished_quickstart
-    options = [*TINY_QUICKSTART, "--output", tmp_path / "run"]
+    options = [*tiny_quickstart, "--output", tmp_path / "run"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "alight", *map(str, options)], env=environment, stderr=subprocess.PIPE, text=True

@@ -13,7 +13,7 @@ def open_source(config: ImagesConfig, split: Split) -> ImageSource:
     Raises:
         InputError: if there is no such source, it holds no usable images, or the split is empty.
     """
-    source = open_images(config.source, config.size, max_skipped_fraction=config.max_skipped_fraction)
+    source = open_images(config.source, config.size, config.unconditional, config.max_skipped_fraction)
     return split_source(source, split, config.held_out_fraction)
 
 

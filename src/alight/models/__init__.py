@@ -2,5 +2,6 @@
 
 from alight.models.embeddings import drop_labels, validate_class_labels
 from alight.models.lightning_dit import PRESETS, LightningDiT
+from alight.models.vavae import VAVAE
 
-__all__ = ["PRESETS", "LightningDiT", "drop_labels", "validate_class_labels"]
+__all__ = ["PRESETS", "VAVAE", "LightningDiT", "drop_labels", "validate_class_labels"]

@@ -78,10 +78,10 @@ class FoundationModel(nn.Module):
                 backbone, info = AutoModel.from_pretrained(name, output_loading_info=True)
         except Exception as error:
             raise InputError(
-                f"The foundation model '{name}' cannot be loaded ({' '.join(str(error).split())[:200]}). Give a folder "
-                "in the transformers format (config.json and model.safetensors) or a hub id with a network at hand; "
-                "without a network, download it elsewhere and give the folder, or train a small one with "
-                "'alight foundation train'."
+                f"The foundation model '{name}' cannot be loaded ({' '.join(str(error).split())[:200]}). Give a "
+                "folder in the transformers format (config.json and model.safetensors), or a hub id where there is a "
+                "network; else download it elsewhere and give the folder, or train a small one with 'alight "
+                "foundation train'."
             ) from error
         backbone = getattr(backbone, "vision_model", backbone)
         missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)

@@ -3,12 +3,11 @@
 Legend: B batch, C latent channels, (H, W) latent grid, p patch size, N = H W / p^2 tokens, D model width.
 """
 
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from alight.models.position import (
     rotary_table,
     sincos_position_embedding,
 )
-from alight.models.pretrained import open_model_folder
+from alight.models.pretrained import StrictlyLoaded
 from alight.runtime.errors import InputError
 
 
@@ -98,7 +97,7 @@ class OutputLayer(nn.Module):
         return self.proj(self.norm(x, shift, scale))
 
 
-class LightningDiT(ModelMixin, ConfigMixin):
+class LightningDiT(StrictlyLoaded, ConfigMixin):
     """The transformer of the paper: velocity of a noisy latent, given its time and its class.
 
     The defaults are the paper's final model (SwiGLU, RMSNorm, rotary positions, patch size 1); the other values of
@@ -178,26 +177,6 @@ class LightningDiT(ModelMixin, ConfigMixin):
         table = torch.empty(num_tokens, hidden_size // num_heads // 2, 2) if rope else None  # (N, K / 2, 2)
         self.register_buffer("rope_table", table, persistent=False)
         self.init_weights()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> "LightningDiT":
-        """Open a folder, or a hub id, strictly: a missing or surplus weight is an error, never a random number.
-
-        Args:
-            pretrained_model_name_or_path: a folder that `save_pretrained` wrote, or a hub id.
-            **options: those of diffusers, such as `torch_dtype` and `subfolder`.
-
-        Raises:
-            InputError: files are missing or damaged, or weights and configuration do not fit.
-        """
-        origin = pretrained_model_name_or_path
-        if not options and Path(origin).is_dir():
-            return open_model_folder(cls, Path(origin))
-        model, found = super().from_pretrained(origin, output_loading_info=True, **options)
-        wrong = {kind: names for kind, names in found.items() if names}
-        if wrong:
-            raise InputError(f"The weights in {origin} do not fit their configuration: {wrong}. Get the folder again.")
-        return model
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "LightningDiT":

@@ -40,11 +40,16 @@ class StrictlyLoaded(ModelMixin):
         Raises:
             InputError: if files are missing or damaged, or weights and configuration do not fit.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.exists() and str(pretrained_model_name_or_path).count("/") == 1 and not folder.parent.exists():
-            return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **options)
-        model = open_model_folder(cls, folder / subfolder if subfolder else folder)
-        return model.to(options["torch_dtype"]) if options.get("torch_dtype") else model
+        origin = pretrained_model_name_or_path
+        folder = Path(origin)
+        if folder.exists() or folder.parent.exists() or str(origin).count("/") != 1:  # not a hub id: owner/name
+            model = open_model_folder(cls, folder / subfolder if subfolder else folder)
+            return model.to(options["torch_dtype"]) if options.get("torch_dtype") else model
+        model, found = super().from_pretrained(origin, subfolder=subfolder, output_loading_info=True, **options)
+        wrong = {kind: names for kind, names in found.items() if names}
+        if wrong:
+            raise InputError(f"The weights in {origin} do not fit their configuration: {wrong}. Get them again.")
+        return model
 
 
 def open_model_folder(cls: type[ModelT], folder: Path) -> ModelT:

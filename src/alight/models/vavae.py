@@ -112,7 +112,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         return self.decode(raw_latents).sample
 
     def encode_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to normalised latents: a posterior sample, or its mode without a generator."""
+        """Images in [-1, 1] to normalised latents: a posterior sample, or its mode without a generator."""
         return self.normalize(self.encode_raw_latents(images, generator))
 
     def decode_latents(self, latents: Tensor) -> Tensor:

@@ -128,10 +128,12 @@ class LightningDiTPipeline(DiffusionPipeline):
         labels = self.resolve_labels(class_labels).to(self.transformer.device)
         noise = self._noise(len(labels), seeds, generator, latents).to(self.transformer.device)
         shift = timestep_shift or 1.0 / self.scheduler.config.shift
+        # a transformer trained without class dropout has no null class, and needs none without guidance
+        null_labels = torch.full_like(labels, self.transformer.null_label) if guidance_scale != 1 else None
         velocity = GuidedVelocity(
             self.transformer,
             labels,
-            torch.full_like(labels, self.transformer.null_label),
+            null_labels,
             guidance_scale,
             guidance_interval,
             guidance_channels,

@@ -113,7 +113,7 @@ def measure(config: EvaluateTokenizerConfig, timings: Mapping[str, float] | None
             f"flow, and {len(samples.images)} images that it made."
         )
         notes += [
-            "A Frechet distance in other features than Inception's is not an FID, and compares with nothing published.",
+            "A Frechet distance in other features than Inception's is no FID, and compares with nothing published.",
             "Distances are biased upwards for few images; compare only runs with the same count.",
         ]
     stages = [Stage(artifact.kind, artifact.seconds, _brief(artifact)) for artifact in artifacts]
@@ -122,7 +122,7 @@ def measure(config: EvaluateTokenizerConfig, timings: Mapping[str, float] | None
     stages.append(Stage("report", time.perf_counter() - started))
     configuration = {artifact.kind: artifact.config for artifact in artifacts}
     return Report(
-        title="alight report",
+        title=f"Report on {Path(config.images.source).name}",
         summary=summary,
         figures=figures,
         pictures=pictures,
@@ -222,7 +222,7 @@ def reconstruction_figures(
 def reconstruction_picture(reconstructions: Reconstructions) -> Picture:
     """Originals above their reconstructions."""
     image = pair_strip(reconstructions.originals, reconstructions.reconstructed)
-    caption = "Held-out originals above, what the tokenizer makes of them below."
+    caption = "Originals above, what the tokenizer makes of them below."
     return Picture("Reconstructions", caption, image, magnify=_magnification(reconstructions.originals))
 
 
@@ -336,7 +336,8 @@ def _pixel_batches(dataset: ImageDataset, config: EvaluateTokenizerConfig) -> It
 
 def _sampling_conditions(samples: Samples) -> dict[str, str | int | float]:
     settings = samples.settings
-    sampling = {name: "none" if value is None else value for name, value in settings["sampling"].items()}
+    sampling = {name: "off" if value is None else value for name, value in settings["sampling"].items()}
+    sampling["guidance_channels"] = settings["sampling"]["guidance_channels"] or "all"
     return {
         "images": settings["count"],
         "labels": settings["label_protocol"],

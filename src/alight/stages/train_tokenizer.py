@@ -109,8 +109,10 @@ def build_networks(config: TrainTokenizerConfig, device: torch.device) -> Tokeni
     reconstruction, alignment = config.reconstruction, config.alignment
     lpips = None
     if reconstruction.perceptual_weight > 0:
-        assert reconstruction.vgg16_weights and reconstruction.lpips_weights  # the configuration was checked
-        lpips = LPIPS.from_files(reconstruction.vgg16_weights, reconstruction.lpips_weights).to(device)
+        files = (reconstruction.vgg16_weights, reconstruction.lpips_weights)
+        assert files[0] is not None  # the configuration was checked
+        assert files[1] is not None
+        lpips = LPIPS.from_files(files[0], files[1]).to(device)
     foundation, projection = None, None
     if alignment.enabled:
         assert alignment.foundation is not None
