@@ -181,12 +181,15 @@ def check_output(folder: Path, config: Mapping[str, Any], kind: str) -> None:
                 f"{'; ...' if len(difference) > 4 else ''}). Choose another --output, or delete that folder."
             )
     existed = folder.exists()
-    with explained_disk_errors(folder):
+    probe = folder / f".probe.{os.getpid()}"
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
-        try:
-            probe.write_bytes(b"\0" * 4096)
-        finally:
+        probe.write_bytes(b"\0" * 4096)
+    except OSError as error:
+        reason = _disk_reason(error) or f"{error.strerror}; choose another --output"
+        raise InputError(f"Cannot write to {folder}: {reason}.") from error
+    finally:
+        if folder.is_dir():
             probe.unlink(missing_ok=True)
             if not existed and not any(folder.iterdir()):
                 folder.rmdir()

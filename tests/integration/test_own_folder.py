@@ -70,6 +70,18 @@ def train_tokenizer(*options, output):
     ]
 
 
+def test_a_tokenizer_with_discriminator_in_bf16(alight, image_folder, tmp_path):
+    options = ["--images.source", image_folder, "--reconstruction.adversarial-weight", 0.5]
+    options += ["--reconstruction.adversarial-start-step", 1, "--training.precision", "bf16"]
+    options += ["--training.micro-batch-size", 2, "--training.ema-decay", 0.9, "--training.log-every", 1]
+    result = alight(*train_tokenizer(*options, output=tmp_path / "run"))
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "training" / "log.jsonl").read_text().splitlines()]
+    assert "discriminator" not in lines[0]  # it starts after step 1
+    assert lines[2]["discriminator"] > 0
+    assert lines[2]["adversarial_adaptive_weight"] > 0
+
+
 def test_unusable_folders(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()

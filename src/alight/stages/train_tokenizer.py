@@ -84,7 +84,6 @@ def run(config: TrainTokenizerConfig) -> Artifact:
                     )
                     progress.log(**result.scalars)
                     if networks.discriminator is not None and adversarial_on:
-                        networks.discriminator.requires_grad_(True)
                         scalars = discriminator_backward(
                             networks.discriminator,
                             images,
@@ -92,7 +91,6 @@ def run(config: TrainTokenizerConfig) -> Artifact:
                             config.reconstruction.adversarial_loss,
                             share,
                         )
-                        networks.discriminator.requires_grad_(False)
                         progress.log(**scalars)
             optimizer_step(optimizer, lr, optimization.max_grad_norm)
             if networks.discriminator is not None and adversarial_on:
@@ -122,8 +120,6 @@ def build_networks(config: TrainTokenizerConfig, device: torch.device) -> Tokeni
         if foundation is not None:
             projection = nn.Conv2d(config.model.latent_channels, foundation.feature_dim, 1, bias=False).to(device)
         discriminator = PatchDiscriminator().to(device) if reconstruction.adversarial_weight > 0 else None
-    if discriminator is not None:
-        discriminator.requires_grad_(False)  # but for its own half of a step
     return TokenizerNetworks(vae, projection, foundation, discriminator, lpips)
 
 

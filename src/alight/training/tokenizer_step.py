@@ -69,14 +69,15 @@ def autoencoder_backward(
     """
     vae = networks.vae
     posterior = vae.posterior(images)
-    sample = posterior.mean + posterior.std * noise  # (B, C, h, w)
+    mean, logvar = _at_least_float32(posterior.mean), _at_least_float32(posterior.logvar)
+    sample = mean + (0.5 * logvar).exp() * noise  # (B, C, h, w)
     latents = sample.detach().requires_grad_()  # the first cut
     output = vae.decode_raw_latents(latents)  # (B, 3, H, W)
     pixels = _at_least_float32(output.detach()).requires_grad_()  # the second cut
 
     perceptual = networks.lpips(pixels, images) if networks.lpips is not None else None
     rec = reconstruction_loss(pixels, images, reconstruction.l1_weight, perceptual, reconstruction.perceptual_weight)
-    kl = kl_loss(posterior.mean, posterior.logvar)
+    kl = kl_loss(mean, logvar)
     scalars = {"l1": rec.l1_per_pixel, "kl": kl.detach(), "reconstruction": rec.objective.detach()}
     total = rec.objective.detach() + reconstruction.kl_weight * kl.detach()
 
