@@ -12,7 +12,8 @@ from PIL import Image
 from alight.data import image_index
 from alight.data.embedded import Digits, Photographs
 from alight.data.image_index import cache_folder, index_images
-from alight.data.images import ImageFolder, ImageSubset, open_images, split_source
+from alight.data.images import ImageFolder, ImageSubset, split_source
+from alight.data.loading import open_images
 from alight.runtime.errors import InputError
 
 

@@ -16,8 +16,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from alight.metrics import plots
+from alight.metrics.pictures import image_grid, pair_strip
 from alight.metrics.plots import line_plot
-from alight.metrics.report import Curve, Figure, Picture, Report, Stage, image_grid, pair_strip, write_report
+from alight.metrics.report import Curve, Figure, Picture, Report, Stage
+from alight.metrics.report_files import write_report
 from alight.metrics.report_page import duration_text, number_text, plain_text, render_page
 from alight.runtime.errors import InputError
 

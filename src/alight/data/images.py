@@ -253,34 +253,6 @@ def split_source(source: ImageSource, split: Split, held_out_fraction: float = 0
     return ImageSubset(source, indices, part=split.replace("_", " "))
 
 
-def open_images(
-    source: str | os.PathLike[str],
-    size: int | None = None,
-    unconditional: bool = False,
-    max_skipped_fraction: float = 0.5,
-) -> ImageSource:
-    """Open images by name: the one place where the word in a configuration becomes a source.
-
-    Args:
-        source: "digits", "photographs" (both embedded, no download), or a folder; a folder of that name is "./digits".
-        size: side of the square images that will be cut out; the photographs are laid out in crops of this size.
-        unconditional: of a folder, take all images as one class.
-        max_skipped_fraction: of a folder, more unusable files than this share are an error.
-
-    Raises:
-        InputError: there is no such source, or its images cannot be used; see `ImageFolder`.
-    """
-    from alight.data import embedded  # it implements the interface of this file, so it cannot be imported above
-
-    if source == "digits":
-        return embedded.Digits()
-    if source == "photographs":
-        return embedded.Photographs() if size is None else embedded.Photographs(crop_size=size)
-    if not os.path.exists(source):
-        raise InputError(f"There are no images at {source}: give a folder of images, or 'digits' or 'photographs'.")
-    return ImageFolder(source, unconditional, max_skipped_fraction)
-
-
 def _count(source: ImageSource) -> str:
     classes = len(source.class_names)
     return f"{len(source):,} images" + (f" in {classes:,} classes" if classes > 1 else ", one class")

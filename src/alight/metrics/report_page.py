@@ -11,20 +11,17 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from importlib import resources
 from string import Template
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from alight.metrics.plots import line_plot
-
-if TYPE_CHECKING:  # the report writes its page, so only the types point back
-    from alight.metrics.report import Curve, Figure, Picture, Report, Stage
+from alight.metrics.report import Curve, Figure, Picture, Report, Stage
 
 NOT_FINITE = "not finite"
 PHONE_WIDTH = 340  # CSS pixels that a picture has on a phone
 
 
-def render_page(report: "Report") -> str:
+def render_page(report: Report) -> str:
     """The whole page as HTML text; parts that the report does not have are left out."""
     sections = (
         _section("figures", "", _cards(report)),
@@ -82,13 +79,13 @@ def plain_text(value: object) -> str:
             return str(value)
 
 
-def _cards(report: "Report") -> str:
+def _cards(report: Report) -> str:
     """Headline figures, each with what it is to be held against."""
     cards = "".join(_card(figure) for figure in report.figures if figure.headline)
     return f'<div class="cards">{cards}</div>' if cards else ""
 
 
-def _card(figure: "Figure") -> str:
+def _card(figure: Figure) -> str:
     comparisons = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in _comparisons(figure))
     value = number_text(figure.value, figure.digits, figure.unit)
     finite = "" if math.isfinite(figure.value) else " undefined"
@@ -99,7 +96,7 @@ def _card(figure: "Figure") -> str:
     )
 
 
-def _comparisons(figure: "Figure") -> Iterator[tuple[str, str]]:
+def _comparisons(figure: Figure) -> Iterator[tuple[str, str]]:
     """What a figure is held against: label and value, as HTML."""
     if figure.compare:
         other = figure.compare
@@ -109,7 +106,7 @@ def _comparisons(figure: "Figure") -> Iterator[tuple[str, str]]:
         yield escape(label), number_text(value, figure.digits, figure.unit)
 
 
-def _picture(picture: "Picture") -> str:
+def _picture(picture: Picture) -> str:
     """The image at its magnified width, names of its rows on the left, the caption on the right or below."""
     file = io.BytesIO()
     pixels = picture.image if picture.image.shape[-1] > 1 else picture.image[..., 0]
@@ -128,17 +125,17 @@ def _picture(picture: "Picture") -> str:
     )
 
 
-def _plots(report: "Report") -> str:
+def _plots(report: Report) -> str:
     plots = "".join(map(_plot, report.curves))
     return f'<div class="plots">{plots}</div>' if plots else ""
 
 
-def _plot(curve: "Curve") -> str:
+def _plot(curve: Curve) -> str:
     drawing = line_plot(curve.title, curve.x_label, curve.y_label, curve.series, log_y=curve.log_y)
     return f"<figure><h3>{escape(curve.title)}</h3>{drawing}</figure>"
 
 
-def _figure_table(report: "Report") -> str:
+def _figure_table(report: Report) -> str:
     """Every figure with all its conditions; what it is compared with stands below it, with conditions of its own."""
     groups = []
     for figure in report.figures:
@@ -152,7 +149,7 @@ def _figure_table(report: "Report") -> str:
     )
 
 
-def _figure_row(figure: "Figure") -> str:
+def _figure_row(figure: Figure) -> str:
     conditions = _pairs(figure.conditions, "conditions") or '<span class="quiet">none given</span>'
     reference = ""
     if figure.reference:
@@ -174,12 +171,12 @@ def _pairs(values: Mapping[str, object], kind: str) -> str:
     return f'<dl class="pairs {kind}">{pairs}</dl>' if pairs else ""
 
 
-def _notes(report: "Report") -> str:
+def _notes(report: Report) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
     return f'<ul class="notes">{notes}</ul>' if notes else ""
 
 
-def _stages(report: "Report") -> str:
+def _stages(report: Report) -> str:
     """One row per stage: name, share of the time as a bar, duration, summary."""
     if not report.stages:
         return ""
@@ -192,7 +189,7 @@ def _stages(report: "Report") -> str:
     )
 
 
-def _stage(stage: "Stage", longest: float) -> str:
+def _stage(stage: Stage, longest: float) -> str:
     share = 100 * stage.seconds / longest if longest > 0 and math.isfinite(stage.seconds) else 0.0
     return (
         f'<tr><th scope="row">{escape(stage.name)}</th>'

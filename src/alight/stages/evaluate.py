@@ -29,8 +29,10 @@ from alight.data.loading import open_dataset, sequential_batches
 from alight.metrics.features import FeatureExtractor, GreyPixels, ModelFeatures, feature_statistics
 from alight.metrics.frechet import frechet_distance
 from alight.metrics.label_accuracy import DigitJudge, SVCJudge
+from alight.metrics.pictures import image_grid, pair_strip
 from alight.metrics.reconstruction import ReconstructionMetrics, ReconstructionScores
-from alight.metrics.report import Curve, Figure, Picture, Report, Stage, image_grid, pair_strip, write_report
+from alight.metrics.report import Curve, Figure, Picture, Report, Stage
+from alight.metrics.report_files import write_report
 from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
 from alight.runtime.console import progress_bar

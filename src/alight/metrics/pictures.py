@@ -1,0 +1,98 @@
+"""Images arranged into one picture: grids of samples, originals above their reconstructions."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from alight.runtime.errors import InputError
+
+
+def image_grid(
+    images: ArrayLike, columns: int, *, padding: int = 2, labels: ArrayLike | None = None
+) -> NDArray[np.uint8]:
+    """Arranges equally large images in rows, with transparent gaps that suit a light and a dark page.
+
+    Args:
+        images: uint8, (N, H, W, C) with C = 1, 3 or 4.
+        columns: Images in a row.
+        padding: Pixels between neighbours.
+        labels: (N,) classes. With them every row is a class, in ascending order, and shows its first `columns`
+            images; without them images fill the rows in order and all are shown.
+
+    Returns:
+        uint8, (H', W', 4): red, green, blue, opacity.
+
+    Raises:
+        InputError: Shapes or types do not fit.
+    """
+    images = np.asarray(images)
+    check_images(images, "The image grid")
+    if columns < 1 or padding < 0:
+        raise InputError(f"An image grid needs columns >= 1 and padding >= 0, not {columns} and {padding}.")
+    if labels is None:
+        rows = [np.arange(len(images))[start : start + columns] for start in range(0, len(images), columns)]
+    else:
+        labels = np.asarray(labels)
+        if labels.shape != (len(images),):
+            raise InputError(f"The image grid has {len(images)} images and labels of shape {labels.shape}.")
+        rows = [np.flatnonzero(labels == label)[:columns] for label in np.unique(labels)]
+
+    cells = _with_opacity(images)
+    height, width = images.shape[1] + padding, images.shape[2] + padding
+    grid = np.zeros((len(rows) * height - padding, max(map(len, rows)) * width - padding, 4), dtype=np.uint8)
+    for i, row in enumerate(rows):
+        for j, index in enumerate(row):
+            top, left = i * height, j * width
+            grid[top : top + height - padding, left : left + width - padding] = cells[index]
+    return grid
+
+
+def pair_strip(
+    originals: ArrayLike, reconstructions: ArrayLike, *, padding: int = 2, difference_gain: float | None = None
+) -> NDArray[np.uint8]:
+    """Originals in one row, their reconstructions below, and the magnified differences below those.
+
+    Args:
+        originals: uint8, (N, H, W, C).
+        reconstructions: uint8, the same shape.
+        padding: Pixels between neighbours.
+        difference_gain: Adds a third row: middle grey + gain * (reconstruction - original), so that grey means equal
+            and a pixel brighter than grey came out too bright. None leaves the row out.
+
+    Returns:
+        uint8, (H', W', 4): red, green, blue, opacity.
+
+    Raises:
+        InputError: Shapes or types do not fit.
+    """
+    originals, reconstructions = np.asarray(originals), np.asarray(reconstructions)
+    check_images(originals, "The originals of a pair strip")
+    check_images(reconstructions, "The reconstructions of a pair strip")
+    if originals.shape != reconstructions.shape:
+        raise InputError(
+            f"A pair strip needs pairs: the originals have shape {originals.shape}, "
+            f"the reconstructions {reconstructions.shape}."
+        )
+    rows = [_with_opacity(originals), _with_opacity(reconstructions)]
+    if difference_gain is not None:
+        difference = rows[1].astype(np.float64) - rows[0]
+        shown = np.clip(np.rint(128 + difference_gain * difference), 0, 255).astype(np.uint8)
+        shown[..., 3] = 255
+        rows.append(shown)
+    return image_grid(np.concatenate(rows), columns=len(originals), padding=padding)
+
+
+def check_images(images: NDArray[np.generic], name: str) -> None:
+    """Refuses what is not a non-empty batch (N, H, W, C) of uint8 images."""
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3, 4) or images.size == 0:
+        raise InputError(
+            f"{name} needs uint8 images of shape (height, width, channels) with 1, 3 or 4 channels in the last place; "
+            f"these are {images.dtype} of shape {images.shape[1:]}."
+        )
+
+
+def _with_opacity(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, H, W, 1 | 3 | 4) -> (N, H, W, 4)."""
+    if images.shape[-1] == 4:
+        return images
+    opaque = np.full((*images.shape[:-1], 1), 255, dtype=np.uint8)
+    return np.concatenate([np.broadcast_to(images, (*images.shape[:-1], 3)), opaque], axis=-1)

@@ -1,0 +1,113 @@
+"""A report on the disk: `report.json`, which tools read, and `report.html`, which people read.
+
+Both come from one `Report`, so that they cannot disagree.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from alight.metrics.report import Report
+from alight.metrics.report_page import render_page
+from alight.runtime.errors import InputError
+
+
+def report_data(report: Report) -> dict[str, object]:
+    """The content of `report.json`: each figure's plain value by name, then everything with its conditions.
+
+    Numbers that are not finite become None. What JSON does not know (paths, types) becomes text.
+    """
+    plain: dict[str, object] = {figure.name: figure.value for figure in report.all_figures}
+    if report.stages:
+        plain.setdefault("seconds_total", round(sum(stage.seconds for stage in report.stages), 3))
+    curves = [
+        {
+            "title": curve.title,
+            "x_label": curve.x_label,
+            "y_label": curve.y_label,
+            "log_y": curve.log_y,
+            "series": {name: {"x": list(x), "y": list(y)} for name, (x, y) in curve.series.items()},
+        }
+        for curve in report.curves
+    ]
+    data = {
+        "title": report.title,
+        "summary": report.summary,
+        **plain,
+        "figures": [asdict(figure) for figure in report.figures],
+        "stages": [asdict(stage) for stage in report.stages],
+        "curves": curves,
+        "configuration": report.configuration,
+        "versions": report.versions,
+        "notes": report.notes,
+    }
+    return {name: _strict(value) for name, value in data.items()}
+
+
+def _strict(value: object) -> object:
+    """A value that strict JSON can hold: no nan, no infinity, text keys."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {str(key): _strict(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_strict(item) for item in value]
+        case _:
+            return str(value)
+
+
+def write_report(folder: str | Path, report: Report) -> Path:
+    """Writes `report.json` and `report.html` and returns the path of the page.
+
+    The page is one file: pictures, plots and style are inside it, and it loads nothing. An earlier report in the
+    folder is replaced only after both new files are complete on the disk.
+
+    Raises:
+        InputError: `folder` cannot be a folder.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"The report cannot be written to {folder}: a file is in the way; name another folder."
+        ) from error
+    text = json.dumps(report_data(report), indent=2, ensure_ascii=False, allow_nan=False)
+    page, data = folder / "report.html", folder / "report.json"
+    _replace_together({page: render_page(report), data: _lists_on_one_line(text) + "\n"})
+    return page
+
+
+def _lists_on_one_line(text: str) -> str:
+    """Indented JSON with each flat list of numbers on one line: a curve is a line, not a thousand."""
+    # A line break inside a JSON string is written as \n, so real line breaks are always layout.
+    numbers = re.compile(r"\[\n\s+((?:(?:-?[\d.]+(?:e[+-]?\d+)?|null),?\s+)+)\]")
+    return numbers.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
+
+
+def _replace_together(contents: Mapping[Path, str]) -> None:
+    """Replaces several files, touching none of them before all new contents are safely on the disk."""
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
+    try:
+        for path, text in contents.items():
+            # A broken file name may hold characters that UTF-8 cannot; their escapes must not cost the report.
+            with temporary[path].open("wb") as file:
+                file.write(text.encode("utf-8", errors="backslashreplace"))
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(temporary[path], path)
+    finally:
+        for leftover in temporary.values():
+            leftover.unlink(missing_ok=True)
