@@ -89,7 +89,7 @@ def read_artifact(folder: Path, kind: str) -> Artifact:
     if not is_complete(folder):
         raise InputError(
             f"{folder} is not a finished {kind}: it has no {MANIFEST}. If its run was interrupted, start "
-            f"'alight {make}' with the same --output again."
+            f"'alight {make}' with the same --output again. Published files come in by 'alight convert'."
         )
     try:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

@@ -5,6 +5,8 @@ Nothing heavy is imported before a stage runs, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sys
@@ -28,6 +30,7 @@ class Command:
     module: str  # has a function `run(config)`
     summary: str
     report: str = ""  # what to say when it is done; {path} is the artifact's folder, empty = what `run` returns
+    distributed: bool = False  # whether several processes can share the work
 
 
 COMMANDS = {
@@ -48,8 +51,14 @@ COMMANDS = {
     "latents extract": Command("alight.stages.extract_latents", "images to latents, once", "Latents: {path}"),
     "latents inspect": Command("alight.stages.inspect_latents", "what is in a folder of latents"),
     "transformer train": Command("alight.stages.train_transformer", "LightningDiT on latents", "Transformer: {path}"),
-    "sample": Command("alight.stages.generate_samples", "images from a trained transformer", "Samples: {path}/images"),
+    "sample": Command(
+        "alight.stages.generate_samples",
+        "images from a trained transformer",
+        "Samples: {path}/images",
+        distributed=True,
+    ),
     "evaluate": Command("alight.stages.evaluate", "figures and a report", "Report: {path}/report.html"),
+    "convert": Command("alight.stages.convert", "published checkpoints and latents, in and out", "Converted: {path}"),
 }
 
 
@@ -76,13 +85,15 @@ def dispatch(arguments: list[str]) -> int:
         return 0
     name, rest = _split_command(arguments)
     config, quiet = parse(name, rest)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("This version runs in one process. Start it without torchrun.")
-    _set_up_logging(quiet)
     command = COMMANDS[name]
+    rank, world_size = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if world_size > 1 and not command.distributed:
+        raise InputError(f"'alight {name}' runs in one process. Start it without torchrun.")
+    _set_up_logging(quiet or rank > 0)
     run: Callable[[Any], Any] = import_module(command.module).run
     result = run(config)
-    print(command.report.format(path=result.path) if command.report else result)
+    if rank == 0:
+        print(command.report.format(path=result.path) if command.report else result)
     return 0
 
 
@@ -104,18 +115,28 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, bool]:
         if job != name:
             raise InputError(f"The recipe {recipe} is for 'alight {job}', not for 'alight {name}'.")
     default = validate(kind, values, source)
+    boxed = io.StringIO()
     try:
-        config = tyro.cli(
-            kind,
-            prog=f"alight {name}",
-            description=f"{kind.__doc__}\n\nA recipe (--config FILE, or the name of a shipped one) changes "
-            "the defaults shown here; options change the recipe. --quiet shows results only.",
-            default=default,
-            args=arguments,
-            config=(tyro.conf.FlagConversionOff,),
-        )
+        with contextlib.redirect_stderr(boxed):
+            config = tyro.cli(
+                kind,
+                prog=f"alight {name}",
+                description=f"{kind.__doc__}\n\nA recipe (--config FILE, or the name of a shipped one) changes "
+                "the defaults shown here; options change the recipe. --quiet shows results only.",
+                default=default,
+                args=arguments,
+                config=(tyro.conf.FlagConversionOff,),
+            )
     except ValidationError as error:
         raise InputError(explain(kind, error)) from error
+    except SystemExit as stop:
+        cause: BaseException | None = stop
+        while cause is not None and not isinstance(cause, ValidationError):
+            cause = cause.__context__
+        if cause is not None:  # tyro printed the refusal of a section in a box; say it like every other mistake
+            raise InputError(explain(kind, cause)) from stop
+        sys.stderr.write(boxed.getvalue())
+        raise
     return config, quiet
 
 

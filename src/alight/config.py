@@ -9,86 +9,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveReal = Annotated[float, Field(gt=0)]
-NonNegativeReal = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
-
-
-class Section(BaseModel):
-    """A part of a configuration: immutable, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-# --- parts that several jobs share ------------------------------------------------------------------------------
-
-
-class ImagesConfig(Section):
-    """Which images, and how they are cropped."""
-
-    source: str = "digits"  # "digits", "photographs" (both embedded), or a folder of images
-    size: Positive = 256  # side of the square crop in pixels
-    crop: Literal["center", "random"] = "center"  # centre crop as in ADM, or a random one
-    unconditional: bool = False  # of a folder: take everything below it as one class
-    horizontal_flip: bool = False  # mirror half of the images at random while training
-    held_out_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # of a folder; embedded images have a fixed split
-    workers: NonNegative = 0  # processes that decode ahead; 0 = decode when asked
-    upscale: bool = False  # accept images that are smaller than the crop
-    max_skipped_fraction: Fraction = 0.5  # give up when more than this share of the files cannot be decoded
-
-
-class OptimizerConfig(Section):
-    """Adam with decoupled weight decay, and its learning rate over time."""
-
-    lr: PositiveReal = 2e-4  # peak learning rate; never scaled behind your back
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # decay of the two moments
-    weight_decay: NonNegativeReal = 0.0  # decoupled (AdamW)
-    max_grad_norm: PositiveReal | None = 1.0  # clip the global gradient norm; None = off
-    warmup_steps: NonNegative = 0  # linear warm-up from zero
-    schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
-    final_lr_fraction: Fraction = 0.0  # where cosine and linear end, as a share of lr
-
-
-class TrainingConfig(Section):
-    """Length, batch, averaging, precision and bookkeeping of a training run."""
-
-    steps: Positive = 80_000  # optimizer steps
-    global_batch_size: Positive = 256  # images per optimizer step
-    micro_batch_size: Positive | None = None  # images per forward pass; None = the whole batch at once
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.9999  # average of the weights; None = off
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast with fp32 weights
-    compile: bool = False  # torch.compile of each block
-    log_every: Positive = 50  # steps between lines in log.jsonl
-    checkpoint_every: Positive = 5_000  # steps between checkpoints
-    keep_checkpoints: Positive = 2  # how many of the newest checkpoints stay
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
-                f"{self.micro_batch_size}"
-            )
-        return self
-
-    @property
-    def gradient_accumulation_steps(self) -> int:
-        """Forward passes per optimizer step."""
-        return self.global_batch_size // (self.micro_batch_size or self.global_batch_size)
-
-
-class Job(Section):
-    """What every job has."""
-
-    output: Path  # the folder of the artifact
-    seed: NonNegative = 0  # all randomness follows from it
-    device: Device = "auto"  # auto, cpu, cuda, cuda:N or mps
-
+from alight.config_parts import (
+    ClassName,
+    Fraction,
+    ImagesConfig,
+    Job,
+    NonNegative,
+    NonNegativeReal,
+    OptimizerConfig,
+    Positive,
+    PositiveReal,
+    Section,
+    TrainingConfig,
+)
+from alight.runtime.solver_names import SDE_SOLVERS, require_solver
 
 # --- foundation ---------------------------------------------------------------------------------------------------
 
@@ -246,6 +182,10 @@ class TransformerModelConfig(Section):
     mlp_ratio: PositiveReal = 4.0
     class_dropout_prob: Fraction = 0.1  # share of labels replaced by the null class while training
     qk_norm: bool = False  # steadier for very long runs, at some cost in FID
+    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    feed_forward: Literal["swiglu", "gelu"] = "swiglu"
+    rope: bool = True  # rotary positions, beside the sin-cos ones
+    adaln_shift: bool = True  # modulate by shift and scale, or by scale alone
 
     @model_validator(mode="after")
     def _preset_or_sizes(self) -> Self:
@@ -263,9 +203,17 @@ class TransformerModelConfig(Section):
 
 
 class FlowConfig(Section):
-    """Rectified flow (paper, section 4): how time is drawn and what the loss is."""
+    """The flow (paper, section 4): path and prediction, how time is drawn, and what the loss is.
 
+    The defaults are rectified flow as the paper trains it; the others are its ablations and relatives.
+    """
+
+    path: Literal["linear", "gvp", "vp"] = "linear"
+    prediction: Literal["velocity", "noise", "score"] = "velocity"
+    loss_weight: Literal["none", "velocity", "likelihood"] = "none"  # of noise and score predictions
     time_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
+    uniform_from_step: NonNegative | None = None  # draw time uniformly from this step on, as the 800-epoch recipe does
+    timestep_shift: PositiveReal | None = None  # warp of the training times; below 1 looks more often at noise
     logit_normal_mean: float = 0.0
     logit_normal_std: PositiveReal = 1.0
     cosine_weight: NonNegativeReal = 1.0  # of the velocity direction loss
@@ -288,18 +236,30 @@ class TrainTransformerConfig(Job):
 class SolverConfig(Section):
     """How noise becomes latents."""
 
-    solver: str = "euler"
+    solver: str = "euler"  # or heun, ab2, rk4, dopri5, sde_euler, ...; a wrong name is answered with the list
     num_inference_steps: Positive = 50  # steps really taken
     guidance_scale: Annotated[float, Field(ge=0)] = 1.0  # 1 = no guidance
     guidance_interval: tuple[Fraction, Fraction] | None = None  # in model time; None = everywhere
     guidance_channels: Positive | None = None  # None = all; 3 = how the published figures were made
     timestep_shift: PositiveReal | None = None  # s of t' = s t / (1 + (s-1) t); None = off
+    diffusion_form: Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma"
+    last_step: Literal["mean", "tweedie", "euler"] = "mean"  # the end without noise; both of the sde_ solvers alone
 
     @model_validator(mode="after")
-    def _interval_ordered(self) -> Self:
+    def _consistent(self) -> Self:
+        require_solver(self.solver)
+        if self.stochastic and self.timestep_shift is not None:
+            raise ValueError(f"{self.solver} takes even steps; set timestep_shift to null, or choose an ODE solver")
+        if self.stochastic and self.num_inference_steps < 2:
+            raise ValueError(f"{self.solver} needs num_inference_steps of at least 2: a noisy step and the last one")
         if self.guidance_interval and self.guidance_interval[0] >= self.guidance_interval[1]:
             raise ValueError(f"guidance_interval {self.guidance_interval} is empty: give (low, high) with low < high")
         return self
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise is added on the way."""
+        return self.solver in SDE_SOLVERS
 
 
 class SampleConfig(Job):
@@ -308,12 +268,29 @@ class SampleConfig(Job):
     output: Path = Path("runs/samples")
     transformer: Path = Path("runs/transformer")
     tokenizer: Path = Path("runs/tokenizer")
-    classes: tuple[str, ...] = ()  # names or indices; empty = all
-    samples_per_class: Positive = 10
+    guide: Path | None = None  # a weaker transformer: autoguidance by it instead of the null class
+    labels: Literal["balanced", "random"] = "balanced"  # equally many of each class, or drawn uniformly from the seed
+    classes: tuple[ClassName, ...] = ()  # names or indices; empty = all
+    samples_per_class: Positive = 10  # of balanced labels
+    num_samples: Positive | None = None  # of random labels, all classes together
+    class_counts: dict[ClassName, Positive] = {}  # so many of each class that is named here, and of no other
     sampling: SolverConfig = SolverConfig()
     batch_size: Positive = 64
     precision: Literal["fp32", "bf16"] = "fp32"
     npz: bool = False  # also write samples.npz (arr_0, shuffled)
+    trajectory_images: NonNegative = 4  # so many images are shown on their way, in trajectory.png; 0 = none
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.class_counts and (self.labels == "random" or self.classes):
+            raise ValueError("class_counts already says which classes; leave out classes and labels")
+        if self.labels == "random" and self.num_samples is None:
+            raise ValueError("labels 'random' needs num_samples, the number of images")
+        if self.labels == "balanced" and self.num_samples is not None:
+            raise ValueError("num_samples belongs to labels 'random'; give samples_per_class, or set labels to random")
+        if self.guide is not None and self.sampling.guidance_scale == 1:
+            raise ValueError("a guide does nothing at guidance_scale 1; set sampling.guidance_scale, 2.0 for example")
+        return self
 
 
 class EvaluateTokenizerConfig(Job):
@@ -347,6 +324,24 @@ class QuickstartConfig(Job):
     report: EvaluateConfig = EvaluateConfig()
 
 
+class ConvertConfig(Section):
+    """Bring published files in as artifacts, or write artifacts in the published layout."""
+
+    kind: Literal["transformer", "tokenizer", "latents"] = "transformer"  # what the source holds
+    to: Literal["alight", "published"] = "alight"  # alight: a published file in; published: an artifact back out
+    source: Path | None = None  # a checkpoint, or a folder of latent shards or of an artifact; always needed
+    output: Path = Path("runs/converted")  # a folder; of weights to the published layout, a file
+    weights: Literal["ema", "model"] | None = None  # of a transformer file; None = ema where it is there
+    num_heads: Positive | None = None  # of a transformer file that does not tell
+    num_classes: Positive | None = (
+        None  # of latents whose labels do not reach the last class; None = as far as they go
+    )
+    statistics: Path | None = (
+        None  # the latents_stats.pt that belongs to the checkpoint; of latents, in place of theirs
+    )
+    tokenizer: Path | None = None  # the tokenizer artifact that transformer or latents were made with
+
+
 JOBS: dict[str, type[Section]] = {
     "quickstart": QuickstartConfig,
     "foundation train": TrainFoundationConfig,
@@ -357,4 +352,5 @@ JOBS: dict[str, type[Section]] = {
     "transformer train": TrainTransformerConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
+    "convert": ConvertConfig,
 }

@@ -123,7 +123,7 @@ def explain(kind: type[BaseModel], error: ValidationError) -> str:
             nearest = _nearest(str(item["loc"][-1]), known, prefix)
             complaints.append(f"unknown key '{path}'.{nearest or ' Known here: ' + ', '.join(known) + '.'}")
         elif item["type"] == "value_error":
-            complaints.append(f"{path + ': ' if path else ''}{str(item['ctx']['error'])}.")
+            complaints.append(f"{path + ': ' if path else ''}{str(item['ctx']['error']).rstrip('.')}.")
         else:
             complaints.append(f"'{path}' is {item['input']!r}: {item['msg'].lower()}.")
     return " ".join(complaints)

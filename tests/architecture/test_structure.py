@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # a layer may import those with a smaller number, and its own
 LAYERS = [
-    {"config", "recipes", "artifacts", "runtime"},
+    {"config", "config_parts", "recipes", "artifacts", "runtime"},
     {"models", "losses", "flow"},
     {"training", "data", "metrics", "interop"},
     {"stages", "pipelines"},

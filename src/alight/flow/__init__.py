@@ -5,7 +5,7 @@ from alight.flow.guidance import GuidedVelocity
 from alight.flow.interval import TimeInterval, default_eps, time_interval
 from alight.flow.likelihood import LogLikelihood, log_likelihood, standard_normal_log_density
 from alight.flow.objective import FlowMatchingLoss, LossWeight, flow_matching_loss
-from alight.flow.path import GVPPath, LinearPath, Path, PathSample, VPPath
+from alight.flow.path import PATHS, GVPPath, LinearPath, Path, PathSample, VPPath
 from alight.flow.predictions import Prediction, VelocityField, to_data, to_noise, to_score, to_velocity
 from alight.flow.sde import LastStep, SDEMethod, SDESolution, solve_sde
 from alight.flow.solvers import SOLVERS, ODESolution, euler, solve_ode
@@ -18,6 +18,7 @@ from alight.flow.timesteps import (
 )
 
 __all__ = [
+    "PATHS",
     "SOLVERS",
     "DiffusionForm",
     "FlowMatchingLoss",

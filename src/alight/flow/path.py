@@ -212,3 +212,6 @@ class VPPath(Path):
     def score_coefficient(self, t: Tensor) -> Tensor:
         """beta(1 - t) / 2: for this path the general formula reduces to it exactly."""
         return self.d_log_alpha(t)
+
+
+PATHS: dict[str, type[Path]] = {"linear": LinearPath, "gvp": GVPPath, "vp": VPPath}

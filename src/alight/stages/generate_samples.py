@@ -2,13 +2,15 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
 from alight.artifacts import (
     Artifact,
@@ -21,106 +23,255 @@ from alight.artifacts import (
     writing_folder,
 )
 from alight.config import SampleConfig
+from alight.data.sample_folder import Request, SampleFolder
+from alight.metrics.pictures import image_grid
+from alight.models.lightning_dit import LightningDiT
 from alight.pipelines import LightningDiTPipeline
-from alight.runtime.console import progress_bar
+from alight.runtime.console import duration, log, progress_bar
 from alight.runtime.device import autocast, resolve_device
+from alight.runtime.distributed import Processes, process_group
+from alight.runtime.errors import InputError
 from alight.runtime.seeding import derive_seed, random_stream
 
-SETTINGS = "samples.json"
+SETTINGS, GRID, TRAJECTORY, NPZ = "samples.json", "grid.png", "trajectory.png", "samples.npz"
+GRID_ROWS, GRID_COLUMNS, TRAJECTORY_COLUMNS = 10, 10, 8
 
 
-class Request(NamedTuple):
-    """One image to be made."""
+class Models(NamedTuple):
+    """The networks in memory, and the artifacts that they came from by kind."""
 
-    label: int
-    seed: int
+    pipeline: LightningDiTPipeline
+    guide: LightningDiT | None
+    artifacts: dict[str, Artifact]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What the images are made with."""
+        return {kind: artifact.hash for kind, artifact in self.artifacts.items()}
 
 
 def run(config: SampleConfig) -> Artifact:
-    """Generate images, balanced over the classes, each from a seed of its own.
+    """Generate the images that are not there yet, each from a seed of its own; several processes share the work.
 
     Returns:
-        The samples artifact: `images/*.png`, `samples.json`, and `samples.npz` if asked for.
+        The samples artifact: `images/*.png`, `samples.json`, `grid.png`, and, where asked for, `trajectory.png` and
+        `samples.npz`.
 
     Raises:
-        InputError: on unusable transformer or tokenizer, unknown classes, or an output folder that cannot be written.
+        InputError: on unusable transformer, guide or tokenizer, unknown classes, or an output folder that cannot be
+            written or holds other samples.
     """
-    started = time.perf_counter()
-    transformer = read_artifact(config.transformer, "transformer")
-    tokenizer = read_artifact(config.tokenizer, "tokenizer")
+    artifacts = open_artifacts(config)
     resolved = config.model_dump(mode="json")
-    check_output(config.output, resolved, "samples")
-    if is_complete(config.output):
-        samples = read_artifact(config.output, "samples")
-        samples.require_input(transformer)
-        return samples
-    device = resolve_device(config.device)
-    pipeline = LightningDiTPipeline.from_artifacts(config.transformer, config.tokenizer).to(device)
-    requests = plan(pipeline, config)
-    with writing_folder(config.output) as staging:
-        (staging / "images").mkdir()
-        images: list[np.ndarray] = []
-        nfe = 0
-        bar = progress_bar(total=len(requests), desc="samples", unit="image")
-        for batch in _batches(requests, config.batch_size):
-            with autocast(device, config.precision):
-                result = pipeline(
-                    class_labels=[request.label for request in batch],
-                    seeds=[request.seed for request in batch],
-                    output_type="uint8",
-                    **config.sampling.model_dump(),
-                )
-            nfe = result.nfe
-            for pixels in result.images.cpu().numpy():
-                Image.fromarray(pixels).save(staging / "images" / f"{len(images):06d}.png")
-                images.append(pixels)
-            bar.update(len(batch))
-        bar.close()
-        settings = describe(config, requests, nfe, transformer, tokenizer)
-        write_text(staging / SETTINGS, json.dumps(settings, indent=2) + "\n")
-        if config.npz:
-            write_npz(staging / "samples.npz", images, config.seed)
-        digest = file_hash(*sorted((staging / "images").iterdir()))
-        inputs = {"transformer": transformer.hash, "tokenizer": tokenizer.hash}
-        facts = {"count": len(images), "nfe": nfe, "class_names": transformer.facts["class_names"]}
-        seconds = time.perf_counter() - started
-        write_manifest(staging, "samples", resolved, digest, inputs, facts, seconds)
+    with process_group(resolve_device(config.device)) as processes:
+        if processes.is_main:
+            check_output(config.output, resolved, "samples")
+        if is_complete(config.output):
+            samples = read_artifact(config.output, "samples")
+            for artifact in artifacts.values():
+                samples.require_input(artifact)
+            return samples
+        models = open_models(config, artifacts, processes.device)
+        requests = plan(models.pipeline, config)
+        folder = SampleFolder(config.output, resolved, models.hashes)
+        started = time.perf_counter()
+        if processes.is_main:
+            started -= folder.start()  # as if the run had never been interrupted
+        processes.barrier()  # the folder is there
+        for _ in generate(models, requests, folder, config, processes):
+            if processes.is_main:
+                folder.record_time(time.perf_counter() - started)
+        processes.barrier()  # all images are there
+        if processes.is_main:
+            finish(models, requests, folder, config, started)
+        processes.barrier()  # the artifact is there
     return read_artifact(config.output, "samples")
 
 
+def open_artifacts(config: SampleConfig) -> dict[str, Artifact]:
+    """The folders of tokenizer, transformer and guide, which must belong together."""
+    tokenizer = read_artifact(config.tokenizer, "tokenizer")
+    transformer = read_artifact(config.transformer, "transformer")
+    transformer.require_input(tokenizer)
+    artifacts = {"transformer": transformer, "tokenizer": tokenizer}
+    if config.guide is not None:
+        guide = read_artifact(config.guide, "transformer")
+        guide.require_input(tokenizer)
+        for name in ("latents_mean", "latents_std", "path", "prediction"):
+            if guide.facts.get(name) != transformer.facts.get(name):
+                raise InputError(
+                    f"The guide in {config.guide} was trained with another {name} than the transformer in "
+                    f"{config.transformer}. Give a guide that was trained on the same latents with the same flow."
+                )
+        artifacts["guide"] = replace(guide, kind="guide")  # what it is to the samples
+    return artifacts
+
+
+def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: torch.device) -> Models:
+    """Load what generates, and find out whether it can do what is asked for."""
+    pipeline = LightningDiTPipeline.from_artifacts(config.transformer, config.tokenizer).to(device)
+    guide = LightningDiT.from_pretrained(config.guide).to(device) if config.guide is not None else None
+    pipeline.check_guidance(config.sampling.guidance_scale, config.sampling.guidance_channels, guide)
+    return Models(pipeline, guide, artifacts)
+
+
 def plan(pipeline: LightningDiTPipeline, config: SampleConfig) -> list[Request]:
-    """Which images to make: the same number of every class, class by class; image i has the i-th seed."""
-    classes: Sequence[int | str] = config.classes or range(pipeline.transformer.config.num_classes)
-    labels = pipeline.resolve_labels(classes).repeat_interleave(config.samples_per_class).tolist()
-    return [Request(label, derive_seed(config.seed, "sample", number)) for number, label in enumerate(labels)]
+    """Which images to make; image i has the i-th seed, whatever its class."""
+    if config.class_counts:
+        counts = torch.tensor(list(config.class_counts.values()))
+        labels = pipeline.resolve_labels(list(config.class_counts)).repeat_interleave(counts)
+    else:
+        classes: Sequence[int | str] = config.classes or range(pipeline.transformer.config.num_classes)
+        known = pipeline.resolve_labels(classes)
+        if config.labels == "random":
+            assert config.num_samples is not None  # the configuration saw to it
+            draws = torch.randint(len(known), (config.num_samples,), generator=random_stream(config.seed, "labels"))
+            labels = known[draws]
+        else:
+            labels = known.repeat_interleave(config.samples_per_class)
+    return [Request(label, derive_seed(config.seed, "sample", i)) for i, label in enumerate(labels.tolist())]
 
 
-def describe(
-    config: SampleConfig, requests: list[Request], nfe: int, transformer: Artifact, tokenizer: Artifact
-) -> dict[str, Any]:
+def label_protocol(config: SampleConfig) -> str:
+    """How the labels came about, which belongs beside every figure measured on the images."""
+    if config.class_counts:
+        return "given counts per class"
+    chosen = f" of {len(config.classes)} chosen classes" if config.classes else ""
+    if config.labels == "random":
+        return f"random, drawn uniformly{chosen}"
+    return f"balanced, {config.samples_per_class} per class{chosen}"
+
+
+# --- generation -------------------------------------------------------------------------------------------------
+
+
+def generate(
+    models: Models, requests: list[Request], folder: SampleFolder, config: SampleConfig, processes: Processes
+) -> Iterator[int]:
+    """Make this process's share of the images that are missing; yields the size of each batch when it is stored.
+
+    The batches are the same however many processes there are and wherever a run is taken up again. So are the images:
+    what rounding and adaptive step sizes share within a batch, they always share with the same neighbours.
+    """
+    numbered = list(enumerate(requests))
+    starts = range(0, len(requests), config.batch_size)[processes.rank :: processes.world_size]
+    batches = [numbered[start : start + config.batch_size] for start in starts]
+    missing = [batch for batch in batches if not all(folder.holds(number, request) for number, request in batch)]
+    total, kept = sum(map(len, missing)), sum(map(len, batches)) - sum(map(len, missing))
+    if kept:
+        log.info("samples: %d images are there already, %d are missing.", kept, total)
+    share = f" (1 of {processes.world_size} processes)" if processes.world_size > 1 else ""
+    started = time.perf_counter()
+    with progress_bar(total=total, desc=f"samples{share}", unit=" img") as bar:
+        for batch in missing:
+            make_batch(models, batch, folder, config, processes.device)
+            bar.update(len(batch))
+            yield len(batch)
+    seconds = time.perf_counter() - started
+    if total:
+        log.info("samples%s: %d images in %s, %.2f img/s.", share, total, duration(seconds), total / seconds)
+
+
+def make_batch(
+    models: Models, batch: list[tuple[int, Request]], folder: SampleFolder, config: SampleConfig, device: torch.device
+) -> None:
+    """Generate and store a few images; the first batch also shows some of them on their way."""
+    shown = config.trajectory_images if batch[0][0] == 0 else 0
+    states: list[Tensor] = []
+    with autocast(device, config.precision):
+        result = models.pipeline(
+            class_labels=[request.label for _, request in batch],
+            seeds=[request.seed for _, request in batch],
+            guide=models.guide,
+            output_type="uint8",
+            on_step=trajectory_recorder(states, shown, config.sampling.num_inference_steps) if shown else None,
+            **config.sampling.model_dump(),
+        )
+        frames = [models.pipeline.decode(state) for state in states]
+    if frames:  # before the images, so that whoever finds them finds it, too
+        strip = torch.stack(frames, dim=1).flatten(0, 1)  # (images * columns, H, W, 3), a row per image
+        folder.write_picture(TRAJECTORY, image_grid(strip.cpu().numpy(), len(frames)))
+    for (number, request), pixels in zip(batch, result.images.cpu().numpy(), strict=True):
+        folder.write(number, pixels, request, result.nfe)
+
+
+def trajectory_recorder(states: list[Tensor], images: int, steps: int) -> Callable[[int, Tensor], None]:
+    """A callback that keeps the first images' latents after the first step, the last, and some evenly between."""
+    columns = min(TRAJECTORY_COLUMNS, steps)
+    kept = set(torch.linspace(1, steps, columns).round().int().tolist())
+
+    def record(step: int, latents: Tensor) -> None:
+        if step in kept:
+            states.append(latents[:images].clone())
+
+    return record
+
+
+# --- the artifact -----------------------------------------------------------------------------------------------
+
+
+def finish(
+    models: Models, requests: list[Request], folder: SampleFolder, config: SampleConfig, started: float
+) -> None:
+    """Add to the images what describes them, the manifest last."""
+    settings = describe(models, requests, folder, config)
+    folder.write_picture(GRID, class_grid(requests, folder))
+    with writing_folder(folder.path) as staging:
+        write_text(staging / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        if config.npz:
+            write_npz(staging / NPZ, folder, len(requests), config.seed)
+        digest = file_hash(*(folder.image_path(number) for number in range(len(requests))))
+        facts = {key: settings[key] for key in ("count", "nfe", "label_protocol", "class_names")}
+        seconds = time.perf_counter() - started
+        write_manifest(staging, "samples", folder.config, digest, models.hashes, facts, seconds)
+    folder.finish()
+
+
+def describe(models: Models, requests: list[Request], folder: SampleFolder, config: SampleConfig) -> dict[str, Any]:
     """Every setting that determined the images."""
+    of_sde = set() if config.sampling.stochastic else {"diffusion_form", "last_step"}
+    costs = [folder.evaluations(number) for number in range(len(requests))]
+    num_classes = models.pipeline.transformer.config.num_classes
     return {
         "count": len(requests),
-        "label_protocol": f"balanced, {config.samples_per_class} per class",
-        "sampling": config.sampling.model_dump(),
-        "nfe": nfe,
+        "label_protocol": label_protocol(config),
+        "sampling": config.sampling.model_dump(exclude=of_sde),
+        "nfe": costs[0] if len(set(costs)) == 1 else sum(costs) / len(costs),  # adaptive solvers differ by batch
         "seed": config.seed,
         "precision": config.precision,
+        "batch_size": config.batch_size,
         "uint8_rule": "clamp(127.5 x + 128, 0, 255), truncated",
-        "transformer": transformer.hash,
-        "tokenizer": tokenizer.hash,
+        **models.hashes,
         "labels": [request.label for request in requests],
         "seeds": [request.seed for request in requests],
-        "class_names": transformer.facts["class_names"],
+        "class_names": list(models.pipeline.class_names) or [str(label) for label in range(num_classes)],
     }
 
 
-def write_npz(path: Path, images: list[np.ndarray], seed: int) -> None:
-    """`arr_0`, uint8 NHWC, shuffled: the Inception score reads chunks in file order, so classes must be mixed."""
-    order = torch.randperm(len(images), generator=random_stream(seed, "npz order")).tolist()
-    np.savez(path, arr_0=np.stack([images[index] for index in order]))
+def class_grid(requests: list[Request], folder: SampleFolder) -> np.ndarray:
+    """A row per class with the first images of each, not chosen."""
+    numbers: dict[int, list[int]] = {}
+    for number, request in enumerate(requests):
+        numbers.setdefault(request.label, []).append(number)
+    rows = {label: numbers[label][:GRID_COLUMNS] for label in sorted(list(numbers)[:GRID_ROWS])}
+    images = np.stack(list(folder.read([number for row in rows.values() for number in row])))
+    labels = [label for label, row in rows.items() for _ in row]
+    return image_grid(images, GRID_COLUMNS, labels=labels)
 
 
-def _batches(requests: list[Request], size: int) -> Iterator[list[Request]]:
-    for start in range(0, len(requests), size):
-        yield requests[start : start + size]
+def write_npz(path: Path, folder: SampleFolder, count: int, seed: int) -> None:
+    """`arr_0`, uint8 NHWC, shuffled: the Inception score reads chunks in file order, so classes must be mixed.
+
+    The images stream into the file one by one: 50,000 of them need not fit into memory.
+    """
+    order = torch.randperm(count, generator=random_stream(seed, "npz order")).tolist()
+    first = next(folder.read(order[:1]))
+    header = {
+        "descr": np.lib.format.dtype_to_descr(first.dtype),
+        "fortran_order": False,
+        "shape": (count, *first.shape),
+    }
+    with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_2_0(cast(BinaryIO, file), header)
+        for pixels in folder.read(order):
+            file.write(pixels.tobytes())

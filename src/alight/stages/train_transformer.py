@@ -1,6 +1,5 @@
 """Stage 3: latents -> LightningDiT, trained with rectified flow (paper, section 4)."""
 
-import numpy as np
 import torch
 
 from alight.artifacts import (
@@ -12,10 +11,10 @@ from alight.artifacts import (
     write_manifest,
     writing_folder,
 )
-from alight.config import TrainTransformerConfig
+from alight.config import FlowConfig, TrainTransformerConfig
 from alight.data.latents import LatentDataset
 from alight.data.sampling import ResumableSampler
-from alight.flow import LinearPath, flow_matching_loss, sample_timesteps
+from alight.flow import PATHS, flow_matching_loss, sample_timesteps, time_interval
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.runtime.device import autocast, compile_blocks, resolve_device
@@ -45,7 +44,9 @@ def run(config: TrainTransformerConfig) -> Artifact:
     dataset = LatentDataset(config.latents)
     with seeded_initialisation(config.seed, "transformer"):
         model = build_model(config, dataset).to(device)
-    training, flow, path = config.training, config.flow, LinearPath()
+    training, flow, path = config.training, config.flow, PATHS[config.flow.path]()
+    if training.activation_checkpointing:
+        model.enable_gradient_checkpointing()
     if training.compile:
         compile_blocks(model.blocks)
     optimizer = make_optimizer(model.parameters(), config.optimizer)
@@ -58,25 +59,26 @@ def run(config: TrainTransformerConfig) -> Artifact:
         sampler.advance(progress.start_step)
         order = iter(sampler)
         for step in progress.steps():
+            # everything random is drawn for the whole batch, so that its pieces change nothing
             generator = random_stream(config.seed, "step", step)
-            indices = np.asarray(next(order))
+            indices = next(order)
             flips = torch.rand(len(indices), generator=generator).numpy() < 0.5
-            for piece in np.array_split(np.arange(len(indices)), training.gradient_accumulation_steps):
-                x_1, labels = dataset.gather(indices[piece], flips[piece])
-                t = sample_timesteps(
-                    len(piece), flow.time_sampling, flow.logit_normal_mean, flow.logit_normal_std, generator=generator
-                )
-                x_0 = torch.randn(x_1.shape, generator=generator)
-                labels = model.drop_labels(labels, generator=generator)
+            x_1, labels = dataset.gather(indices, flips)
+            t = draw_times(flow, step, len(x_1), generator)
+            x_0 = torch.randn(x_1.shape, generator=generator)
+            labels = model.drop_labels(labels, generator=generator)
+            for piece in torch.arange(len(x_1)).chunk(training.gradient_accumulation_steps):
                 with autocast(device, training.precision):
                     loss = flow_matching_loss(
                         model,
-                        x_1.to(device),
-                        labels.to(device),
+                        x_1[piece].to(device),
+                        labels[piece].to(device),
                         path=path,
+                        prediction=flow.prediction,
+                        loss_weight=flow.loss_weight,
                         cosine_weight=flow.cosine_weight,
-                        t=t.to(device),
-                        x_0=x_0.to(device),
+                        t=t[piece].to(device),
+                        x_0=x_0[piece].to(device),
                     )
                 (share * loss.total).backward()
                 progress.log(loss=loss.total, mse=loss.mse, cosine=loss.cosine)
@@ -85,6 +87,22 @@ def run(config: TrainTransformerConfig) -> Artifact:
             if ema is not None:
                 ema.update(model)
     return save(ema.model if ema else model, config, latents, progress.seconds)
+
+
+def draw_times(flow: FlowConfig, step: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Training times (count,), inside the interval in which the path and the prediction are regular."""
+    late = flow.uniform_from_step is not None and step >= flow.uniform_from_step
+    interval = time_interval(PATHS[flow.path](), flow.prediction)
+    return sample_timesteps(
+        count,
+        "uniform" if late else flow.time_sampling,
+        flow.logit_normal_mean,
+        flow.logit_normal_std,
+        low=interval.start,
+        high=interval.end,
+        shift=flow.timestep_shift,
+        generator=generator,
+    )
 
 
 def build_model(config: TrainTransformerConfig, dataset: LatentDataset) -> LightningDiT:
@@ -107,6 +125,8 @@ def save(model: LightningDiT, config: TrainTransformerConfig, latents: Artifact,
         "latents_std": dataset.std.flatten().tolist(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": config.training.steps,
+        "path": config.flow.path,
+        "prediction": config.flow.prediction,
     }
     with writing_folder(config.output) as staging:
         model.save_pretrained(staging)

@@ -1,0 +1,137 @@
+"""Generated images on their way to disk: one file each, found again after an interruption.
+
+Every file is written whole or not at all and says which label and seed made it and what it cost, so a run that was
+killed goes on with the images that are missing, whoever of several processes makes them.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from alight.artifacts import differences, explained_disk_errors, write_text
+from alight.runtime.errors import InputError
+
+UNFINISHED = "unfinished.json"
+
+
+class Request(NamedTuple):
+    """One image to be made."""
+
+    label: int
+    seed: int
+
+
+class SampleFolder:
+    """`images/000000.png`, ... of one sampling run, and `unfinished.json` while it goes on.
+
+    Args:
+        path: the folder of the samples artifact.
+        config: the resolved configuration; a run that goes on must have the same.
+        inputs: kind -> hash of what the images are made with; they must be the same, too.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        self.path, self.config, self.inputs = path, dict(config), dict(inputs)
+
+    def image_path(self, number: int) -> Path:
+        """Where image `number` lies."""
+        return self.path / "images" / f"{number:06d}.png"
+
+    def start(self) -> float:
+        """Claim the folder, or find this very run in it.
+
+        Returns:
+            The seconds that the run has taken before.
+
+        Raises:
+            InputError: another run has left images here.
+        """
+        state = self._read_state()
+        if state is None and any((self.path / "images").glob("*")):
+            raise InputError(
+                f"{self.path / 'images'} holds files that no unfinished 'alight sample' has left there. "
+                "Choose another --output, or delete that folder."
+            )
+        changed = differences(state["config"] | state["inputs"], self.config | self.inputs) if state else []
+        if changed:
+            raise InputError(
+                f"{self.path} holds unfinished samples of another configuration ({'; '.join(changed[:4])}). Choose "
+                "another --output, restore the configuration, or delete that folder to start anew."
+            )
+        with explained_disk_errors(self.path):
+            (self.path / "images").mkdir(parents=True, exist_ok=True)
+        seconds = float(state["seconds"]) if state else 0.0
+        self.record_time(seconds)
+        return seconds
+
+    def record_time(self, seconds: float) -> None:
+        """Note how long the run has taken so far."""
+        state = {"config": self.config, "inputs": self.inputs, "seconds": round(seconds, 3)}
+        with explained_disk_errors(self.path):
+            write_text(self.path / UNFINISHED, json.dumps(state, indent=2) + "\n")
+
+    def finish(self) -> None:
+        """Forget that the run was ever unfinished; its manifest is written."""
+        (self.path / UNFINISHED).unlink(missing_ok=True)
+
+    def holds(self, number: int, request: Request) -> bool:
+        """Whether image `number` is here, whole, and made as requested."""
+        try:
+            with Image.open(self.image_path(number)) as image:
+                image.load()
+                return (image.info.get("label"), image.info.get("seed")) == (str(request.label), str(request.seed))
+        except (OSError, SyntaxError, ValueError):  # Pillow's words for a damaged file
+            return False
+
+    def write(self, number: int, pixels: np.ndarray, request: Request, nfe: int) -> None:
+        """Store image `number`, (H, W, 3) uint8, with what made it and its cost."""
+        text = PngInfo()
+        for key, value in {"label": request.label, "seed": request.seed, "nfe": nfe}.items():
+            text.add_text(key, str(value))
+        with _replacing(self.image_path(number)) as temporary:
+            Image.fromarray(pixels).save(temporary, format="png", pnginfo=text)
+
+    def write_picture(self, name: str, image: np.ndarray) -> None:
+        """Store a picture that belongs to no single sample, as it comes."""
+        with _replacing(self.path / name) as temporary:
+            Image.fromarray(image).save(temporary, format="png")
+
+    def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """The pixels of images, (H, W, 3) uint8, one after another."""
+        for number in numbers:
+            with Image.open(self.image_path(number)) as image:
+                yield np.asarray(image)
+
+    def evaluations(self, number: int) -> int:
+        """The network evaluations that image `number` took."""
+        with Image.open(self.image_path(number)) as image:
+            return int(image.info["nfe"])
+
+    def _read_state(self) -> dict[str, Any] | None:
+        path = self.path / UNFINISHED
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return {key: state[key] for key in ("config", "inputs", "seconds")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} cannot be read ({error}). Delete {self.path} to start anew.") from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name whose file takes the place of `path` in the end; a killed run's leftover is written over."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with explained_disk_errors(path.parent):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
