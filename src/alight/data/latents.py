@@ -18,9 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alight.artifacts import file_hash, write_text
+from alight.interop.latents import STATISTICS_FILE, load_latents_statistics
 from alight.runtime.errors import InputError
 
 INDEX = "index.json"
+READ_AT_ONCE = 1_000  # latents in memory while statistics are computed
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
 
 
@@ -138,7 +140,7 @@ class LatentDataset:
     """Latents of one folder, gathered by batch from memory maps and normalised per channel.
 
     Args:
-        folder: with safetensors shards and an `index.json`.
+        folder: with safetensors shards and an `index.json`, or as the published code wrote it, see `published_index`.
 
     Attributes:
         shape: (C, h, w) of one latent.
@@ -152,22 +154,18 @@ class LatentDataset:
 
     def __init__(self, folder: Path) -> None:
         path = folder / INDEX
-        if not path.is_file():
-            raise InputError(
-                f"{folder} holds no latents: there is no {INDEX}. Make them with 'alight latents extract'."
-            )
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else published_index(folder)
             self.class_names = tuple(index["class_names"])
             self.mean, self.std = (torch.tensor(index["statistics"][key]).view(-1, 1, 1) for key in ("mean", "std"))
             names = [shard["file"] for shard in index["shards"]]
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} cannot be read ({error!r}). Extract the latents again.") from error
-        self._shards = [map_safetensors(folder / name) for name in names]
+        self._shards = _map_shards(folder, names)
         self.shape = tuple(self._shards[0]["latents"].shape[1:])
         self.has_flips = all("latents_flip" in shard for shard in self._shards)
-        if any(tuple(shard["latents"].shape[1:]) != self.shape for shard in self._shards):
-            raise InputError(f"The shards in {folder} hold latents of different shapes. Extract them again.")
         self._ends = np.cumsum([len(shard["labels"]) for shard in self._shards])
 
     def __len__(self) -> int:
@@ -198,6 +196,59 @@ class LatentDataset:
                     out[rows] = _as_tensor(shard[key][indices[rows] - start]).float()
                     labels[rows] = _as_tensor(shard["labels"][indices[rows] - start])
         return LatentBatch((out - self.mean) / self.std, labels)
+
+
+def published_index(folder: Path) -> dict[str, Any]:
+    """What `index.json` would say of a folder that the published code wrote: shards in the order of their names.
+
+    Classes are known by number only, as many as the labels range over. The statistics are those of `latents_stats.pt`;
+    where that file is missing they are computed as the published reader does, over all `latents` but no mirrored ones.
+
+    Raises:
+        InputError: if there are no shards, or one is damaged.
+    """
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names:
+        raise InputError(
+            f"{folder} holds no latents: there is no {INDEX}, and there are no *.safetensors as the published code "
+            "writes them. Make some with 'alight latents extract'."
+        )
+    shards = _map_shards(folder, names)
+    if (folder / STATISTICS_FILE).is_file():
+        mean, std = load_latents_statistics(folder)
+        if len(mean) != shards[0]["latents"].shape[1]:
+            raise InputError(
+                f"{folder / STATISTICS_FILE} has {len(mean)} channels, but the latents beside it have "
+                f"{shards[0]['latents'].shape[1]}. Get the file that belongs to them, or delete it."
+            )
+    else:
+        computed = ChannelStatistics(shards[0]["latents"].shape[1])
+        for shard in shards:
+            for start in range(0, len(shard["latents"]), READ_AT_ONCE):
+                computed.update(_as_tensor(shard["latents"][start : start + READ_AT_ONCE]))
+        mean, std = computed.mean, computed.std
+    counts = [len(shard["labels"]) for shard in shards]
+    shape = list(shards[0]["latents"].shape[1:])
+    return {
+        "count": sum(counts),
+        "shape": shape,
+        "shards": [{"file": name, "count": count, "shape": shape} for name, count in zip(names, counts, strict=True)],
+        "class_names": [str(label) for label in range(1 + max(int(shard["labels"].max()) for shard in shards))],
+        "statistics": {"source": "published", "mean": mean.tolist(), "std": std.tolist()},
+    }
+
+
+def _map_shards(folder: Path, names: Sequence[str]) -> list[dict[str, np.memmap]]:
+    shards = [map_safetensors(folder / name) for name in names]
+    for name, shard in zip(names, shards, strict=True):
+        if not {"latents", "labels"} <= shard.keys() or not len(shard["labels"]) == len(shard["latents"]) > 0:
+            raise InputError(
+                f"{folder / name} is no shard of latents: it needs 'latents' and as many 'labels', but holds "
+                f"{', '.join(list(shard)[:4]) or 'nothing'}. Give a folder with shards alone."
+            )
+        if shard["latents"].shape[1:] != shards[0]["latents"].shape[1:]:
+            raise InputError(f"The shards in {folder} hold latents of different shapes. Extract them again.")
+    return shards
 
 
 def map_safetensors(path: Path) -> dict[str, np.memmap]:

@@ -5,7 +5,6 @@ files hold fewer. The keys of `model` carry the prefix `module.` after a run on 
 """
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,11 +12,40 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from alight.interop.torch_file import read_torch_file, select_weights
+from alight.interop.latents import LatentsStatistics, export_latents_statistics, load_latents_statistics
+from alight.interop.tokenizer import (
+    convert_tokenizer_state_dict,
+    export_tokenizer,
+    infer_tokenizer_config,
+    load_tokenizer,
+    published_tokenizer_state_dict,
+    tokenizer_from_published,
+)
+from alight.interop.torch_file import describe_weights, read_torch_file, select_weights, write_torch_file
 from alight.models.lightning_dit import LightningDiT
 from alight.models.position import PositionResize
 from alight.models.pretrained import load_strictly
 from alight.runtime.errors import InputError
+
+__all__ = [
+    "LatentsStatistics",
+    "WarmStart",
+    "convert_tokenizer_state_dict",
+    "convert_transformer_state_dict",
+    "export_latents_statistics",
+    "export_tokenizer",
+    "export_transformer",
+    "infer_tokenizer_config",
+    "infer_transformer_config",
+    "load_latents_statistics",
+    "load_tokenizer",
+    "load_transformer",
+    "published_state_dict",
+    "published_tokenizer_state_dict",
+    "tokenizer_from_published",
+    "transformer_from_published",
+    "warm_start_transformer",
+]
 
 # Published name -> ours, for the parts of a key that differ; the first match in this order is taken.
 TRANSFORMER_NAMES = {
@@ -137,11 +165,8 @@ def export_transformer(model: LightningDiT, path: str | Path) -> None:
     The entries `ema` and `model` are the same weights; `config` holds the arguments of `LightningDiT`. The file
     appears complete or not at all.
     """
-    path = Path(path)
     weights = {name: value.detach().cpu().contiguous() for name, value in published_state_dict(model).items()}
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save({"model": weights, "ema": weights, "config": {"model": model.arguments}}, partial)
-    os.replace(partial, path)
+    write_torch_file({"model": weights, "ema": weights, "config": {"model": model.arguments}}, path)
 
 
 def warm_start_transformer(
@@ -200,7 +225,10 @@ def infer_transformer_config(
 
     def shape(name: str, axes: int = 2) -> tuple[int, ...]:
         if name not in published or published[name].dim() != axes:
-            raise InputError(f"{source} is no checkpoint of a LightningDiT: it has no {name!r} with {axes} axes.")
+            raise InputError(
+                f"{source} is no checkpoint of a LightningDiT: it has no {name!r} with {axes} axes. "
+                f"{describe_weights(published)}"
+            )
         return tuple(published[name].shape)
 
     hidden_size, in_channels, patch_size, _ = shape("x_embedder.proj.weight", axes=4)

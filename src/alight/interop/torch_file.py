@@ -1,5 +1,6 @@
-"""Open a torch file that somebody else made, without executing anything in it."""
+"""Torch files of other code: read without executing anything in them, recognised, and written whole or not at all."""
 
+import os
 import pickle
 import re
 import zipfile
@@ -10,10 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alight.artifacts import explained_disk_errors
 from alight.models.pretrained import read_safetensors
 from alight.runtime.errors import InputError
 
 DISTRIBUTED_PREFIX = "module."
+# The start of a tensor's name -> what holds such a tensor; the first match in this order is taken.
+SIGNATURES = {
+    "x_embedder.": "a published LightningDiT, which converts as a transformer",
+    "encoder.down.": "a published VA-VAE, which converts as a tokenizer",
+    "encoder.down_blocks.": "a tokenizer in the layout of diffusers, whose folder opens without conversion",
+    "patch_embed.": "a transformer of this package, whose folder opens without conversion",
+    "latents": "a shard of latents, whose folder converts as latents",
+    "mean": "statistics of latents",
+}
 
 
 def read_torch_file(path: str | Path) -> Any:
@@ -74,3 +85,36 @@ def select_weights(contents: Any, entry: str | None = None, *, source: Any = "th
     if all(name.startswith(DISTRIBUTED_PREFIX) for name in state):
         return {name.removeprefix(DISTRIBUTED_PREFIX): value for name, value in state.items()}
     return dict(state)
+
+
+def describe_weights(state: Mapping[str, Tensor]) -> str:
+    """A sentence on what these tensors look like by their names, for messages about having got the wrong ones."""
+    for start, kind in SIGNATURES.items():
+        if any(name.startswith(start) for name in state):
+            return f"It looks like {kind}."
+    return f"It holds {len(state)} tensors such as {', '.join(list(state)[:3])}."
+
+
+def write_torch_file(contents: Any, path: str | Path) -> None:
+    """Save with torch so that the file appears complete or not at all.
+
+    Raises:
+        InputError: the path is a folder, or it cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder, but a published checkpoint is one file. Give a file name such as model.pt."
+        )
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with explained_disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(contents, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    finally:
+        if partial.is_file():
+            partial.unlink()

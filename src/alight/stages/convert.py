@@ -1,0 +1,253 @@
+"""Published files to artifacts, and artifacts to published files: the arrow's doors to other code.
+
+What a published file does not say stays unsaid: no number of steps, and no tokenizer where none is named.
+"""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from alight.artifacts import (
+    Artifact,
+    check_output,
+    file_hash,
+    is_complete,
+    read_artifact,
+    write_manifest,
+    write_text,
+    writing_folder,
+)
+from alight.config import ConvertConfig
+from alight.data.class_names import readable_class_names
+from alight.data.latents import INDEX, LatentDataset, published_index
+from alight.interop.latents import STATISTICS_FILE
+from alight.interop.reference import (
+    LatentsStatistics,
+    export_latents_statistics,
+    export_tokenizer,
+    export_transformer,
+    load_latents_statistics,
+    load_tokenizer,
+    load_transformer,
+)
+from alight.models.lightning_dit import LightningDiT
+from alight.models.pretrained import WEIGHTS_FILE
+from alight.models.vavae import VAVAE
+from alight.runtime.errors import InputError
+
+# What each direction and kind has use for, beside source and output.
+OPTIONS = {
+    ("alight", "transformer"): ("weights", "num_heads", "statistics", "tokenizer"),
+    ("alight", "tokenizer"): ("statistics",),
+    ("alight", "latents"): ("statistics", "tokenizer", "num_classes"),
+}
+UNRECORDED = ""  # in place of a hash: nobody knows what it was made with, and `require_input` accepts anything
+
+
+class Exported(NamedTuple):
+    """Where a published file, or a folder of them, was written."""
+
+    path: Path
+
+
+def run(config: ConvertConfig) -> Artifact | Exported:
+    """Convert one transformer, one tokenizer or one folder of latents.
+
+    Returns:
+        The artifact, or where the published file is.
+
+    Raises:
+        InputError: the source is missing, damaged, unsafe or of another kind, or the output cannot be written.
+    """
+    if config.source is None:
+        raise InputError("Say what is to be converted, for example --source lightningdit-xl-imagenet256-64ep.pt.")
+    check_options(config)
+    if config.to == "published":
+        exporters = {"transformer": to_transformer_file, "tokenizer": to_tokenizer_file, "latents": to_latents_folder}
+        exporters[config.kind](config.source, config.output)
+        return Exported(config.output)
+    check_output(config.output, config.model_dump(mode="json"), config.kind)
+    if is_complete(config.output):
+        return require_origin(read_artifact(config.output, config.kind), config.source)
+    importers = {
+        "transformer": from_transformer_file,
+        "tokenizer": from_tokenizer_file,
+        "latents": from_latents_folder,
+    }
+    importers[config.kind](config.source, config)
+    return read_artifact(config.output, config.kind)
+
+
+def check_options(config: ConvertConfig) -> None:
+    """Refuse an option that would be passed over in silence."""
+    known = OPTIONS.get((config.to, config.kind), ())
+    given = [name for names in OPTIONS.values() for name in names if getattr(config, name) is not None]
+    idle = [name for name in dict.fromkeys(given) if name not in known]
+    if idle:
+        raise InputError(
+            f"{' and '.join(idle)} has no meaning for a {config.kind} to the {config.to} format; leave it out."
+            + (f" What can be given is {', '.join(known)}." if known else "")
+        )
+
+
+# --- published -> artifact ----------------------------------------------------------------------------------------
+
+
+def from_transformer_file(source: Path, config: ConvertConfig) -> None:
+    """A published LightningDiT checkpoint to a transformer artifact."""
+    started = time.perf_counter()
+    inputs = {"tokenizer": tokenizer_hash(config)}
+    model = load_transformer(source, weights=config.weights, num_heads=config.num_heads)
+    mean, std = transformer_statistics(config, model.config.in_channels)
+    facts = {
+        "class_names": class_names(model.config.num_classes),
+        "latents_mean": mean.tolist(),
+        "latents_std": std.tolist(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    save_model(model, config, inputs, facts | origin(source), started)
+
+
+def from_tokenizer_file(source: Path, config: ConvertConfig) -> None:
+    """A published VA-VAE checkpoint to a tokenizer artifact, with the statistics of its latents if they are given."""
+    started = time.perf_counter()
+    vae = load_tokenizer(source)
+    if config.statistics is not None:
+        mean, std = load_latents_statistics(config.statistics)
+        check_channels(mean, vae.config.latent_channels, config.statistics)
+        vae.set_latents_statistics(mean, std)
+    parameters = sum(parameter.numel() for parameter in vae.parameters())
+    facts = {"image_size": vae.config.sample_size, "parameters": parameters}
+    save_model(vae, config, {}, facts | origin(source), started)
+
+
+def from_latents_folder(source: Path, config: ConvertConfig) -> None:
+    """A folder of published shards to a latents artifact; in another folder it shares the shards' disk space."""
+    started = time.perf_counter()
+    inputs = {"tokenizer": tokenizer_hash(config)}
+    index = published_index(source)
+    if config.statistics is not None:
+        mean, std = load_latents_statistics(config.statistics)
+        check_channels(mean, index["shape"][0], config.statistics)
+        index["statistics"] |= {"mean": mean.tolist(), "std": std.tolist()}
+    seen = len(index["class_names"])
+    if config.num_classes is not None and config.num_classes < seen:
+        raise InputError(f"The labels in {source} go up to {seen - 1}, so num_classes must be at least {seen}.")
+    index["class_names"] = class_names(config.num_classes or seen)
+    names = [shard["file"] for shard in index["shards"]]
+    with writing_folder(config.output) as staging:
+        if source.resolve() != config.output.resolve():
+            link_shards(source, staging, names)
+        write_text(staging / INDEX, json.dumps(index, indent=2, allow_nan=False) + "\n")
+        digest = file_hash(*(source / name for name in names))
+        facts = {"count": index["count"], "class_names": index["class_names"]}
+        seconds = time.perf_counter() - started
+        write_manifest(staging, "latents", config.model_dump(mode="json"), digest, inputs, facts, seconds)
+
+
+def save_model(
+    model: LightningDiT | VAVAE, config: ConvertConfig, inputs: dict[str, str], facts: dict[str, Any], started: float
+) -> None:
+    """Write a diffusers folder with its manifest."""
+    with writing_folder(config.output) as staging:
+        model.save_pretrained(staging)
+        digest = file_hash(staging / WEIGHTS_FILE)
+        seconds = time.perf_counter() - started
+        write_manifest(staging, config.kind, config.model_dump(mode="json"), digest, inputs, facts, seconds)
+
+
+def tokenizer_hash(config: ConvertConfig) -> str:
+    """What later stages compare, so that nothing is decoded by another tokenizer than the one that was named."""
+    return read_artifact(config.tokenizer, "tokenizer").hash if config.tokenizer else UNRECORDED
+
+
+def transformer_statistics(config: ConvertConfig, channels: int) -> LatentsStatistics:
+    """What the transformer's latents were normalised with: the given file, or what the tokenizer says."""
+    if config.statistics is not None:
+        statistics, source = load_latents_statistics(config.statistics), config.statistics
+    elif config.tokenizer is not None and (vae := VAVAE.from_pretrained(config.tokenizer)).has_latents_statistics:
+        statistics = LatentsStatistics(torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std))
+        source = config.tokenizer
+    else:
+        raise InputError(
+            "A transformer's latents are normalised, and its checkpoint does not say with what. Give the "
+            f"{STATISTICS_FILE} that was published with it (--statistics), or a tokenizer artifact that holds "
+            "statistics (--tokenizer)."
+        )
+    check_channels(statistics.mean, channels, source)
+    return statistics
+
+
+def check_channels(mean: torch.Tensor, channels: int, source: Path) -> None:
+    """Refuse statistics of another latent space."""
+    if len(mean) != channels:
+        raise InputError(
+            f"{source} holds statistics of {len(mean)} channels, but the latents have {channels}. Give the "
+            "statistics that were published with this checkpoint."
+        )
+
+
+def class_names(num_classes: int) -> list[str]:
+    """Published files hold no names: those of ImageNet for 1000 classes, else the labels themselves."""
+    return list(readable_class_names(None, num_classes)) or [str(label) for label in range(num_classes)]
+
+
+def origin(source: Path) -> dict[str, str]:
+    """Which file an artifact was converted from."""
+    return {"converted_from": source.name, "converted_from_sha256": file_hash(source)}
+
+
+def require_origin(artifact: Artifact, source: Path) -> Artifact:
+    """Refuse to take an earlier conversion for that of a file which has changed since."""
+    recorded = artifact.facts.get("converted_from_sha256")
+    if recorded and source.is_file() and file_hash(source) != recorded:
+        raise InputError(
+            f"{artifact.path} was converted from another version of {source}. Choose another --output, or delete that "
+            "folder."
+        )
+    return artifact
+
+
+# --- artifact -> published ----------------------------------------------------------------------------------------
+
+
+def to_transformer_file(source: Path, output: Path) -> None:
+    """A transformer artifact to one file in the layout of the published trainer."""
+    read_artifact(source, "transformer")
+    export_transformer(LightningDiT.from_pretrained(source), output)
+
+
+def to_tokenizer_file(source: Path, output: Path) -> None:
+    """A tokenizer artifact to one file in the layout of the published VA-VAE."""
+    read_artifact(source, "tokenizer")
+    export_tokenizer(VAVAE.from_pretrained(source), output)
+
+
+def to_latents_folder(source: Path, output: Path) -> None:
+    """A latents artifact to a folder as the published code reads it: shards, sharing disk space, and statistics."""
+    read_artifact(source, "latents")
+    dataset = LatentDataset(source)
+    if not dataset.has_flips:
+        raise InputError(
+            f"The latents in {source} hold no mirrored images, which the published code reads half of the time. "
+            "Extract them again with --flips True."
+        )
+    names = [shard["file"] for shard in json.loads((source / INDEX).read_text(encoding="utf-8"))["shards"]]
+    with writing_folder(output) as staging:
+        if source.resolve() != output.resolve():
+            link_shards(source, staging, names)
+        export_latents_statistics(dataset.mean.flatten(), dataset.std.flatten(), staging / STATISTICS_FILE)
+
+
+def link_shards(source: Path, folder: Path, names: list[str]) -> None:
+    """Give the shards a second name in another folder, or copy them where the file system cannot do that."""
+    for name in names:
+        try:
+            os.link(source / name, folder / name)
+        except OSError:
+            shutil.copyfile(source / name, folder / name)
