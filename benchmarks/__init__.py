@@ -1,0 +1,1 @@
+"""Speed, measured in pairs: the library against a plain version of the same mathematics."""
