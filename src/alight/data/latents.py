@@ -195,7 +195,7 @@ class LatentDataset:
                 if len(rows):
                     out[rows] = _as_tensor(shard[key][indices[rows] - start]).float()
                     labels[rows] = _as_tensor(shard["labels"][indices[rows] - start])
-        return LatentBatch((out - self.mean) / self.std, labels)
+        return LatentBatch(out.sub_(self.mean).div_(self.std), labels)
 
 
 def published_index(folder: Path) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def published_index(folder: Path) -> dict[str, Any]:
         computed = ChannelStatistics(shards[0]["latents"].shape[1])
         for shard in shards:
             for start in range(0, len(shard["latents"]), READ_AT_ONCE):
-                computed.update(_as_tensor(shard["latents"][start : start + READ_AT_ONCE]))
+                computed.update(_as_tensor(np.array(shard["latents"][start : start + READ_AT_ONCE])))
         mean, std = computed.mean, computed.std
     counts = [len(shard["labels"]) for shard in shards]
     shape = list(shards[0]["latents"].shape[1:])
@@ -280,6 +280,8 @@ def map_safetensors(path: Path) -> dict[str, np.memmap]:
         raise InputError(broken) from error
 
 
-def _as_tensor(array: np.ndarray) -> Tensor:
-    tensor = torch.from_numpy(np.array(array))
+def _as_tensor(gathered: np.ndarray) -> Tensor:
+    """Rows that indexing a memory map has copied already, without another copy."""
+    array = gathered.view(np.ndarray)
+    tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
