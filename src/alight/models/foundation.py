@@ -74,7 +74,7 @@ class FoundationModel(nn.Module):
             InputError: if it cannot be found or downloaded, if weights are missing, or if it is no vision transformer.
         """
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 backbone, info = AutoModel.from_pretrained(name, output_loading_info=True)
         except Exception as error:
             raise InputError(
@@ -133,8 +133,8 @@ class FoundationModel(nn.Module):
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No warnings and bars while a model is opened: what would be warned of is checked and is an error."""
+def quiet_transformers() -> Iterator[None]:
+    """No warnings and bars of the library while a model is opened or saved: what they would say is checked here."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -18,6 +18,7 @@ from alight.artifacts import (
 from alight.config import TrainFoundationConfig
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
+from alight.models.foundation import quiet_transformers
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import random_stream, seeded_initialisation
@@ -92,7 +93,8 @@ def save(model: PreTrainedModel, config: TrainFoundationConfig, seconds: float) 
     """Write the backbone without its head, and the normalisation it was trained with: [-1, 1]."""
     backbone = model.vit
     with writing_folder(config.output) as staging:
-        backbone.save_pretrained(staging)
+        with quiet_transformers():
+            backbone.save_pretrained(staging)
         normalisation = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         (staging / "preprocessor_config.json").write_text(json.dumps(normalisation, indent=2) + "\n")
         digest = file_hash(staging / "model.safetensors")
