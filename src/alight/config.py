@@ -333,12 +333,8 @@ class ConvertConfig(Section):
     output: Path = Path("runs/converted")  # a folder; of weights to the published layout, a file
     weights: Literal["ema", "model"] | None = None  # of a transformer file; None = ema where it is there
     num_heads: Positive | None = None  # of a transformer file that does not tell
-    num_classes: Positive | None = (
-        None  # of latents whose labels do not reach the last class; None = as far as they go
-    )
-    statistics: Path | None = (
-        None  # the latents_stats.pt that belongs to the checkpoint; of latents, in place of theirs
-    )
+    num_classes: Positive | None = None  # of latents; None = as far as their labels go
+    statistics: Path | None = None  # the latents_stats.pt that belongs to the source
     tokenizer: Path | None = None  # the tokenizer artifact that transformer or latents were made with
 
 

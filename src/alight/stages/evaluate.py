@@ -109,8 +109,9 @@ def measure(config: EvaluateTokenizerConfig, timings: Mapping[str, float] | None
         pictures.insert(0, samples_picture(samples))
         artifacts += [transformer, made]
         curves += transformer_curves(config.transformer)
+        aligned = "whose latents are aligned with a vision foundation model"
         summary = (
-            f"A tokenizer whose latents are aligned with a vision foundation model, a LightningDiT of "
+            f"A tokenizer {aligned if tokenizer.facts.get('foundation') else 'without alignment'}, a LightningDiT of "
             f"{transformer.facts['parameters'] / 1e6:.1f} million parameters trained on these latents with rectified "
             f"flow, and {len(samples.images)} images that it made."
         )
