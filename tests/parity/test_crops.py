@@ -9,7 +9,7 @@ from PIL import Image
 from alight.data.crops import center_crop, horizontal_flip
 from alight.data.decode import decode_image
 from alight.data.image_dataset import ImageDataset
-from alight.data.images import ImageFolder
+from alight.data.image_folder import ImageFolder
 
 
 @pytest.fixture(autouse=True)

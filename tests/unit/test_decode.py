@@ -1,5 +1,7 @@
 """Every way in which an image file can be stored, written with Pillow and read back."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -100,9 +102,35 @@ def test_grey_without_a_known_white_is_refused(values):
         to_rgb(Image.fromarray(np.array([[0, 1 << 20]], dtype=np.int32)))
 
 
-@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "La", "RGBa", "PA"])
-def test_rarer_modes_give_rgb(mode):
-    assert to_rgb(Image.new(mode, (3, 2))).shape == (2, 3, 3)
+@pytest.mark.parametrize(
+    ("mode", "stored", "shown"),
+    [
+        ("YCbCr", (76, 85, 255), RED),  # JPEG's full-range matrix: 0.299 * 255 = 76
+        ("HSV", (170, 255, 255), BLUE),  # two thirds of the circle
+        ("La", (51, 51), (255, 255, 255)),  # premultiplied: one fifth of white over white
+        ("RGBa", (51, 0, 0, 51), (255, 204, 204)),  # one fifth of red over white
+        ("RGBX", (*BLUE, 7), BLUE),
+        ("CMYK", (0, 255, 255, 0), RED),
+    ],
+)
+def test_rarer_modes_give_rgb(mode, stored, shown):
+    pixels = to_rgb(Image.new(mode, (3, 2), stored))
+    assert pixels.shape == (2, 3, 3)
+    assert np.abs(pixels.astype(int) - shown).max() <= 2  # each conversion rounds
+
+
+def test_palette_with_an_alpha_channel():
+    image = two_pixels("P", 0, 1)
+    image.putpalette([*RED, *BLUE])
+    image = image.convert("PA")
+    image.putalpha(two_pixels("L", 255, 51))
+    assert image.mode == "PA"
+    assert to_rgb(image).tolist() == [[list(RED), [204, 204, 255]]]
+
+
+def test_bytes_are_read_like_a_file(tmp_path):
+    Image.fromarray(upright()).save(tmp_path / "a.png")
+    assert (decode_image(io.BytesIO((tmp_path / "a.png").read_bytes())) == upright()).all()
 
 
 def upright():
@@ -135,10 +163,14 @@ def test_exif_orientation_is_undone(tmp_path, orientation, stored, extension):
     assert np.abs(pixels.astype(int) - upright()).mean() < 4  # lossy at the edges; a wrong rotation differs by > 80
 
 
-def test_first_frame_of_an_animation(tmp_path):
+@pytest.mark.parametrize(
+    ("extension", "options"), [("gif", {}), ("png", {}), ("webp", {"lossless": True}), ("tif", {})]
+)
+def test_first_frame_of_an_animation(tmp_path, extension, options):
     frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE)]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert (decode_image(tmp_path / "a.gif") == RED).all()
+    frames[0].save(tmp_path / f"a.{extension}", save_all=True, append_images=frames[1:], **options)
+    assert Image.open(tmp_path / f"a.{extension}").n_frames == 2
+    assert (decode_image(tmp_path / f"a.{extension}") == RED).all()
 
 
 def test_truncated_jpeg_is_an_error_not_a_grey_half(tmp_path):

@@ -1,19 +1,23 @@
 """Folders of images: layouts, damaged files, the cached index, splits."""
 
-import json
 import os
 import pickle
 import re
+from hashlib import sha256
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from alight.data import image_index
+from alight.data.cache import read_cache
 from alight.data.embedded import Digits, Photographs
-from alight.data.image_index import cache_folder, index_images
-from alight.data.images import ImageFolder, ImageSubset, split_source
+from alight.data.image_folder import ImageFolder
+from alight.data.image_index import index_images
+from alight.data.image_store import ImageFiles, list_images
+from alight.data.images import ImageSubset, split_source
 from alight.data.loading import open_images
+from alight.runtime.cache_folder import cache_folder
 from alight.runtime.errors import InputError
 
 
@@ -179,7 +183,7 @@ def test_damaged_files_are_named_skipped_and_counted(pets, caplog):
     assert "No such file" in reasons["dog/gone.png"]
     assert "grey values" in reasons["dog/radar.tif"]
     assert "5 damaged files skipped" in source.description
-    assert "5 of 8 image files" in caplog.text
+    assert "5 of 8 images" in caplog.text
     assert "half.jpg" in caplog.text
 
 
@@ -202,7 +206,7 @@ def test_class_with_only_damaged_files(pets):
     truncate(pets / "fox" / "a.jpg")
     with pytest.raises(InputError) as error:
         ImageFolder(pets)
-    one_paragraph(error, pets / "fox", "can be decoded")
+    one_paragraph(error, "class fox", pets, "can be decoded")
 
 
 def test_file_that_vanishes_after_indexing(pets):
@@ -218,72 +222,98 @@ def test_file_that_vanishes_after_indexing(pets):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The files that indexing really decodes, in a list that the test may clear."""
+    """The files that indexing really reads, in a list that the test may clear."""
     seen = []
 
-    def recording(path):
-        seen.append(path.name)
-        return decode_image(path)
+    def recording(store, position):
+        seen.append(os.path.basename(store.name(position)))
+        return read(store, position)
 
-    decode_image = image_index.decode_image
-    monkeypatch.setattr(image_index, "decode_image", recording)
+    read = ImageFiles.read
+    monkeypatch.setattr(ImageFiles, "read", recording)
     return seen
 
 
+def index(folder):
+    return index_images(ImageFiles(folder, folder, list_images(folder)))
+
+
+def index_file():
+    return next((cache_folder() / "image-index-2").glob("*.json"))
+
+
 def test_unchanged_files_are_decoded_once(pets, decoded):
-    first = index_images(pets)
+    first = index(pets)
     assert sorted(decoded) == ["a.JPG", "b.png", "c.WebP"]
     decoded.clear()
-    assert index_images(pets) == first
+    assert index(pets) == first
     assert decoded == []
+
+
+def test_the_index_holds_sizes_and_hashes_of_the_files(pets):
+    first = index(pets).images[0]
+    content = (pets / "cat" / "b.png").read_bytes()
+    assert first[:2] == ("cat/b.png", f"{len(content)}-{(pets / 'cat' / 'b.png').stat().st_mtime_ns}")
+    assert first[2:] == (60, 30, sha256(content).hexdigest()[:32])
+    assert ImageFolder(pets).content_hash(0) == first.hash
 
 
 def test_only_changed_new_and_damaged_files_are_decoded_again(pets, decoded):
     truncate(pets / "dog" / "half.jpg")
-    assert len(index_images(pets).skipped) == 1
+    assert len(index(pets).skipped) == 1
     decoded.clear()
     write_image(pets / "dog" / "new.png")
     write_image(pets / "cat" / "b.png", (99, 98))
     (pets / "dog" / "a.JPG").unlink()
-    index = index_images(pets)
+    found = index(pets)
     assert sorted(decoded) == ["b.png", "half.jpg", "new.png"]
-    assert [record.name for record in index.images] == ["cat/b.png", "cat/kittens/c.WebP", "dog/new.png"]
-    assert (index.images[0].height, index.images[0].width) == (98, 99)
-    cached = json.loads(next((cache_folder() / "image-index").iterdir()).read_text())
-    assert sorted(fields[0] for fields in cached["files"]) == [record.name for record in index.images]
+    assert [record.name for record in found.images] == ["cat/b.png", "cat/kittens/c.WebP", "dog/new.png"]
+    assert (found.images[0].height, found.images[0].width) == (98, 99)
+    cached = read_cache(index_file())
+    assert sorted(fields[0] for fields in cached) == [record.name for record in found.images]
 
 
 def test_same_size_but_touched_is_decoded_again(pets, decoded):
-    index_images(pets)
+    index(pets)
     decoded.clear()
     os.utime(pets / "cat" / "b.png", ns=(1, 1))
-    index_images(pets)
+    index(pets)
     assert decoded == ["b.png"]
 
 
 def test_same_time_but_another_size_is_decoded_again(pets, decoded):
     os.utime(pets / "cat" / "b.png", ns=(1, 1))
-    index_images(pets)
+    index(pets)
     decoded.clear()
     write_image(pets / "cat" / "b.png", (99, 98))
     os.utime(pets / "cat" / "b.png", ns=(1, 1))
-    index_images(pets)
+    index(pets)
     assert decoded == ["b.png"]
 
 
 def test_file_damaged_after_indexing_is_found(pets):
-    index_images(pets)
+    index(pets)
     truncate(pets / "cat" / "b.png")
-    index = index_images(pets)
-    assert [os.path.basename(skipped.path) for skipped in index.skipped] == ["b.png"]
-    assert [record.name for record in index.images] == ["cat/kittens/c.WebP", "dog/a.JPG"]
+    found = index(pets)
+    assert [os.path.basename(skipped.path) for skipped in found.skipped] == ["b.png"]
+    assert [record.name for record in found.images] == ["cat/kittens/c.WebP", "dog/a.JPG"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "files": [[1]]}', '{"format": 0}'])
-def test_damaged_cache_is_no_cache(pets, content):
-    first = index_images(pets)
-    next((cache_folder() / "image-index").iterdir()).write_text(content)
-    assert index_images(pets) == first
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content[: len(content) // 2],
+        lambda content: content.replace(b"60", b"61"),  # the height of cat/b.png
+        lambda content: content.split(b"\n", 1)[1],
+    ],
+)
+def test_damaged_cache_is_no_cache(pets, damage):
+    first = index(pets)
+    assert first.images[0].height == 60
+    index_file().write_bytes(damage(index_file().read_bytes()))
+    assert index(pets) == first
 
 
 def test_cache_that_cannot_be_written_is_no_error(pets, tmp_path, monkeypatch):
@@ -293,20 +323,20 @@ def test_cache_that_cannot_be_written_is_no_error(pets, tmp_path, monkeypatch):
 
 
 def test_interrupted_indexing_keeps_what_it_reached(pets, monkeypatch, decoded):
-    monkeypatch.setattr(image_index, "_FILES_PER_TASK", 1)
-    recording = image_index.decode_image
+    monkeypatch.setattr(image_index, "_IMAGES_PER_TASK", 1)
+    recording = ImageFiles.read
 
-    def interrupted(path):
-        if path.name == "a.JPG":  # the last name
+    def interrupted(store, position):
+        if store.name(position) == "dog/a.JPG":  # the last name
             raise MemoryError
-        return recording(path)
+        return recording(store, position)
 
-    monkeypatch.setattr(image_index, "decode_image", interrupted)
+    monkeypatch.setattr(ImageFiles, "read", interrupted)
     with pytest.raises(MemoryError):
-        index_images(pets)
+        index(pets)
     decoded.clear()
-    monkeypatch.setattr(image_index, "decode_image", recording)
-    assert len(index_images(pets).images) == 3
+    monkeypatch.setattr(ImageFiles, "read", recording)
+    assert len(index(pets).images) == 3
     assert decoded == ["a.JPG"]
 
 

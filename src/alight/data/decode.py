@@ -1,6 +1,7 @@
 """Image files to 8-bit RGB pixels, whatever mode they were stored in."""
 
 import os
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,11 @@ _BACKGROUND = "white"  # what a page shows behind a transparent logo; dropping a
 _SIXTEEN_BITS = 65535
 
 
-def decode_image(path: str | os.PathLike[str]) -> Pixels:
-    """Read a whole image file: turned upright by its EXIF orientation, the first frame of an animation.
+def decode_image(file: str | os.PathLike[str] | BinaryIO) -> Pixels:
+    """Read a whole image: turned upright by its EXIF orientation, the first frame of an animation.
+
+    Args:
+        file: a path, or the encoded bytes as an open file.
 
     Returns:
         (H, W, 3) uint8 RGB, as `to_rgb` describes.
@@ -22,7 +26,7 @@ def decode_image(path: str | os.PathLike[str]) -> Pixels:
         OSError, ValueError, SyntaxError: the file is not an image or is damaged; Pillow has more exceptions than
             these for damaged files, so a caller that must survive them all catches `Exception`.
     """
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         return to_rgb(ImageOps.exif_transpose(image))
 
 

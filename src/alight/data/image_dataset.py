@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from alight.data.crops import center_crop, random_crop
 from alight.data.decode import Pixels
 from alight.data.images import ImageSource
 from alight.data.sampling import epoch_of
+from alight.runtime.console import progress_bar
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import derive_seed, random_stream
 
@@ -125,7 +125,9 @@ class ImageDataset(Dataset[ImageSample]):
             crops[index] = _channels_first(center_crop(self.source.load(index), self.size))
 
         with ThreadPoolExecutor() as pool:
-            progress = tqdm(total=len(self), desc="reading images", unit="image", delay=_SECONDS_BEFORE_PROGRESS_BAR)
+            progress = progress_bar(
+                total=len(self), desc="reading images", unit="image", delay=_SECONDS_BEFORE_PROGRESS_BAR
+            )
             for _ in pool.map(decode, range(len(self))):
                 progress.update()
             progress.close()

@@ -1,14 +1,23 @@
 """From the `images` section of a configuration to a source, a data set and its batches."""
 
 import os
+from pathlib import Path
 
 from torch.utils.data import DataLoader
 
 from alight.config import ImagesConfig
 from alight.data.embedded import Digits, Photographs
+from alight.data.file_patterns import is_pattern
+from alight.data.hugging_face import PREFIX, HuggingFaceImages, is_saved_table
 from alight.data.image_dataset import ImageDataset, ImageSample
-from alight.data.images import ImageFolder, ImageSource, Split, split_source
+from alight.data.image_folder import ImageFolder
+from alight.data.image_list import LIST_EXTENSIONS, ImageList
+from alight.data.image_store import is_image_name
+from alight.data.image_tars import ImageTars
+from alight.data.images import ImageSource, Split, split_source
 from alight.runtime.errors import InputError
+
+_EMBEDDED = ("digits", "photographs")
 
 
 def open_images(
@@ -16,25 +25,77 @@ def open_images(
     size: int | None = None,
     unconditional: bool = False,
     max_skipped_fraction: float = 0.5,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> ImageSource:
     """Open images by name: the one place where the word in a configuration becomes a source.
 
+    | word | source |
+    |---|---|
+    | `digits`, `photographs` | embedded, no download |
+    | a folder | `ImageFolder`: class subfolders, or flat |
+    | `.csv`, `.jsonl`, `.txt` | `ImageList`: paths with optional labels |
+    | `.tar`, a pattern such as `train-{000..146}.tar`, a folder of tars | `ImageTars` |
+    | `hf:owner/name[:split]`, `.parquet`, a pattern or folder of them, what `datasets` saved | `HuggingFaceImages` |
+
     Args:
-        source: "digits", "photographs" (both embedded, no download), or a folder; a folder of that name is "./digits".
+        source: the word; a folder named "digits" is "./digits".
         size: side of the square images that will be cut out; the photographs are laid out in crops of this size.
-        unconditional: of a folder, take all images as one class.
-        max_skipped_fraction: of a folder, more unusable files than this share are an error.
+        unconditional: not of embedded images: take all images as one class.
+        max_skipped_fraction: not of embedded images: more unusable ones than this share are an error.
+        image_column: of a list, tars or a table: where the images are.
+        label_column: likewise, where the labels are.
 
     Raises:
-        InputError: there is no such source, or its images cannot be used; see `ImageFolder`.
+        InputError: there is no such source, its images cannot be used, or it has no columns; see the sources.
     """
-    if source == "digits":
+    word = os.fspath(source)
+    kind = None if word in _EMBEDDED else _columnar_source(word)
+    if kind is not None:
+        return kind(word, unconditional, max_skipped_fraction, image_column, label_column)
+    if image_column or label_column:
+        raise InputError(f"image_column and label_column are for lists, tars and tables; {word} has no columns.")
+    if word == "digits":
         return Digits()
-    if source == "photographs":
+    if word == "photographs":
         return Photographs() if size is None else Photographs(crop_size=size)
-    if not os.path.exists(source):
-        raise InputError(f"There are no images at {source}: give a folder of images, or 'digits' or 'photographs'.")
-    return ImageFolder(source, unconditional, max_skipped_fraction)
+    if not os.path.exists(word):
+        raise InputError(
+            f"There are no images at {word}: give a folder of images, a list, tars, hf:owner/name, or 'digits' or "
+            "'photographs'."
+        )
+    return ImageFolder(word, unconditional, max_skipped_fraction)
+
+
+def _columnar_source(word: str) -> type[ImageList] | type[ImageTars] | type[HuggingFaceImages] | None:
+    """The kind of source that the word names, if it is one whose images have several parts."""
+    if word.startswith(PREFIX):
+        return HuggingFaceImages
+    path = Path(word)
+    if path.is_dir():
+        if is_saved_table(path):
+            return HuggingFaceImages
+        extension = _only_extension(path)
+    else:
+        extension = path.suffix.lower() if path.exists() or is_pattern(word) else ""
+        if extension in LIST_EXTENSIONS:
+            return ImageList
+    if extension == ".tar":
+        return ImageTars
+    return HuggingFaceImages if extension == ".parquet" else None
+
+
+def _only_extension(folder: Path) -> str:
+    """`.tar` or `.parquet` if there are such files, and no images or folders, as beside tars that were unpacked."""
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError:  # `ImageFolder` says what is wrong with it
+        return ""
+    if any(entry.is_dir() or is_image_name(entry.name) for entry in visible):
+        return ""
+    extensions = {os.path.splitext(entry.name)[1] for entry in visible}
+    return next((extension for extension in (".tar", ".parquet") if extension in extensions), "")
 
 
 def open_source(config: ImagesConfig, split: Split) -> ImageSource:
@@ -43,7 +104,14 @@ def open_source(config: ImagesConfig, split: Split) -> ImageSource:
     Raises:
         InputError: if there is no such source, it holds no usable images, or the split is empty.
     """
-    source = open_images(config.source, config.size, config.unconditional, config.max_skipped_fraction)
+    source = open_images(
+        config.source,
+        config.size,
+        config.unconditional,
+        config.max_skipped_fraction,
+        config.image_column,
+        config.label_column,
+    )
     return split_source(source, split, config.held_out_fraction)
 
 

@@ -1,0 +1,57 @@
+"""Many files by one word: `*` and `?` as in a shell, and numbered or listed parts in braces."""
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from alight.runtime.errors import InputError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
+_MOST_PARTS = 100_000
+
+
+def is_pattern(word: str) -> bool:
+    """Whether the word stands for several files."""
+    return any(character in word for character in "*?{")
+
+
+def find_files(pattern: str) -> list[Path]:
+    """The files that a path or a pattern stands for: braces in their own order, and what a `*` finds sorted.
+
+    Raises:
+        InputError: a file that the braces name, or everything that a `*` could find, is missing.
+    """
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    files = []
+    for name in expand_braces(pattern):
+        found = sorted(glob.glob(name.replace("[", "[[]"))) if is_pattern(name) else [name]  # brackets are just names
+        if not found or not all(map(Path.is_file, map(Path, found))):
+            raise InputError(f"There is no file {name}, which {pattern} stands for; check its name.")
+        files += found
+    return list(map(Path, dict.fromkeys(files)))
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a{08..10}` is a08, a09, a10, and `{a,b}c` is ac, bc; several braces give all combinations.
+
+    Raises:
+        InputError: a range that goes backwards, or is very long.
+    """
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        return [pattern]
+    head, tail = pattern[: braces.start()], pattern[braces.end() :]
+    return [head + part + rest for part in _parts(braces.group(1)) for rest in expand_braces(tail)]
+
+
+def _parts(content: str) -> Sequence[str]:
+    numbers = _RANGE.fullmatch(content)
+    if numbers is None:
+        return content.split(",")
+    first, last = map(int, numbers.groups())
+    if not 0 <= last - first < _MOST_PARTS:
+        raise InputError(f"The range {{{content}}} must count upwards, to at most {_MOST_PARTS:,} files.")
+    return [f"{number:0{len(numbers.group(1))}d}" for number in range(first, last + 1)]

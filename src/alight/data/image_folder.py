@@ -1,0 +1,84 @@
+"""A folder of images as a source: its subfolders are the classes."""
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from alight.data.image_store import ImageFiles, list_images, visible_folders
+from alight.data.stored_images import StoredImages
+from alight.runtime.errors import InputError
+
+_SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+
+logger = logging.getLogger(__name__)
+
+
+class ImageFolder(StoredImages):
+    """The images of a folder on disk: one subfolder per class, or all in one place and unlabelled.
+
+    Class subfolders are searched recursively, and their sorted names are the classes. Files that do not decode are
+    skipped, listed in `skipped` and warned about; see `list_images` for how they are found.
+
+    Args:
+        folder: the folder.
+        unconditional: take all images, wherever they lie below the folder, as one class.
+        max_skipped_fraction: more unusable files than this share are an error.
+
+    Raises:
+        InputError: the folder is missing or has no images; images lie both beside and in subfolders; a class has no
+            usable image; too many files are damaged.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], unconditional: bool = False, max_skipped_fraction: float = 0.5
+    ) -> None:
+        folder = Path(folder)
+        if not folder.is_dir():
+            found = "is a file, not a folder; unpack it first" if folder.exists() else "does not exist"
+            raise InputError(f"The image folder {folder} {found}.")
+        names = list_images(folder)
+        if not names:
+            raise InputError(
+                f"The folder {folder} holds no images; it should hold files such as .jpg, .png or .webp, either "
+                "directly or in one subfolder per class."
+            )
+        if unconditional or _is_flat(folder, names):
+            classes = [folder.resolve().name] * len(names)
+        else:
+            classes = [name.split("/", 1)[0] for name in names]
+        class_names, labels = np.unique(classes, return_inverse=True)
+        super().__init__(
+            ImageFiles(folder, folder, names),
+            labels.astype(np.int64),
+            tuple(class_names.tolist()),
+            max_skipped_fraction,
+        )
+
+
+def _is_flat(folder: Path, names: list[str]) -> bool:
+    """Whether the images lie beside each other rather than in class folders; a doubtful layout is an error."""
+    per_folder = Counter(name.split("/", 1)[0] for name in names if "/" in name)
+    loose = len(names) - per_folder.total()
+    if not per_folder:
+        return True
+    if loose:
+        raise InputError(
+            f"{folder} holds {loose:,} images beside {len(per_folder)} subfolders with images (such as "
+            f"{min(per_folder)}), so it is unclear whether the subfolders are classes; move the loose images into "
+            "class folders or away, or take everything as one class with unconditional=True."
+        )
+    if empty := [name for name in visible_folders(folder) if name not in per_folder]:
+        raise InputError(
+            f"{len(empty)} of the class folders in {folder} hold no images (such as {empty[0]}); every class "
+            "needs some, so fill them or remove them."
+        )
+    if per_folder.keys() <= _SPLIT_FOLDERS:
+        logger.warning(
+            "The class folders of %s are named %s: if these are splits of a data set, give one of them instead.",
+            folder,
+            ", ".join(sorted(per_folder)),
+        )
+    return False

@@ -1,0 +1,124 @@
+"""Latents on their way to disk: shard by shard, found again after an interruption.
+
+Every shard is written whole or not at all. Beside it, in `unfinished/`, goes a record with its checksum and its share
+of the statistics, so a run that was killed goes on with the shards that are missing, whichever of several processes
+makes them.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from alight.artifacts import differences, explained_disk_errors, file_hash
+from alight.data.latent_shards import shard_name, write_shard
+from alight.data.latents import UNFINISHED
+from alight.data.sealed_json import read_sealed, write_sealed
+from alight.runtime.console import log
+from alight.runtime.errors import InputError
+
+_RUN = "run.json"
+_SAME_RESULT = ("workers",)  # settings of images that change nothing in the latents
+
+
+class LatentFolder:
+    """`latents_00000.safetensors`, ... of one extraction, and `unfinished/` while it goes on.
+
+    Args:
+        path: the folder of the latents artifact.
+        count: images of the whole run; image i is row i % `shard_size` of shard i // `shard_size`.
+        shard_size: images per shard; the last one may be smaller.
+    """
+
+    def __init__(self, path: Path, count: int, shard_size: int) -> None:
+        self.path, self.count, self.shard_size = path, count, shard_size
+        self._unfinished = path / UNFINISHED
+
+    @property
+    def num_shards(self) -> int:
+        """How many there will be."""
+        return -(-self.count // self.shard_size)
+
+    def images(self, number: int) -> range:
+        """The images of shard `number`."""
+        return range(number * self.shard_size, min((number + 1) * self.shard_size, self.count))
+
+    def start(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> float:
+        """Claim the folder, or find this very run in it.
+
+        Args:
+            config: the resolved configuration.
+            inputs: hashes of what the latents are made from, by kind.
+
+        Returns:
+            The seconds that the run has taken before.
+
+        Raises:
+            InputError: another run has left shards here.
+        """
+        images = {key: value for key, value in config["images"].items() if key not in _SAME_RESULT}
+        short = {kind: digest[:12] for kind, digest in inputs.items()}
+        self._claim = {"config": {**config, "images": images, "inputs": short, "count": self.count}}
+        run = read_sealed(self._unfinished / _RUN) if (self._unfinished / _RUN).exists() else None
+        finished = any(self._unfinished.glob("latents_*.json"))
+        if run is None and (finished or any(self.path.glob("*.safetensors"))):
+            raise InputError(
+                f"{self.path} holds latents that no unfinished 'alight latents extract' has left there. Choose "
+                "another --output, or delete that folder."
+            )
+        changed = differences(run["config"], self._claim["config"]) if run is not None and finished else []
+        if changed:
+            raise InputError(
+                f"{self.path} holds unfinished latents of another configuration, other images or another tokenizer "
+                f"({'; '.join(changed[:4])}). Choose another --output, restore what was changed, or delete that "
+                "folder to start anew."
+            )
+        with explained_disk_errors(self.path):
+            self._unfinished.mkdir(parents=True, exist_ok=True)
+            for leftover in [*self.path.glob("latents_*.safetensors"), *self.path.glob(".latents_*.writing")]:
+                if not (self._unfinished / f"{leftover.stem}.json").exists():
+                    leftover.unlink()  # a process was killed between shard and record, or within the shard
+        seconds = float(run["seconds"]) if run is not None and finished else 0.0
+        self.record_time(seconds)
+        return seconds
+
+    def record_time(self, seconds: float) -> None:
+        """Note how long the run has taken so far; `start` came before."""
+        with explained_disk_errors(self.path):
+            write_sealed(self._unfinished / _RUN, self._claim | {"seconds": round(seconds, 3)})
+
+    def holds(self, number: int) -> bool:
+        """Whether shard `number` is here, bit for bit as it was written."""
+        path = self.path / shard_name(number)
+        if not self._record_path(number).exists():
+            return False
+        try:
+            intact = read_sealed(self._record_path(number))["sha256"] == file_hash(path)
+        except (InputError, OSError):
+            intact = False
+        if not intact:
+            log.warning("latents: %s is damaged and will be made again.", path)
+        return bool(intact)
+
+    def write(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Store shard `number`, and then that it is there.
+
+        Raises:
+            InputError: latents are not finite, or the disk refuses; other shards stay.
+        """
+        record = write_shard(self.path / shard_name(number), tensors)
+        with explained_disk_errors(self.path):
+            write_sealed(self._record_path(number), record)
+
+    def records(self) -> list[dict[str, Any]]:
+        """What `write_shard` said of each shard, in order."""
+        return [read_sealed(self._record_path(number)) for number in range(self.num_shards)]
+
+    def finish(self) -> None:
+        """Forget that the run was ever unfinished; its manifest is written."""
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+
+    def _record_path(self, number: int) -> Path:
+        return self._unfinished / Path(shard_name(number)).with_suffix(".json")

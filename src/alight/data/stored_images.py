@@ -1,0 +1,108 @@
+"""From stored images and their labels to a source: what all sources on disk have in common."""
+
+import logging
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+
+from alight.data.decode import Pixels, decode_image
+from alight.data.image_index import ImageIndex, index_images
+from alight.data.image_store import ImageStore
+from alight.data.images import ImageSource
+from alight.runtime.errors import InputError
+
+_NAMED_IN_MESSAGES = 3
+
+logger = logging.getLogger(__name__)
+
+
+class StoredImages(ImageSource):
+    """The images of a store that decode; the others are skipped, listed in `skipped` and warned about.
+
+    Args:
+        store: the encoded images.
+        labels: (len(store),) int64, index into `class_names`.
+        class_names: name of each class.
+        max_skipped_fraction: more unusable images than this share are an error.
+
+    Raises:
+        InputError: too many images are damaged, or all those of a class.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        labels: npt.NDArray[np.int64],
+        class_names: tuple[str, ...],
+        max_skipped_fraction: float = 0.5,
+    ) -> None:
+        self.store = store
+        self.class_names = class_names
+        index = index_images(store)
+        self.skipped = index.skipped
+        self._judge_skipped(index, max_skipped_fraction)
+        self._positions = np.array(index.positions, dtype=np.int64)  # in the store, of the images that decode
+        self._hashes = np.array([record.hash for record in index.images], dtype=np.bytes_)
+        self.labels = labels[self._positions]
+        self.sizes = np.array([(record.height, record.width) for record in index.images], dtype=np.int64)
+        self._require_the_same_classes(labels)
+
+    @property
+    def description(self) -> str:
+        """The place, its number of images and classes, and how many images were skipped."""
+        classes = len(self.class_names)
+        count = f"{len(self):,} images" + (f" in {classes:,} classes" if classes > 1 else ", one class")
+        skipped = f", {len(self.skipped):,} damaged files skipped" if self.skipped else ""
+        return f"{self.store.place}: {count}{skipped}"
+
+    def name(self, index: int) -> str:
+        """The name in the store: for files the path relative to the folder, with forward slashes."""
+        return self.store.name(int(self._positions[index]))
+
+    def content_hash(self, index: int) -> str:
+        """Of the encoded bytes, as they were when they were indexed."""
+        return self._hashes[index].decode()
+
+    def load(self, index: int) -> Pixels:
+        """The decoded image; see `decode_image`.
+
+        Raises:
+            InputError: the image has changed or vanished since it was indexed.
+        """
+        position = int(self._positions[index])
+        try:
+            return decode_image(BytesIO(self.store.read(position)))
+        except Exception as error:
+            raise InputError(
+                f"{self.store.location(position)} could be decoded when the images were indexed, but no longer "
+                f"({error}); put it back, or start again so that they are indexed anew."
+            ) from error
+
+    def _judge_skipped(self, index: ImageIndex, max_fraction: float) -> None:
+        total, count = len(self.store), len(index.skipped)
+        if not count:
+            return
+        examples = "; ".join(f"{path}: {reason}" for path, reason in index.skipped[:_NAMED_IN_MESSAGES])
+        listed = (
+            f"; all are listed in {index.skipped_list}" if index.skipped_list and count > _NAMED_IN_MESSAGES else ""
+        )
+        skipped = f"{count:,} of {total:,} images in {self.store.place} cannot be decoded ({examples}{listed})"
+        skipped = skipped.encode("utf-8", "backslashreplace").decode()  # names may hold what no log can
+        if count == total:
+            raise InputError(f"{skipped}, which leaves none; look at how they were downloaded or unpacked.")
+        if count > max_fraction * total:
+            raise InputError(
+                f"{skipped}, more than the share of {max_fraction:g} that may be skipped; replace them, or allow more "
+                "with max_skipped_fraction."
+            )
+        logger.warning("%s; they are skipped.", skipped)
+
+    def _require_the_same_classes(self, labels: npt.NDArray[np.int64]) -> None:
+        """A class all of whose images are damaged would silently never be learnt."""
+        lost = sorted(set(labels.tolist()) - set(self.labels.tolist()))
+        if lost:
+            raise InputError(
+                f"Not one image of the class {self.class_names[lost[0]]} in {self.store.place} can be decoded; "
+                "replace its images or remove them."
+            )
