@@ -13,6 +13,7 @@ from alight.metrics import (
     ReconstructionMetrics,
     feature_statistics,
     frechet_distance,
+    image_scores,
     psnr,
     ssim,
 )
@@ -132,6 +133,35 @@ def test_reconstruction_scores_are_means_over_images_whatever_the_batches(genera
     assert (scores.n, scores.n_identical) == (7, 0)
     assert scores.psnr == pytest.approx(psnr(to_uint8(reconstructions), to_uint8(images)).mean().item())
     assert scores.ssim == pytest.approx(ssim(reconstructions, images).mean().item(), abs=1e-6)
+
+
+def test_scores_of_each_image_by_itself(generator):
+    images = smooth_images((3, 3, 16, 16), generator)
+    reconstructions = images + 0.8 * torch.randn(images.shape, generator=generator)  # leaves [-1, 1]
+
+    def asymmetric(a, b):
+        """In place of LPIPS: sees which is which, and what lies outside [-1, 1]."""
+        return (a.clamp(min=1) - 1 + 0 * b).mean(dim=(1, 2, 3), keepdim=True)
+
+    scores = image_scores(reconstructions, images, asymmetric)
+    assert list(scores) == ["psnr", "ssim", "lpips"]
+    assert all((values.shape, values.dtype) == ((3,), torch.float64) for values in scores.values())
+    assert scores["lpips"].min() > 0
+    for index in range(3):
+        single = image_scores(reconstructions[index : index + 1], images[index : index + 1], asymmetric)
+        for name, value in single.items():  # PSNR is a sum of integers; SSIM a mean in float32
+            torch.testing.assert_close(scores[name][index : index + 1], value, rtol=0, atol=1e-6)
+    assert torch.equal(scores["psnr"], psnr(to_uint8(reconstructions), to_uint8(images)))
+    metrics = ReconstructionMetrics(asymmetric)
+    metrics.update(reconstructions, images)
+    assert metrics.compute().lpips == pytest.approx(scores["lpips"].mean().item())
+
+
+def test_psnr_is_exact_for_large_images(generator):
+    """A sum of a million squares has more digits than float32; in integers none is lost."""
+    a, b = torch.randint(0, 256, (2, 2, 600, 600, 3), dtype=torch.uint8, generator=generator)
+    mse = np.square(a.numpy().astype(np.float64) - b.numpy()).mean(axis=(1, 2, 3))
+    assert psnr(a, b).tolist() == pytest.approx((10 * np.log10(255**2 / mse)).tolist(), rel=1e-14)
 
 
 def test_identical_images_make_the_mean_infinite_and_are_counted(generator):

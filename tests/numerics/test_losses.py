@@ -1,9 +1,11 @@
 """The tokenizer's losses against closed forms and torch's own distributions."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Laplace, Normal, kl_divergence
 
 from alight.losses import (
     adaptive_weight,
@@ -27,6 +29,8 @@ def test_kl_equals_torch_distributions():
     posterior = Normal(mean, (0.5 * logvar).exp())
     expected = kl_divergence(posterior, Normal(0.0, 1.0)).sum() / 3
     torch.testing.assert_close(kl_loss(mean, logvar), expected)
+    # the mean is over elements and without the factor 1/2
+    torch.testing.assert_close(kl_loss(mean, logvar, "mean"), 2 * expected / (4 * 2 * 2))
 
 
 def test_reconstruction_counts_the_perceptual_term_once_per_element():
@@ -38,11 +42,56 @@ def test_reconstruction_counts_the_perceptual_term_once_per_element():
     torch.testing.assert_close(got.l1_per_pixel, (images - reconstructions).abs().mean())
 
 
-def test_alignment_is_zero_for_equal_features_and_ignores_scale():
+def test_log_variance_of_a_pixel():
+    """-log of a Laplace density of scale exp(logvar), but for the constant log 2."""
+    images, reconstructions = randn(2, 3, 4, 5), randn(2, 3, 4, 5, seed=1)
+    logvar = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    got = reconstruction_loss(reconstructions, images, logvar=logvar).objective
+    expected = -Laplace(images, logvar.exp()).log_prob(reconstructions) - math.log(2)
+    torch.testing.assert_close(got, expected.sum() / 2)
+    torch.testing.assert_close(reconstruction_loss(reconstructions, images, logvar=0.7).objective, got)
+    (slope,) = torch.autograd.grad(got, logvar)
+    torch.testing.assert_close(slope, (1 - (images - reconstructions).abs() / logvar.exp()).sum() / 2)
+
+
+def test_mean_reduction_is_the_plain_mean_and_knows_no_variance():
+    images, reconstructions = randn(2, 3, 4, 5), randn(2, 3, 4, 5, seed=1)
+    perceptual = torch.tensor([0.5, 2.0], dtype=torch.float64).view(2, 1, 1, 1)
+    got = reconstruction_loss(reconstructions, images, 2.0, perceptual, 3.0, logvar=5.0, reduction="mean")
+    expected = (2.0 * (images - reconstructions).abs() + 3.0 * perceptual).mean()
+    torch.testing.assert_close(got.objective, expected)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_sample_weights_count_in_the_objective_alone(reduction):
+    images, reconstructions = randn(2, 3, 4, 5), randn(2, 3, 4, 5, seed=1)
+    weights = torch.tensor([0.25, 3.0], dtype=torch.float64).view(2, 1, 1, 1)
+    got = reconstruction_loss(reconstructions, images, logvar=0.3, reduction=reduction, sample_weights=weights)
+    plain = reconstruction_loss(reconstructions, images, logvar=0.3, reduction=reduction)
+    each = [
+        reconstruction_loss(reconstructions[i : i + 1], images[i : i + 1], logvar=0.3, reduction=reduction).objective
+        for i in range(2)
+    ]
+    torch.testing.assert_close(got.objective, (0.25 * each[0] + 3.0 * each[1]) / 2)
+    torch.testing.assert_close(got.unweighted, plain.objective)
+    torch.testing.assert_close(plain.unweighted, plain.objective)
+    torch.testing.assert_close(got.l1_per_pixel, plain.l1_per_pixel)
+
+
+def test_alignment_is_zero_for_equal_features():
     features = randn(2, 6, 3, 4)
-    for scale in (1.0, 7.5):
-        assert marginal_cosine_loss(scale * features, features, margin=0.0) < 1e-12
-        assert marginal_distance_matrix_loss(scale * features, features, margin=0.0) < 1e-12
+    assert marginal_cosine_loss(features, features, margin=0.0) < 1e-12
+    assert marginal_distance_matrix_loss(features, features, margin=0.0) < 1e-12
+
+
+@pytest.mark.parametrize("loss", [marginal_cosine_loss, marginal_distance_matrix_loss])
+def test_alignment_ignores_the_length_of_either_side(loss):
+    latents, features = randn(2, 6, 3, 4), randn(2, 6, 3, 4, seed=1)
+    lengths = randn(2, 1, 3, 4, seed=2).exp()  # another one for every position
+    expected = loss(latents, features, 0.1)
+    assert expected > 0.1
+    torch.testing.assert_close(loss(lengths * latents, features, 0.1), expected)
+    torch.testing.assert_close(loss(latents, lengths * features, 0.1), expected)
 
 
 def test_marginal_cosine_by_hand():
@@ -66,11 +115,12 @@ def test_distance_matrix_by_loops():
     torch.testing.assert_close(got, torch.tensor(total / (2 * 36), dtype=torch.float64))
 
 
-def test_alignment_sends_no_gradient_to_the_features():
+def test_alignment_sends_gradient_to_either_side():
+    """A projection is learned on whichever side it stands; the foundation model's features come without a graph."""
     latents, features = randn(1, 4, 2, 2).requires_grad_(), randn(1, 4, 2, 2, seed=1).requires_grad_()
     (marginal_cosine_loss(latents, features) + marginal_distance_matrix_loss(latents, features)).backward()
-    assert features.grad is None
-    assert latents.grad is not None
+    assert latents.grad.any()
+    assert features.grad.any()
 
 
 def test_alignment_refuses_other_shapes():
@@ -92,4 +142,6 @@ def test_adversarial_losses_by_hand():
     cross_entropy = F.binary_cross_entropy_with_logits
     expected = 0.5 * (cross_entropy(real, torch.ones(2)) + cross_entropy(fake, torch.zeros(2)))
     torch.testing.assert_close(vanilla_discriminator_loss(real, fake), expected)
+    softplus = [math.log1p(math.exp(-2.0)), math.log1p(math.exp(-0.5)), math.log1p(math.exp(-2.0)), math.log(2.0)]
+    torch.testing.assert_close(vanilla_discriminator_loss(real, fake), torch.tensor(0.25 * sum(softplus)))
     assert generator_loss(fake) == 1.0

@@ -110,3 +110,124 @@ def test_weights_that_are_not_finite(vae, tmp_path):
     save_file(tensors, path)
     with pytest.raises(InputError, match=r"1 not finite \(decoder\.conv_out\.bias\)"):
         VAVAE.from_pretrained(tmp_path)
+
+
+# --- folders of other makers
+
+SD = {"block_out_channels": (16, 32), "norm_num_groups": 8, "latent_channels": 4, "sample_size": 32}
+LEVELS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+FLUX = SD | {
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+
+
+@pytest.fixture(params=[SD | {"scaling_factor": 0.18215}, FLUX], ids=["Stable Diffusion", "Flux"])
+def foreign(request):
+    with seeded_initialisation(5):
+        return AutoencoderKL(**request.param, **LEVELS).eval()
+
+
+@torch.no_grad()
+def test_folders_of_diffusers_scale_as_its_pipelines_do(foreign, images, tmp_path):
+    foreign.save_pretrained(tmp_path)
+    ours = VAVAE.from_pretrained(tmp_path)
+    shift, scale = foreign.config.shift_factor or 0.0, foreign.config.scaling_factor
+    theirs = (foreign.encode(images).latent_dist.mode() - shift) * scale
+    torch.testing.assert_close(ours.encode_latents(images), theirs, rtol=1e-5, atol=1e-6)
+    decoded = foreign.decode(theirs / scale + shift).sample
+    torch.testing.assert_close(ours.decode_latents(theirs), decoded, rtol=1e-5, atol=1e-5)
+    noise = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(3))
+    posterior = foreign.encode(images).latent_dist
+    sampled = (posterior.mean + posterior.std * noise - shift) * scale
+    torch.testing.assert_close(
+        ours.encode_latents(images, torch.Generator().manual_seed(3)), sampled, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_statistics_take_the_place_of_a_scaling_factor(foreign, tmp_path):
+    foreign.save_pretrained(tmp_path)
+    ours = VAVAE.from_pretrained(tmp_path)
+    mean, std = torch.linspace(-1, 1, 4).double(), torch.linspace(0.5, 2, 4).double()
+    ours.set_latents_statistics(mean, std)
+    ours.save_pretrained(tmp_path / "ours")
+    again = VAVAE.from_pretrained(tmp_path / "ours")
+    assert torch.equal(torch.stack(again.latents_statistics), torch.stack([mean, std]))
+    assert (again.config.scaling_factor, again.config.shift_factor) == (1.0, None)  # pipelines would apply both
+    with pytest.raises(InputError, match="latents of 4 channels"):
+        ours.set_latents_statistics(mean[:3], std[:3])
+
+
+@torch.no_grad()
+def test_attention_under_its_old_names(foreign, images, tmp_path):
+    """As in the files of the original Stable Diffusion; strictly, so that no weight is left random."""
+    foreign.save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = {}
+    for name, value in load_file(path).items():
+        for new_part, old_part in old.items():
+            name = name.replace(f".{new_part}.", f".{old_part}.")
+        tensors[name] = value
+    assert sum(".query." in name for name in tensors) == 4  # weight and bias, encoder and decoder
+    save_file(tensors, path)
+    raw = VAVAE.from_pretrained(tmp_path).encode_raw_latents(images)
+    assert torch.equal(raw, foreign.encode(images).latent_dist.mode())
+    save_file({name: value for name, value in tensors.items() if ".query." not in name}, path)
+    with pytest.raises(InputError, match=r"4 missing .*to_q"):
+        VAVAE.from_pretrained(tmp_path)
+
+
+def test_folders_that_hold_something_else(foreign, tmp_path):
+    foreign.save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(InputError, match=r"model\.bin is a pickle.*as safetensors"):
+        VAVAE.from_pretrained(tmp_path)
+    weights.with_suffix(".bin").rename(weights)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DConditionModel"}))
+    with pytest.raises(InputError, match="holds a UNet2DConditionModel, not a VAVAE"):
+        VAVAE.from_pretrained(tmp_path)
+
+
+def test_a_hub_id_that_cannot_be_fetched(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="as a hub id it cannot be fetched"):
+        VAVAE.from_pretrained("nobody-at-all/no-such-tokenizer")
+
+
+# --- statistics that do not fit
+
+
+def latents_of(vae, images, mean, std):
+    """Raw latents whose normalised version has about this mean and std."""
+    generator = torch.Generator().manual_seed(images)
+    recorded_mean, recorded_std = (value.float().view(1, -1, 1, 1) for value in vae.latents_statistics)
+    shared = torch.randn(images, 4, 1, 1, generator=generator)  # images differ in their means, as real ones do
+    normalised = (0.6 * shared + 0.8 * torch.randn(images, 4, 8, 8, generator=generator)) * std + mean
+    return normalised * recorded_std + recorded_mean
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 64])
+def test_statistics_that_fit_are_accepted_for_any_batch(vae, count):
+    vae.check_latents_statistics(latents_of(vae, count, mean=0.0, std=1.0))
+    vae.check_latents_statistics(latents_of(vae, count, mean=0.3, std=1.5))
+
+
+@pytest.mark.parametrize("count", [4, 64])
+@pytest.mark.parametrize(("mean", "std"), [(2.5, 1.0), (0.0, 8.0), (0.0, 0.1)])
+def test_statistics_that_do_not_fit_are_refused(vae, count, mean, std):
+    with pytest.raises(InputError, match="--statistics data"):
+        vae.check_latents_statistics(latents_of(vae, count, mean, std))
+
+
+def test_a_forgotten_scaling_factor_is_noticed(foreign):
+    model = VAVAE(**dict(foreign.config))
+    model.register_to_config(scaling_factor=0.18215, shift_factor=None)
+    unit = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    model.check_latents_statistics(unit / 0.18215)
+    with pytest.raises(InputError, match="left out or applied twice"):
+        model.check_latents_statistics(unit)

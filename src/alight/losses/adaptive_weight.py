@@ -1,4 +1,4 @@
-"""One rule that balances two losses: equal gradient norms at a chosen layer (paper, Eq. 5; Esser et al. 2021)."""
+"""One rule that balances two losses: equal gradient norms at a layer (paper, Eq. 4; Esser et al. 2021, Eq. 7)."""
 
 from torch import Tensor
 

@@ -1,5 +1,6 @@
 """The vision foundation model alignment loss of VA-VAE (paper, section 3.2): two marginal similarity terms.
 
+A linear projection (Eq. 1), learned with the rest, brings one side to the width of the other before they meet here.
 Legend: B images, D feature channels, h x w positions, N = h*w.
 """
 
@@ -10,32 +11,32 @@ from alight.runtime.errors import InputError
 
 
 def marginal_cosine_loss(latents: Tensor, features: Tensor, margin: float = 0.5) -> Tensor:
-    """Position by position, turn each projected latent towards the foundation model's feature (Eq. 1, mcos).
+    """Position by position, turn each projected latent towards the foundation model's feature (Eq. 2, mcos).
 
     mean relu(1 - margin - cos(z_ij, f_ij)): positions that are already similar enough cost nothing.
 
     Args:
         latents: projected latents (B, D, h, w).
-        features: foundation features (B, D, h, w); no gradient flows into them.
+        features: foundation features (B, D, h, w).
         margin: how far from parallel two vectors may stay, in [0, 2].
 
     Raises:
         InputError: if the shapes differ.
     """
     _same_shape(latents, features)
-    cosine = F.cosine_similarity(latents, features.detach(), dim=1)  # (B, h, w)
+    cosine = F.cosine_similarity(latents, features, dim=1)  # (B, h, w)
     return F.relu(1.0 - margin - cosine).mean()
 
 
 def marginal_distance_matrix_loss(latents: Tensor, features: Tensor, margin: float = 0.25) -> Tensor:
-    """Make positions of one image relate to each other as they do in the foundation model (Eq. 2, mdms).
+    """Make positions of one image relate to each other as they do in the foundation model (Eq. 3, mdms).
 
     mean relu(|cos(z_i, z_j) - cos(f_i, f_j)| - margin) over all pairs of positions, the diagonal included. The two
     sides may have different numbers of channels: only their similarity matrices meet.
 
     Args:
         latents: projected or raw latents (B, D', h, w).
-        features: foundation features (B, D, h, w); no gradient flows into them.
+        features: foundation features (B, D, h, w).
         margin: how far two similarities may differ, in [0, 2].
 
     Raises:
@@ -43,7 +44,7 @@ def marginal_distance_matrix_loss(latents: Tensor, features: Tensor, margin: flo
     """
     if latents.shape[0] != features.shape[0] or latents.shape[2:] != features.shape[2:]:
         _same_shape(latents, features)
-    difference = _similarity_matrix(latents) - _similarity_matrix(features.detach())  # (B, N, N)
+    difference = _similarity_matrix(latents) - _similarity_matrix(features)  # (B, N, N)
     return F.relu(difference.abs() - margin).mean()
 
 

@@ -1,34 +1,68 @@
-"""Vision foundation models as targets of the alignment: any `transformers` ViT behind one call.
+"""Vision foundation models as targets of the alignment: patch features of any vision transformer on any grid.
 
-What differs between DINOv2, MAE, SigLIP, CLIP and a user's own ViT (patch size, prefix tokens, normalisation,
-position embedding at other sizes) is read from the model's own files here and nowhere else.
+What differs between DINOv2, DINOv3, MAE, SigLIP, CLIP and a user's own ViT (patch size, prefix tokens, normalisation,
+positions at other sizes) is read from the model itself, here and nowhere else.
 """
 
 import inspect
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel
-from transformers.utils import cached_file
-from transformers.utils import logging as transformers_logging
 
-from alight.runtime.errors import InputError
+from alight.models.foundation_catalogue import IMAGENET_MEAN, IMAGENET_STD, allowed_sizes
+from alight.models.foundation_loading import open_backbone
+from alight.runtime.console import log
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Size = tuple[int, int]  # height, width
+
 _PUBLISHED_SIZE = 224
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """How the features on one grid come about.
+
+    Attributes:
+        grid: of the features that are wanted, in latents.
+        image_size: of the images that are given, in pixels.
+        input_size: of the images that the model is fed, in pixels.
+        patch_grid: of the features that it gives, in patches.
+        positions: `learned` for just this patch grid, `resampled` to it, or `computed` by the model for any.
+        normalisation: what is done to the pixels.
+    """
+
+    grid: Size
+    image_size: Size
+    input_size: Size
+    patch_grid: Size
+    positions: str
+    normalisation: str
+
+    @property
+    def resamples_features(self) -> bool:
+        """Whether the features do not come out on the grid that is wanted."""
+        return self.patch_grid != self.grid
+
+    def __str__(self) -> str:
+        images, fed, patches, grid = (
+            f"{height}x{width}" for height, width in (self.image_size, self.input_size, self.patch_grid, self.grid)
+        )
+        features = f"features resampled from {patches} to {grid}" if self.resamples_features else f"features on {grid}"
+        return f"images of {images} fed at {fed}, {self.normalisation}, positions {self.positions}, {features}"
 
 
 class FoundationModel(nn.Module):
     """A frozen vision transformer that turns images into a grid of patch features.
 
+    Learned positions are resampled to the patch grid by antialiased bicubic interpolation, once per grid. That is
+    timm's way; `transformers` would do it again in every call, and without antialiasing.
+
     Args:
-        backbone: a `transformers` vision model whose output has `last_hidden_state`.
+        backbone: a vision model of `transformers`, or one called like it, whose output has `last_hidden_state`.
         mean: per channel, of pixels in [0, 1].
         std: per channel.
         name: what logs and reports call it.
@@ -37,7 +71,9 @@ class FoundationModel(nn.Module):
             patch size 14, as the released tokenizer was trained.
 
     Attributes:
-        patch_size, feature_dim, num_prefix_tokens: of the model.
+        family, patch_size, feature_dim, native_size: of the model.
+        allowed_sizes: sides of the square inputs that it may be fed in the mode `own`; None = any multiple of the
+            patch. Where the wanted size is not among them, the nearest is fed and the features are resampled.
     """
 
     mean: Tensor
@@ -55,47 +91,84 @@ class FoundationModel(nn.Module):
         self.backbone = backbone.requires_grad_(False).eval()
         self.name, self.input_mode = name, input_mode
         config: Any = backbone.config
-        self._shuffles_patches = config.model_type == "vit_mae"
-        if self._shuffles_patches:
+        self.family = str(config.model_type)
+        if self.family == "vit_mae":
             config.mask_ratio = 0.0  # all patches are wanted, not the visible quarter of its training
-        patch = config.patch_size
-        self.patch_size = int(patch if isinstance(patch, int) else patch[0])
+        self.patch_size = _side(config.patch_size)
         self.feature_dim = int(config.hidden_size)
-        self.native_size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-        self._accepts = set(inspect.signature(backbone.forward).parameters)
+        self.native_size = _side(config.image_size)
+        self.allowed_sizes = allowed_sizes(self.family, self.native_size)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self._accepts = set(inspect.signature(backbone.forward).parameters)
+        self._resampled: dict[tuple[Size, torch.device, torch.dtype], Tensor] = {}
+        self._announced: set[FeaturePlan] = set()
+        if self._learned_positions() is not None:
+            if hasattr(backbone.embeddings, "interpolate_pos_encoding"):
+                backbone.embeddings.interpolate_pos_encoding = self._positions
+            else:
+                self.allowed_sizes = (self.native_size,)
 
     @classmethod
     def from_pretrained(cls, name: str, input_mode: str = "own") -> "FoundationModel":
-        """Load from a `transformers` folder or hub id.
+        """Load by a short name such as `dinov2-large`, a hub id, a `transformers` folder, or `timm:` and timm's name.
 
         Raises:
-            InputError: if it cannot be found or downloaded, if weights are missing, or if it is no vision transformer.
+            InputError: if it cannot be found or downloaded, if weights are missing, if it is no vision transformer,
+                or if it is not what its name stands for.
         """
-        try:
-            with quiet_transformers():
-                backbone, info = AutoModel.from_pretrained(name, output_loading_info=True)
-        except Exception as error:
-            raise InputError(
-                f"The foundation model '{name}' cannot be loaded ({' '.join(str(error).split())[:200]}). Give a "
-                "folder in the transformers format (config.json and model.safetensors), or a hub id where there is a "
-                "network; else download it elsewhere and give the folder, or train a small one with 'alight "
-                "foundation train'."
-            ) from error
-        backbone = getattr(backbone, "vision_model", backbone)
-        missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-        if missing or not hasattr(backbone.config, "patch_size"):
-            raise InputError(
-                f"'{name}' is not a complete vision transformer: "
-                f"{'it lacks ' + ', '.join(missing[:3]) if missing else 'it has no patch size'}. "
-                "Give a transformers ViT such as facebook/dinov2-large."
-            )
-        mean, std = _pixel_statistics(name)
-        return cls(backbone, mean, std, name=str(name), input_mode=input_mode)
+        opened = open_backbone(str(name))
+        model = cls(opened.model, opened.mean, opened.std, name=str(name), input_mode=input_mode)
+        if opened.row is not None:
+            keys = ("family", "patch_size", "feature_dim", "num_prefix_tokens", "native_size")
+            found = {key: getattr(model, key) for key in keys}
+            opened.row.check(str(name), found | {"mean": opened.mean, "std": opened.std})
+        return model
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before those of the patches (class token, registers): what an image of one patch has too many."""
+        side = self.patch_size if self.allowed_sizes is None else self.native_size
+        with torch.no_grad():
+            tokens = self._tokens(torch.zeros(1, 3, side, side, device=self.mean.device, dtype=self.mean.dtype))
+        return int(tokens.shape[1]) - (side // self.patch_size) ** 2
+
+    def identity(self) -> str:
+        """A hash of everything that its features depend on: name, weights and handling of the input.
+
+        Reads all weights, so it takes a second for a large model.
+        """
+        settings = (self.name, self.input_mode, self.mean.tolist(), self.std.tolist(), self.allowed_sizes)
+        digest = sha256(repr(settings).encode())
+        for name, value in self.backbone.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def describe(self, grid: Size, image_size: Size) -> FeaturePlan:
+        """What `forward` does to images of this size for features on this grid; for logs and reports.
+
+        Args:
+            grid: (h, w), the latent grid to be met.
+            image_size: (H, W) in pixels.
+        """
+        if self.input_mode == "published":
+            size = (_PUBLISHED_SIZE, _PUBLISHED_SIZE) if self.patch_size == 14 else image_size
+        else:
+            size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
+            if self.allowed_sizes is not None:
+                side = min(self.allowed_sizes, key=lambda allowed: abs(allowed - max(size)))
+                size = (side, side)
+        patches = (size[0] // self.patch_size, size[1] // self.patch_size)
+        native = self.native_size // self.patch_size
+        positions = "computed"
+        if self._learned_positions() is not None:
+            positions = "learned" if patches == (native, native) else "resampled"
+        normalisation = "as [-1, 1]" if self.input_mode == "published" else "normalised by its own mean and std"
+        return FeaturePlan(grid, image_size, size, patches, positions, normalisation)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, images: Tensor, grid: Size) -> Tensor:
         """Patch features on the given grid.
 
         Args:
@@ -103,54 +176,61 @@ class FoundationModel(nn.Module):
             grid: (h, w), the latent grid to be met.
 
         Returns:
-            (B, feature_dim, h, w).
+            (B, feature_dim, h, w), float32 whatever the network runs in.
         """
-        features = self._patch_features(self._prepare(images, grid))
-        if features.shape[2:] != grid:  # a model fed at a fixed size: meet the grid afterwards
-            features = F.interpolate(features, size=grid, mode="bilinear", antialias=True)
+        plan = self.describe((grid[0], grid[1]), (images.shape[2], images.shape[3]))
+        if self.input_mode == "published":
+            pixels = F.interpolate(images, size=plan.input_size, mode="bilinear")
+        else:
+            if plan.image_size != plan.input_size:
+                images = F.interpolate(images, size=plan.input_size, mode="bicubic", antialias=True)
+            pixels = (images * 0.5 + 0.5 - self.mean) / self.std
+        height, width = plan.patch_grid
+        tokens = self._tokens(pixels)[:, -height * width :]  # (B, N, D), without the prefix
+        features = _at_least_float32(tokens).transpose(1, 2).unflatten(2, plan.patch_grid)  # (B, D, h, w)
+        if plan.resamples_features:
+            if plan not in self._announced and not images.is_meta:
+                self._announced.add(plan)
+                log.warning("%s does not meet the latent grid: %s.", self.name, plan)
+            features = F.interpolate(features, size=plan.grid, mode="bilinear", antialias=True)
         return features
 
-    def _prepare(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        if self.input_mode == "published":
-            size = (_PUBLISHED_SIZE, _PUBLISHED_SIZE) if self.patch_size == 14 else images.shape[2:]
-            return F.interpolate(images, size=size, mode="bilinear")
-        size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
-        if images.shape[2:] != size:
-            images = F.interpolate(images, size=size, mode="bicubic", antialias=True)
-        return (images * 0.5 + 0.5 - self.mean) / self.std
-
-    def _patch_features(self, pixels: Tensor) -> Tensor:
-        h, w = pixels.shape[2] // self.patch_size, pixels.shape[3] // self.patch_size
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        """All tokens (B, prefix + N, D) of normalised pixels, those of the patches row by row."""
         options: dict[str, Any] = {}
-        if "interpolate_pos_encoding" in self._accepts and pixels.shape[2:] != (self.native_size, self.native_size):
+        if "interpolate_pos_encoding" in self._accepts:
             options["interpolate_pos_encoding"] = True
-        if self._shuffles_patches:  # unless it is told their order
-            options["noise"] = torch.arange(h * w, device=pixels.device).expand(len(pixels), -1)
-        tokens = self.backbone(pixels, **options).last_hidden_state  # (B, prefix + N, D)
-        self.num_prefix_tokens = tokens.shape[1] - h * w  # class token, registers, or none
-        tokens = tokens[:, self.num_prefix_tokens :]  # (B, N, D)
-        return tokens.transpose(1, 2).unflatten(2, (h, w))  # (B, D, h, w)
+        if self.family == "vit_mae":  # it shuffles the patches, unless it is told their order
+            count = (pixels.shape[2] // self.patch_size) * (pixels.shape[3] // self.patch_size)
+            options["noise"] = torch.arange(count, device=pixels.device).expand(len(pixels), -1)
+        return self.backbone(pixels, **options).last_hidden_state
+
+    def _learned_positions(self) -> Tensor | None:
+        """The table of learned absolute positions (prefix + N, D), row by row; None where there is none."""
+        embeddings = getattr(self.backbone, "embeddings", None)
+        parameter = getattr(embeddings, "position_embeddings", None)  # (1, prefix + N, D)
+        module = getattr(embeddings, "position_embedding", None)  # nn.Embedding
+        return parameter[0] if parameter is not None else getattr(module, "weight", None)
+
+    def _positions(self, _: Tensor, height: int, width: int) -> Tensor:
+        """What the backbone adds to its tokens for pixels of this size: (1, prefix + N, D), prefix as it is."""
+        table = self._learned_positions()
+        assert table is not None
+        grid, native = (height // self.patch_size, width // self.patch_size), self.native_size // self.patch_size
+        if grid == (native, native):
+            return table[None]
+        key = (grid, table.device, table.dtype)
+        if key not in self._resampled:
+            prefix, patches = table.split([len(table) - native**2, native**2])
+            square = _at_least_float32(patches).T.reshape(1, -1, native, native)  # (1, D, n, n)
+            resampled = F.interpolate(square, size=grid, mode="bicubic", antialias=True)
+            self._resampled[key] = torch.cat([prefix, resampled[0].flatten(1).T.to(table.dtype)])[None]
+        return self._resampled[key]
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No warnings and bars of the library while a model is opened or saved: what they would say is checked here."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+def _side(size: int | tuple[int, ...] | list[int]) -> int:
+    return size if isinstance(size, int) else int(size[0])
 
 
-def _pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and std that a model was trained with, from its preprocessor file; ImageNet's where it has none."""
-    path = Path(name) / "preprocessor_config.json"
-    if not path.is_file() and not Path(name).is_dir():
-        found = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-        path = Path(found) if found else path
-    values = json.loads(path.read_text()) if path.is_file() else {}
-    return tuple(values.get("image_mean", IMAGENET_MEAN)), tuple(values.get("image_std", IMAGENET_STD))
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

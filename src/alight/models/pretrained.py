@@ -20,7 +20,7 @@ from alight.runtime.errors import InputError
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
+ModelT = TypeVar("ModelT", bound=ModelMixin)
 
 
 class StrictlyLoaded(ModelMixin):
@@ -41,22 +41,36 @@ class StrictlyLoaded(ModelMixin):
             InputError: if files are missing or damaged, or weights and configuration do not fit.
         """
         origin = pretrained_model_name_or_path
-        folder = Path(origin)
-        if folder.exists() or folder.parent.exists() or str(origin).count("/") != 1:  # not a hub id: owner/name
-            model = open_model_folder(cls, folder / subfolder if subfolder else folder)
+        if not is_hub_id(origin):
+            model = open_model_folder(cls, Path(origin) / subfolder if subfolder else Path(origin))
             return model.to(options["torch_dtype"]) if options.get("torch_dtype") else model
-        model, found = super().from_pretrained(origin, subfolder=subfolder, output_loading_info=True, **options)
+        try:
+            model, found = super().from_pretrained(origin, subfolder=subfolder, output_loading_info=True, **options)
+        except OSError as error:
+            raise InputError(
+                f"'{origin}' is no folder here, and as a hub id it cannot be fetched ({_one_line(error)}). Check the "
+                "name and the network, or download it elsewhere and give the folder."
+            ) from error
         wrong = {kind: names for kind, names in found.items() if names}
         if wrong:
             raise InputError(f"The weights in {origin} do not fit their configuration: {wrong}. Get them again.")
         return model
 
 
+def is_hub_id(origin: Any) -> bool:
+    """Whether this can only be a name on the hub: owner/name, and neither it nor its parent is a folder here."""
+    folder = Path(origin)
+    return not folder.exists() and not folder.parent.exists() and str(origin).count("/") == 1
+
+
 def open_model_folder(cls: type[ModelT], folder: Path) -> ModelT:
     """Build a diffusers model from its folder, in eval mode.
 
+    Weights under the attention names of diffusers before 0.17 (query, key, value, proj_attn), as in the files of the
+    original Stable Diffusion, are taken as what they are called today.
+
     Args:
-        cls: a class with diffusers' `from_config`.
+        cls: a diffusers model.
         folder: holds `config.json` and `diffusion_pytorch_model.safetensors`.
 
     Raises:
@@ -64,19 +78,21 @@ def open_model_folder(cls: type[ModelT], folder: Path) -> ModelT:
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise InputError(
-                f"{folder} is not a {cls.__name__} folder: it has no {name}. Give the folder that training or "
-                "save_pretrained wrote."
-            )
+            raise InputError(f"{folder} is not a {cls.__name__} folder: it has no {name}. {_advice(folder)}")
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        model = cls.from_config(config)  # type: ignore[attr-defined]
+        kind = config.get("_class_name", cls.__name__)
+        model = cls.from_config(config) if kind in {ancestor.__name__ for ancestor in cls.__mro__} else None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
             f"{folder / CONFIG_FILE} does not describe a {cls.__name__} ({_one_line(error)}). Restore the file that "
             "was saved with the weights."
         ) from error
-    load_strictly(model, read_safetensors(folder / WEIGHTS_FILE), source=folder / WEIGHTS_FILE)
+    if model is None:
+        raise InputError(f"{folder} holds a {kind}, not a {cls.__name__}. Check which folder you meant to give.")
+    weights = read_safetensors(folder / WEIGHTS_FILE)
+    model._fix_state_dict_keys_on_load(weights)  # what the library's own loader calls, in place
+    load_strictly(model, weights, source=folder / WEIGHTS_FILE)
     return model.eval()
 
 
@@ -119,6 +135,16 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: Any) 
             "configuration that were saved together."
         )
     model.load_state_dict(dict(weights), strict=True)
+
+
+def _advice(folder: Path) -> str:
+    pickled = next((path.name for path in sorted(folder.glob("diffusion_pytorch_model*.bin"))), None)
+    if pickled is None:
+        return "Give the folder that training or save_pretrained wrote."
+    return (
+        f"Its {pickled} is a pickle, which can execute code when it is read. Get the weights as safetensors, or, if "
+        "you trust them, open the folder with diffusers and call save_pretrained."
+    )
 
 
 def _some(names: list[str]) -> str:

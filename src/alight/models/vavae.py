@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from alight.models.pretrained import StrictlyLoaded
 from alight.runtime.errors import InputError
 
+MEAN_LIMIT, SIZE_LIMIT = 1.0, 3.0  # how far normalised latents of many images may be from mean 0, and from size 1
+
 
 class VAVAE(StrictlyLoaded, AutoencoderKL):
     """A variational autoencoder whose latent space was aligned with a vision foundation model (paper, section 3).
 
     The network, the folder format and the configuration are those of diffusers' `AutoencoderKL`, and a folder
-    written by `save_pretrained` opens there without this package. *Latents* are normalised per channel with
-    `latents_mean` and `latents_std` of the configuration; what the encoder emits are *raw latents*.
+    written by `save_pretrained` opens there without this package; those of Stable Diffusion, Flux and others open
+    here. *Latents* are normalised per channel with `latents_statistics`; what the encoder emits are *raw latents*.
 
         vae = VAVAE.from_pretrained("runs/tokenizer")
         latents = vae.encode_latents(images, generator=torch.Generator().manual_seed(0))
@@ -74,7 +76,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
 
     @property
     def last_encoder_layer(self) -> nn.Parameter:
-        """Where the alignment gradient is measured: the encoder's last convolution (paper, Eq. 5)."""
+        """Where the alignment gradient is measured: the encoder's last convolution (paper, Eq. 4)."""
         return self.encoder.conv_out.weight
 
     @property
@@ -129,22 +131,78 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         mean, std = self._statistics(latents)
         return latents * std + mean
 
+    @property
+    def latents_statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and std of raw latents per channel, each (C,) in float64; None where the folder records neither.
+
+        They are `latents_mean` and `latents_std` of the configuration; else, as the folders of Stable Diffusion and
+        Flux have it, `shift_factor` and 1 / `scaling_factor` for every channel alike.
+        """
+        config = self.config
+        if config.latents_mean is not None and config.latents_std is not None:
+            return torch.tensor(config.latents_mean).double(), torch.tensor(config.latents_std).double()
+        shift, scale = config.shift_factor or 0.0, config.scaling_factor or 1.0
+        if (shift, scale) == (0.0, 1.0):
+            return None
+        ones = torch.ones(config.latent_channels, dtype=torch.float64)
+        return shift * ones, ones / scale
+
     def set_latents_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Record the per-channel statistics of raw latents, each of shape (C,), in the configuration."""
-        self.register_to_config(latents_mean=mean.double().tolist(), latents_std=std.double().tolist())
+        """Record the per-channel statistics of raw latents, each of shape (C,), in place of any that were there.
+
+        Raises:
+            InputError: if there is not one number per channel.
+        """
+        channels = self.config.latent_channels
+        if mean.shape != (channels,) or std.shape != (channels,):
+            raise InputError(
+                f"Statistics of shape {tuple(mean.shape)} and {tuple(std.shape)} do not fit latents of {channels} "
+                "channels. Give those that were measured with this tokenizer."
+            )
+        self.register_to_config(
+            latents_mean=mean.double().tolist(),
+            latents_std=std.double().tolist(),
+            scaling_factor=1.0,  # or diffusers' pipelines would scale twice
+            shift_factor=None,
+        )
 
     @property
     def has_latents_statistics(self) -> bool:
         """Whether latents can be normalised."""
-        return self.config.latents_mean is not None and self.config.latents_std is not None
+        return self.latents_statistics is not None
+
+    @torch.no_grad()
+    def check_latents_statistics(self, raw_latents: Tensor) -> None:
+        """Refuse recorded statistics that are grossly unlike the latents of real images.
+
+        Normalised latents have mean 0 and, about it, size 1. Allowed is a mean of up to 1 and a size from 1/3 to 3,
+        as root mean squares over the channels. A few images are not like all of them, so the bounds widen by the
+        factor 1 + 2 / sqrt(B), and size is taken about 0, which a plain image without detail has, too.
+
+        Args:
+            raw_latents: (B, C, h, w), of a batch of the images that are going to be used.
+
+        Raises:
+            InputError: the statistics are those of another tokenizer or of other images, or there are none.
+        """
+        latents = self.normalize(raw_latents.double())
+        mean = latents.mean(dim=(0, 2, 3)).square().mean().sqrt().item()
+        size = latents.square().mean().sqrt().item()
+        slack = 1 + 2 / len(raw_latents) ** 0.5
+        if not (mean <= MEAN_LIMIT * slack and 1 / (SIZE_LIMIT * slack) <= size <= SIZE_LIMIT * slack):
+            raise InputError(
+                "The statistics recorded with this tokenizer do not fit these images: normalised latents should have "
+                f"mean 0 and size 1, but {len(raw_latents)} images give {mean:.3g} and {size:.3g}. Either the images "
+                "are unlike those it was made for: measure the statistics anew with 'alight latents extract "
+                "--statistics data'; or the statistics belong to another tokenizer, or the normalisation was left "
+                "out or applied twice."
+            )
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.has_latents_statistics:
+        if (statistics := self.latents_statistics) is None:
             raise InputError(
                 "This tokenizer has no latents_mean and latents_std, so latents cannot be normalised. Extract latents "
                 "with 'alight latents extract --statistics data', or call set_latents_statistics."
             )
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.config.latents_mean, dtype=like.dtype, device=like.device).view(shape)
-        std = torch.tensor(self.config.latents_std, dtype=like.dtype, device=like.device).view(shape)
+        mean, std = (value.to(like).view(1, -1, 1, 1) for value in statistics)
         return mean, std

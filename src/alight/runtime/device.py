@@ -1,8 +1,10 @@
 """Where and in which precision things run: the only file that decides it."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import nn
 
 from alight.runtime.errors import InputError
 
@@ -33,7 +35,24 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def compile_blocks(blocks: torch.nn.ModuleList) -> None:
-    """Compile each transformer block in place: near full-graph speed for one block's compile time."""
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """An island in a forward pass where matrix products keep the precision of what they are given."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)  # meta has none
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions and matrix products with all digits of float32: on CUDA, convolutions have ten bits by default."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = False
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compile each of some modules in place: for a transformer's blocks, near full-graph speed for one's time."""
     for block in blocks:
         block.compile()

@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one paragraph that names the cause and the mend. The command line prints it without a
     traceback and exits with code 2; library users catch it as a `ValueError`.
     """
+
+    def __init__(self, message: str = "") -> None:
+        # A data loader's worker sends its traceback along as text; the user's paragraph is what stands at its end.
+        super().__init__(str(message).rpartition("InputError: ")[2].strip())

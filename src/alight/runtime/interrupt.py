@@ -5,22 +5,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_INTERRUPTED = 130  # the shell's convention for a process ended by Ctrl-C
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work in good order.
+
+    Attributes:
+        exit_code: the shell's convention for a process that a signal ended: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within the block, SIGINT and SIGTERM only set a flag; the yielded function tells whether one came.
+def deferred_interrupt() -> Iterator[Callable[[], int]]:
+    """Within the block, SIGINT and SIGTERM are only remembered; the yielded function gives the number, 0 = none came.
 
     A second signal acts at once, for those who are in a hurry. Outside the main thread it does nothing.
     """
-    came = False
+    came = 0
 
     def remember(number: int, frame: FrameType | None) -> None:
         nonlocal came
         if came:
-            raise KeyboardInterrupt
-        came = True
+            raise Interrupted(number)
+        came = number
 
     try:
         previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}

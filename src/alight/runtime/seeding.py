@@ -31,6 +31,15 @@ def noise_of_seeds(seeds: list[int], shape: tuple[int, ...]) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=random_stream(seed, "noise")) for seed in seeds])
 
 
+def noise_of_batch(images: slice, shape: tuple[int, ...], seed: int, *stream: int | str) -> torch.Tensor:
+    """Standard normal noise for some images of a batch, the i-th from (stream, i) alone, however it is divided.
+
+    Returns:
+        A float32 tensor of shape (number of images, *shape) on the CPU.
+    """
+    return noise_of_seeds([derive_seed(seed, *stream, image) for image in range(images.start, images.stop)], shape)
+
+
 @contextmanager
 def seeded_initialisation(seed: int, *stream: int | str) -> Iterator[None]:
     """Build modules reproducibly: torch's initialisers only know the global generator, so borrow and restore it."""

@@ -1,0 +1,103 @@
+"""Any tokenizer by one call: an artifact, a plain diffusers folder, a hub id, or a published checkpoint file."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import save
+
+from alight.artifacts import Artifact, file_hash, is_complete, read_artifact
+from alight.interop.latents import STATISTICS_FILE, load_latents_statistics
+from alight.interop.tokenizer import load_tokenizer
+from alight.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, is_hub_id
+from alight.models.vavae import VAVAE
+from alight.runtime.errors import InputError
+
+SUBFOLDER = "vae"  # where the folders of whole pipelines keep theirs
+
+
+class OpenTokenizer(NamedTuple):
+    """A tokenizer in eval mode, and what identifies it to later stages: hash, configuration and facts."""
+
+    vae: VAVAE
+    artifact: Artifact
+
+
+def open_tokenizer(source: str | Path) -> OpenTokenizer:
+    """Open a tokenizer, wherever it comes from.
+
+    Args:
+        source: one of
+            - a tokenizer artifact of this package;
+            - a folder of diffusers' `AutoencoderKL`, or of a whole pipeline with one in its subfolder `vae`;
+            - a hub id, such as `stabilityai/sd-vae-ft-mse`;
+            - a published VA-VAE checkpoint (`.pt`, `.ckpt` or `.safetensors`). The statistics of its latents are
+              taken from `latents_stats.pt` where that file lies beside it.
+
+    Returns:
+        The model, and its artifact. What is none of ours gets one that says the same: its hash is that of the weights
+        (of a published checkpoint: of the weights file which converting it would write), its config that of the
+        network.
+
+    Raises:
+        InputError: there is nothing, or nothing complete, or something else.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _from_published_file(path)
+    if is_hub_id(source):
+        return _from_folder(_download(str(source)), str(source))
+    if path.is_dir() and not is_complete(path) and _model_folder(path) is not None:
+        return _from_folder(path, str(source))
+    artifact = read_artifact(path, "tokenizer")
+    return OpenTokenizer(VAVAE.from_pretrained(path), artifact)
+
+
+def _model_folder(folder: Path) -> Path | None:
+    """The folder itself or its subfolder, whichever describes a model."""
+    return next((place for place in (folder, folder / SUBFOLDER) if (place / CONFIG_FILE).is_file()), None)
+
+
+def _from_folder(folder: Path, name: str) -> OpenTokenizer:
+    place = _model_folder(folder)
+    if place is None:
+        raise InputError(
+            f"'{name}' holds no tokenizer: there is no {CONFIG_FILE} in it, nor in a subfolder {SUBFOLDER}. Give one "
+            "whose weights are those of diffusers' AutoencoderKL."
+        )
+    vae = VAVAE.from_pretrained(place)
+    config = json.loads((place / CONFIG_FILE).read_text(encoding="utf-8"))
+    return OpenTokenizer(vae, _identity(vae, place, name, config, file_hash(place / WEIGHTS_FILE)))
+
+
+def _from_published_file(path: Path) -> OpenTokenizer:
+    vae = load_tokenizer(path)
+    beside = path.with_name(STATISTICS_FILE)
+    if beside.is_file():
+        vae.set_latents_statistics(*load_latents_statistics(beside))
+    weights = {name: value.contiguous() for name, value in vae.state_dict().items()}
+    digest = hashlib.sha256(save(weights, metadata={"format": "pt"})).hexdigest()
+    return OpenTokenizer(vae, _identity(vae, path, str(path), json.loads(vae.to_json_string()), digest))
+
+
+def _identity(vae: VAVAE, path: Path, name: str, config: dict[str, Any], digest: str) -> Artifact:
+    parameters = sum(parameter.numel() for parameter in vae.parameters())
+    facts = {"image_size": vae.config.sample_size, "parameters": parameters, "source": name}
+    return Artifact(path=path, kind="tokenizer", config=config, hash=digest, facts=facts)
+
+
+def _download(hub_id: str) -> Path:
+    """The configuration and the weights of a repository on the hub, from its cache where they are there."""
+    from huggingface_hub import snapshot_download
+
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+    try:
+        folder = snapshot_download(hub_id, allow_patterns=[*files, *(f"{SUBFOLDER}/{file}" for file in files)])
+    except Exception as error:  # of the network, the hub or the cache: the library has dozens of kinds
+        raise InputError(
+            f"The tokenizer '{hub_id}' is no folder here, and it cannot be fetched from the hub "
+            f"({' '.join(str(error).split())[:200]}). Check the name and the network, or download it elsewhere and "
+            "give the folder."
+        ) from error
+    return Path(folder)

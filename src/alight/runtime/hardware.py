@@ -1,0 +1,142 @@
+"""What this machine can do: cores, memory, disk, and how fast it multiplies matrices. All of it measured."""
+
+import ctypes
+import os
+import shutil
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
+_SAMPLING_INTERVAL = 0.002  # seconds between looks at the memory in use
+_RATE_SECONDS = 0.5  # that measuring a rate takes
+
+
+def available_cores() -> int:
+    """Cores that this process may use: those it is bound to, or fewer where a container has a share of their time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no control group, or one without a limit
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        cores = min(cores, max(round(int(quota) / int(period)), 1))
+    return cores
+
+
+def existing_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there already."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that can still be written below a folder, which need not be there yet."""
+    return shutil.disk_usage(existing_folder(folder)).free
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except OSError:  # not Linux
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):
+        used, limit = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("current", "max"))
+        free = min(free, limit - used)
+    return free
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was told, so that a clock means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def matrix_product_rate(device: torch.device, precision: str) -> float:
+    """Floating-point operations per second of one large product of square matrices, the best of several.
+
+    Args:
+        device: that multiplies.
+        precision: `fp32`, with whatever shortcuts torch is set to, or `bf16`.
+    """
+    size = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    torch.mm(a, b)  # the first one also chooses a kernel
+    best, end = float("inf"), time.perf_counter() + _RATE_SECONDS
+    while best == float("inf") or time.perf_counter() < end:
+        synchronise(device)
+        started = time.perf_counter()
+        torch.mm(a, b)
+        synchronise(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+class PeakMemory:
+    """How far the memory in use rises within a block, above what is in use where it begins.
+
+    CUDA counts for itself. Elsewhere a thread looks at the memory many times a second: of a CPU, the resident set,
+    after what was freed before has been given back to the system.
+
+        with PeakMemory(device) as peak:
+            ...
+        peak.growth  # in bytes
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.growth = device, 0
+
+    def __enter__(self) -> Self:
+        _give_back_freed_memory()
+        self._before = self._peak = self._in_use()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._ended = threading.Event()
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        synchronise(self.device)
+        if self.device.type == "cuda":
+            self._peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            self._ended.set()
+            self._thread.join()
+        self.growth = self._peak - self._before
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_SAMPLING_INTERVAL):
+            self._peak = max(self._peak, self._in_use())
+
+    def _in_use(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        if self.device.type == "mps":
+            return torch.mps.current_allocated_memory()
+        return resident_set()
+
+
+def resident_set() -> int:
+    """Bytes of memory that this process occupies now; where the system does not say, the most it ever occupied."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux; macOS counts bytes here
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _give_back_freed_memory() -> None:
+    with suppress(OSError, AttributeError):  # of the GNU C library alone
+        ctypes.CDLL(None).malloc_trim(0)
