@@ -27,6 +27,10 @@ from alight.runtime.errors import InputError
 MANIFEST = "alight.json"
 FORMAT = 1
 _PARTIAL = ".partial"
+_SAME_RESULT = (  # where results go, what makes them, and how it is watched
+    *("output", "device", "training.tensorboard", "training.wandb_project"),
+    *("samples_every", "sample_images", "samples_tokenizer"),
+)
 _LIBRARIES = ("alight", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pillow", "safetensors")
 
 
@@ -60,11 +64,13 @@ class Artifact:
     def require_input(self, other: Artifact) -> None:
         """Refuse to combine this artifact with another one than it was made from.
 
+        A tokenizer of which only the decoder was trained on gives the latents of the one before, and is as good.
+
         Raises:
             InputError: names both folders and both hashes.
         """
         expected = self.inputs.get(other.kind)
-        if expected and expected != other.hash:
+        if expected and expected not in (other.hash, *other.facts.get("same_latents_as", ())):
             raise InputError(
                 f"The {self.kind} in {self.path} was made with another {other.kind} ({expected[:12]}) than the one in "
                 f"{other.path} ({other.hash[:12]}). Give the {other.kind} that it was made with, or make the "
@@ -196,11 +202,11 @@ def check_output(folder: Path, config: Mapping[str, Any], kind: str) -> None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys in which two configurations differ, as 'key: old -> new'; where results go does not count."""
+    """The dotted keys in which two configurations differ, as 'key: old -> new', as far as they matter to results."""
     found = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if name in ("output", "device"):
+        if name in _SAME_RESULT:
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += differences(before, after, f"{name}.")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from itertools import pairwise
 from typing import Any
 
 from alight.config import JOBS, Section
@@ -20,7 +22,7 @@ from alight.recipes import explain, read_recipe, validate
 from alight.runtime.errors import InputError
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 130  # the shell's convention for a process ended by Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Command:
     summary: str
     report: str = ""  # what to say when it is done; {path} is the artifact's folder, empty = what `run` returns
     distributed: bool = False  # whether several processes can share the work
+    answers: bool = False  # whether `run` returns an answer with `as_data`, which --json prints, and an `exit_code`
 
 
 COMMANDS = {
@@ -43,14 +46,27 @@ COMMANDS = {
         "alight.stages.train_foundation", "a small vision foundation model of your own images", "Foundation: {path}"
     ),
     "tokenizer train": Command(
-        "alight.stages.train_tokenizer", "a tokenizer aligned with a foundation model", "Tokenizer: {path}"
+        "alight.stages.train_tokenizer",
+        "a tokenizer aligned with a foundation model",
+        "Tokenizer: {path}",
+        distributed=True,
     ),
     "tokenizer evaluate": Command(
-        "alight.stages.evaluate", "how well a tokenizer reconstructs images", "Report: {path}/report.html"
+        "alight.stages.evaluate_tokenizer",
+        "how well tokenizers reconstruct images, side by side",
+        "Report: {path}/report.html",
+        distributed=True,
     ),
-    "latents extract": Command("alight.stages.extract_latents", "images to latents, once", "Latents: {path}"),
+    "tokenizer study": Command(
+        "alight.study", "what alignment changes: a plain and an aligned tokenizer", "Report: {path}/report.html"
+    ),
+    "latents extract": Command(
+        "alight.stages.extract_latents", "images to latents, once", "Latents: {path}", distributed=True
+    ),
     "latents inspect": Command("alight.stages.inspect_latents", "what is in a folder of latents"),
-    "transformer train": Command("alight.stages.train_transformer", "LightningDiT on latents", "Transformer: {path}"),
+    "transformer train": Command(
+        "alight.stages.train_transformer", "LightningDiT on latents", "Transformer: {path}", distributed=True
+    ),
     "sample": Command(
         "alight.stages.generate_samples",
         "images from a trained transformer",
@@ -59,19 +75,21 @@ COMMANDS = {
     ),
     "evaluate": Command("alight.stages.evaluate", "figures and a report", "Report: {path}/report.html"),
     "convert": Command("alight.stages.convert", "published checkpoints and latents, in and out", "Converted: {path}"),
+    "plan": Command("alight.plan.estimate", "what a training recipe costs on this machine", answers=True),
+    "doctor": Command("alight.doctor.examine", "what is wrong, and its mend", answers=True),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit code: 0, 2 for a user's mistake, 130 after an interrupt."""
+    """Run the command line and leave with its exit code: 0, 2 for a user's mistake, 130 or 143 after a signal."""
     try:
         code = dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         print(f"alight: {error}", file=sys.stderr)
         code = EXIT_USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("alight: interrupted.", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+        code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
     sys.exit(code)
 
 
@@ -84,8 +102,9 @@ def dispatch(arguments: list[str]) -> int:
         print(f"alight {metadata.version('alight')}")
         return 0
     name, rest = _split_command(arguments)
-    config, quiet = parse(name, rest)
     command = COMMANDS[name]
+    as_json = command.answers and "--json" in rest
+    config, quiet = parse(name, [argument for argument in rest if not (as_json and argument == "--json")])
     rank, world_size = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if world_size > 1 and not command.distributed:
         raise InputError(f"'alight {name}' runs in one process. Start it without torchrun.")
@@ -93,8 +112,11 @@ def dispatch(arguments: list[str]) -> int:
     run: Callable[[Any], Any] = import_module(command.module).run
     result = run(config)
     if rank == 0:
-        print(command.report.format(path=result.path) if command.report else result)
-    return 0
+        if as_json:
+            print(json.dumps(result.as_data(), indent=2, allow_nan=False))
+        else:
+            print(command.report.format(path=result.path) if command.report else result)
+    return result.exit_code if command.answers else 0
 
 
 def parse(name: str, arguments: list[str]) -> tuple[Section, bool]:
@@ -124,7 +146,7 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, bool]:
                 description=f"{kind.__doc__}\n\nA recipe (--config FILE, or the name of a shipped one) changes "
                 "the defaults shown here; options change the recipe. --quiet shows results only.",
                 default=default,
-                args=arguments,
+                args=_spell_out_flags(kind, arguments),
                 config=(tyro.conf.FlagConversionOff,),
             )
     except ValidationError as error:
@@ -174,6 +196,15 @@ def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
         f"There is no command '{given or arguments[0]}'.{f' Did you mean {nearest[0]!r}?' if nearest else ''} "
         "'alight --help' lists them."
     )
+
+
+def _spell_out_flags(kind: type[Section], arguments: list[str]) -> list[str]:
+    """Let what is on or off stand alone: `--network` is `--network True`."""
+    switches = {f"--{name.replace('_', '-')}" for name, field in kind.model_fields.items() if field.annotation is bool}
+    spelt = []
+    for argument, following in pairwise([*arguments, "--"]):
+        spelt += [argument, "True"] if argument in switches and following.startswith("--") else [argument]
+    return spelt
 
 
 def _take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from alight.config_parts import (
     ClassName,
+    Device,
     Fraction,
     ImagesConfig,
     Job,
@@ -24,126 +25,20 @@ from alight.config_parts import (
     Section,
     TrainingConfig,
 )
+from alight.config_tokenizer import (  # noqa: F401 (every configuration can be had from here)
+    AlignmentConfig,
+    EvaluateTokenizerConfig,
+    FoundationModelConfig,
+    LatentRegularisationConfig,
+    MeasureTokenizerConfig,
+    ReconstructionConfig,
+    TokenizerModelConfig,
+    TokenizerStageConfig,
+    TokenizerStudyConfig,
+    TrainFoundationConfig,
+    TrainTokenizerConfig,
+)
 from alight.runtime.solver_names import SDE_SOLVERS, require_solver
-
-# --- foundation ---------------------------------------------------------------------------------------------------
-
-
-class FoundationModelConfig(Section):
-    """A small vision transformer, for images that no public foundation model knows."""
-
-    hidden_size: Positive = 192
-    num_layers: Positive = 6
-    num_heads: Positive = 3
-    patch_size: Positive = 16
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
-        return self
-
-
-class TrainFoundationConfig(Job):
-    """Train a small vision foundation model where no pretrained one is at hand."""
-
-    output: Path = Path("runs/foundation")
-    images: ImagesConfig = ImagesConfig()
-    task: Literal["classifier", "masked_autoencoder"] = "classifier"  # the latter needs no labels
-    model: FoundationModelConfig = FoundationModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.05)
-    training: TrainingConfig = TrainingConfig(steps=2_000, global_batch_size=128, ema_decay=None)
-
-
-# --- tokenizer ----------------------------------------------------------------------------------------------------
-
-
-class TokenizerModelConfig(Section):
-    """The autoencoder; the defaults are the paper's f16d32."""
-
-    latent_channels: Positive = 32
-    block_out_channels: tuple[Positive, ...] = (128, 128, 256, 256, 512)  # n levels downsample by 2**(n-1)
-    layers_per_block: Positive = 2
-    norm_num_groups: Positive = 32
-    level_attention: bool = True  # attention at the lowest level
-    mid_block_attention: bool = True
-
-    @model_validator(mode="after")
-    def _groups_divide(self) -> Self:
-        for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels {channels} is not a multiple of norm_num_groups {self.norm_num_groups}"
-                )
-        return self
-
-    @property
-    def downsampling_factor(self) -> int:
-        """Image pixels per latent position, along one side."""
-        return int(2 ** (len(self.block_out_channels) - 1))
-
-
-class AlignmentConfig(Section):
-    """How the latent is tied to a vision foundation model (paper, section 3.2)."""
-
-    foundation: str | None = "facebook/dinov2-large"  # folder or hub id of a transformers model; None = no alignment
-    weight: NonNegativeReal = 0.1  # w_hyper of the paper, on top of the adaptive weight; 0 = no alignment
-    cosine_margin: NonNegativeReal = 0.5  # m1
-    distance_margin: NonNegativeReal = 0.25  # m2
-    cosine_weight: NonNegativeReal = 1.0  # of the marginal cosine loss within the sum
-    distance_weight: NonNegativeReal = 1.0  # of the marginal distance matrix loss within the sum
-    adaptive: bool = True  # scale by the ratio of gradient norms at the encoder's last convolution
-    foundation_input: Literal["own", "published"] = "own"  # the model's own normalisation, or [-1, 1] as published
-
-    @property
-    def enabled(self) -> bool:
-        """Whether the alignment loss takes part in training."""
-        return self.foundation is not None and self.weight > 0
-
-
-class ReconstructionConfig(Section):
-    """What a good reconstruction is: L1, KL, and optionally LPIPS and a discriminator."""
-
-    l1_weight: PositiveReal = 1.0
-    kl_weight: NonNegativeReal = 1e-6
-    perceptual_weight: NonNegativeReal = 1.0  # LPIPS; 0 = off
-    vgg16_weights: Path | None = None  # torchvision's vgg16-397923af.pth
-    lpips_weights: Path | None = None  # the linear layers of LPIPS v0.1 (vgg.pth)
-    adversarial_weight: NonNegativeReal = 0.5  # PatchGAN; 0 = off
-    adversarial_loss: Literal["hinge", "vanilla"] = "hinge"
-    adversarial_start_step: NonNegative = 2_500  # optimizer steps of the autoencoder before the term counts
-
-    @model_validator(mode="after")
-    def _perceptual_files(self) -> Self:
-        if self.perceptual_weight > 0 and not (self.vgg16_weights and self.lpips_weights):
-            raise ValueError(
-                "perceptual_weight > 0 needs vgg16_weights and lpips_weights (two files); "
-                "give their paths or set perceptual_weight to 0"
-            )
-        return self
-
-
-class TrainTokenizerConfig(Job):
-    """Train a tokenizer whose latent space is aligned with a vision foundation model."""
-
-    output: Path = Path("runs/tokenizer")
-    images: ImagesConfig = ImagesConfig()
-    model: TokenizerModelConfig = TokenizerModelConfig()
-    alignment: AlignmentConfig = AlignmentConfig()
-    reconstruction: ReconstructionConfig = ReconstructionConfig(perceptual_weight=0)
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, betas=(0.5, 0.9), max_grad_norm=None)
-    training: TrainingConfig = TrainingConfig(steps=50_000, ema_decay=None)
-
-    @model_validator(mode="after")
-    def _size_fits(self) -> Self:
-        factor = self.model.downsampling_factor
-        if self.images.size % factor:
-            raise ValueError(
-                f"images.size {self.images.size} is not a multiple of {factor}, the downsampling factor of "
-                f"{len(self.model.block_out_channels)} levels"
-            )
-        return self
-
 
 # --- latents ------------------------------------------------------------------------------------------------------
 
@@ -155,17 +50,21 @@ class ExtractLatentsConfig(Job):
     tokenizer: Path = Path("runs/tokenizer")
     images: ImagesConfig = ImagesConfig()
     flips: bool = True  # also encode each mirrored image
-    posterior: Literal["sample", "mode"] = "sample"  # the published latents are samples
+    posterior: Literal["sample", "mode", "moments"] = "sample"  # published: sample; moments: drawn anew when read
     statistics: Literal["tokenizer", "data"] = "tokenizer"  # whose mean and std normalise the latents
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    batch_size: Positive = 64
-    shard_size: Positive = 10_000  # images per file
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"  # of the stored latents
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder; bf16 = autocast, faster and good to two digits
+    batch_size: Positive = 64  # images at a time, each with its mirror image
+    shard_size: Positive = 10_000  # images per file; what an interruption may cost, and what processes share
 
 
 class InspectLatentsConfig(Section):
-    """Check a folder of latents and show what is in it."""
+    """Check a folder of latents to the last bit, and show what is in it."""
 
     latents: Path = Path("runs/latents")
+    output: Path | None = None  # a folder for a report with plots; None = the terminal alone
+    density_runs: NonNegative = 0  # t-SNE maps that the density figures are averaged over, 10 in the paper; 0 = none
+    seed: NonNegative = 0  # of the positions and maps that are drawn
 
 
 # --- transformer --------------------------------------------------------------------------------------------------
@@ -228,6 +127,9 @@ class TrainTransformerConfig(Job):
     flow: FlowConfig = FlowConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    samples_every: Positive | None = None  # steps between grids of samples, drawn beside the log; None = none
+    sample_images: Positive = 16  # so many in a grid, of the same noise and classes every time
+    samples_tokenizer: Path | None = None  # decodes them; None = the folder that the latents were made with
 
 
 # --- samples and report -------------------------------------------------------------------------------------------
@@ -293,18 +195,7 @@ class SampleConfig(Job):
         return self
 
 
-class EvaluateTokenizerConfig(Job):
-    """Measure how well a tokenizer reconstructs images, and write a report."""
-
-    output: Path = Path("runs/tokenizer-report")
-    tokenizer: Path = Path("runs/tokenizer")
-    images: ImagesConfig = ImagesConfig()
-    split: Literal["train", "held_out", "all"] = "held_out"  # which images are reconstructed
-    foundation: str | None = None  # also measure in the features of this model: a folder or hub id
-    batch_size: Positive = 64
-
-
-class EvaluateConfig(EvaluateTokenizerConfig):
+class EvaluateConfig(MeasureTokenizerConfig):
     """Measure reconstructions and samples, and write the report."""
 
     output: Path = Path("runs/report")
@@ -338,15 +229,52 @@ class ConvertConfig(Section):
     tokenizer: Path | None = None  # the tokenizer artifact that transformer or latents were made with
 
 
+# --- tools --------------------------------------------------------------------------------------------------------
+
+
+class PlanConfig(Section):
+    """Estimate memory and time of a training recipe on this machine from a short measured run; --json for programs."""
+
+    recipe: str | None = None  # of 'transformer train' or 'tokenizer train': a file or a shipped name; always needed
+    processes: Positive = 1  # that will share the batch, on as many machines or devices like this one
+    seconds: PositiveReal = 60.0  # about how long to measure; a model too large for that is measured in part
+    device: Device | None = None  # None = the recipe's
+    latent_shape: tuple[Positive, Positive, Positive] = (32, 16, 16)  # channels, height, width; if not there yet
+    num_classes: Positive = 1000  # likewise
+    num_images: Positive | None = None  # of an epoch; None = of the recipe's data, or ImageNet's if not there yet
+
+
+class DoctorConfig(Section):
+    """Check the installation, and a recipe, a run or a tokenizer, and name the mend; --json for programs."""
+
+    recipe: str | None = None  # also check that it loads and has what it needs, and compare the run with it
+    run: Path | None = None  # a training run, finished or not: look for trouble in its log
+    tokenizer: Path | None = None  # encode and decode images with it; a folder, a hub id or a published checkpoint
+    images: str | None = None  # a folder, or anything that images.source may be
+    num_images: Positive = 16  # so many of them
+    output: Path = Path("runs")  # where results are going to be written
+    network: bool = False  # also see whether the Hugging Face hub can be reached
+    device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _images_and_tokenizer(self) -> Self:
+        if (self.images is None) != (self.tokenizer is None):
+            raise ValueError("a tokenizer is tried on images: give both images and tokenizer, or neither")
+        return self
+
+
 JOBS: dict[str, type[Section]] = {
     "quickstart": QuickstartConfig,
     "foundation train": TrainFoundationConfig,
     "tokenizer train": TrainTokenizerConfig,
     "tokenizer evaluate": EvaluateTokenizerConfig,
+    "tokenizer study": TokenizerStudyConfig,
     "latents extract": ExtractLatentsConfig,
     "latents inspect": InspectLatentsConfig,
     "transformer train": TrainTransformerConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
     "convert": ConvertConfig,
+    "plan": PlanConfig,
+    "doctor": DoctorConfig,
 }

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from alight.runtime.errors import InputError
+
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveReal = Annotated[float, Field(gt=0)]
@@ -25,12 +27,14 @@ class Section(BaseModel):
 class ImagesConfig(Section):
     """Which images, and how they are cropped."""
 
-    source: str = "digits"  # "digits", "photographs" (both embedded), or a folder of images
+    source: str = "digits"  # digits, photographs (embedded), a folder, list, tars or parquet, hf:owner/name[:split]
+    image_column: str | None = None  # of a list, tars or a table: where the images are; None = found by name or type
+    label_column: str | None = None  # likewise, where the labels are; None = found, or none
     size: Positive = 256  # side of the square crop in pixels
     crop: Literal["center", "random"] = "center"  # centre crop as in ADM, or a random one
-    unconditional: bool = False  # of a folder: take everything below it as one class
+    unconditional: bool = False  # take everything as one class, whatever its folders or labels
     horizontal_flip: bool = False  # mirror half of the images at random while training
-    held_out_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # of a folder; embedded images have a fixed split
+    held_out_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # not trained on; embedded images have their own
     workers: NonNegative = 0  # processes that decode ahead; 0 = decode when asked
     upscale: bool = False  # accept images that are smaller than the crop
     max_skipped_fraction: Fraction = 0.5  # give up when more than this share of the files cannot be decoded
@@ -56,11 +60,17 @@ class TrainingConfig(Section):
     micro_batch_size: Positive | None = None  # images per forward pass; None = the whole batch at once
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.9999  # average of the weights; None = off
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast with fp32 weights
+    sharding: Literal["replicate", "shard"] = "replicate"  # several processes: DDP, or FSDP2 where memory is short
     compile: bool = False  # torch.compile of each block
-    activation_checkpointing: bool = False  # less memory, a third more computing; transformer only
+    activation_checkpointing: bool = False  # less memory, a third more computing
     log_every: Positive = 50  # steps between lines in log.jsonl
+    tensorboard: bool = False  # scalars and pictures for TensorBoard, too, in training/tensorboard
+    wandb_project: str | None = None  # and for Weights & Biases, in this project of theirs
     checkpoint_every: Positive = 5_000  # steps between checkpoints
     keep_checkpoints: Positive = 2  # how many of the newest checkpoints stay
+    keep_every: Positive | None = None  # also keep those of every so many steps; None = none of them
+    on_non_finite: Literal["stop", "skip", "rollback"] = "stop"  # a gradient of NaN or infinity; it is never applied
+    max_non_finite: Positive = 10  # give up after so many of them, where the policy is to go on
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
@@ -71,10 +81,19 @@ class TrainingConfig(Section):
             )
         return self
 
-    @property
-    def gradient_accumulation_steps(self) -> int:
-        """Forward passes per optimizer step."""
-        return self.global_batch_size // (self.micro_batch_size or self.global_batch_size)
+    def pieces(self, world_size: int = 1) -> int:
+        """Forward passes per optimizer step in each of so many processes.
+
+        Raises:
+            InputError: if the batch cannot be divided evenly.
+        """
+        micro = self.micro_batch_size or self.global_batch_size // world_size
+        if self.global_batch_size % (world_size * micro):
+            raise InputError(
+                f"training.global_batch_size {self.global_batch_size} cannot be divided evenly between {world_size} "
+                f"processes with training.micro_batch_size {micro}. Choose a multiple of {world_size * micro}."
+            )
+        return self.global_batch_size // (world_size * micro)
 
 
 class Job(Section):

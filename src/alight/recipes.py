@@ -105,11 +105,23 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 def validate(kind: type[SectionT], values: Mapping[str, Any], source: str) -> SectionT:
-    """Build a configuration, turning every complaint into one that names the key and the mend."""
+    """Build a configuration, with one paragraph for everything that is wrong with it.
+
+    What a section leaves out is as in the job's own defaults, which may differ from those of the section elsewhere.
+    """
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(_laid_over(kind().model_dump(), values))
     except ValidationError as error:
         raise InputError(f"{source}: {explain(kind, error)}") from error
+
+
+def _laid_over(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(defaults)
+    for name, value in values.items():
+        default = merged.get(name)
+        both = isinstance(default, Mapping) and isinstance(value, Mapping)
+        merged[name] = _laid_over(default, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def explain(kind: type[BaseModel], error: ValidationError) -> str:

@@ -295,8 +295,8 @@ def test_two_processes_make_the_same_files_as_one(torchrun, configure, models, t
 
 
 def test_other_commands_say_that_they_run_in_one_process(refused):
-    message = refused("latents", "extract", RANK="0", WORLD_SIZE="2")
-    assert "'alight latents extract' runs in one process" in message
+    message = refused("latents", "inspect", RANK="0", WORLD_SIZE="2")
+    assert "'alight latents inspect' runs in one process" in message
 
 
 def test_killing_the_process_loses_no_image(alight, configure, models, tmp_path):

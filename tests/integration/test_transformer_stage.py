@@ -1,11 +1,16 @@
 """The transformer stage on latents made here: every path and prediction trains, and time is drawn as configured."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
-from alight import LightningDiT
+from alight import VAVAE, LightningDiT
 from alight.artifacts import write_manifest, writing_folder
 from alight.config import FlowConfig, TrainTransformerConfig
 from alight.data.latents import LatentWriter
@@ -24,6 +29,18 @@ def latents(tmp_path_factory):
         writer.add(torch.randn(40, 4, 2, 2, generator=generator), torch.arange(40) % 3)
         digest = writer.close((writer.statistics.mean, writer.statistics.std), "data", ["a", "b", "c"])
         write_manifest(staging, "latents", {}, digest, {"tokenizer": "t" * 64})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """One that has learned nothing, under the hash that the latents name."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    torch.manual_seed(0)
+    vae = VAVAE.build(4, (8, 8), layers_per_block=1, norm_num_groups=4, level_attention=False)
+    with writing_folder(folder) as staging:
+        vae.save_pretrained(staging)
+        write_manifest(staging, "tokenizer", {}, "t" * 64)
     return folder
 
 
@@ -74,3 +91,78 @@ def test_another_run_in_the_same_folder_is_refused(latents, tmp_path):
     train_transformer.run(configure(latents, tmp_path))
     with pytest.raises(InputError, match=r"optimizer\.lr"):
         train_transformer.run(configure(latents, tmp_path, optimizer={"lr": 0.5}))
+
+
+# --- samples on the way -------------------------------------------------------------------------------------------
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def same_weights(one, two):
+    one, two = load_file(one / WEIGHTS), load_file(two / WEIGHTS)
+    assert one.keys() == two.keys()
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("ema_decay", [0.9, None])
+def test_samples_are_drawn_on_the_way_and_change_nothing(latents, tokenizer, tmp_path, ema_decay):
+    training = {"ema_decay": ema_decay, "tensorboard": True}
+    watched = {"samples_every": 2, "sample_images": 5, "samples_tokenizer": tokenizer, "training": training}
+    train_transformer.run(configure(latents, tmp_path / "watched", **watched))
+    train_transformer.run(configure(latents, tmp_path / "alone", training={"ema_decay": ema_decay}))
+    assert same_weights(tmp_path / "watched", tmp_path / "alone")
+    assert losses(tmp_path / "watched") == losses(tmp_path / "alone")
+    pictures = sorted((tmp_path / "watched" / "training" / "samples").iterdir())
+    assert [path.name for path in pictures] == ["step-00000002.png", "step-00000004.png"]
+    grids = [Image.open(path) for path in pictures]
+    assert {grid.size for grid in grids} == {(3 * 4 + 2 * 2, 2 * 4 + 2)}  # 5 images of 4 x 4 pixels in rows of 3
+    assert grids[0].tobytes() != grids[1].tobytes()
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    shown = accumulator.EventAccumulator(str(tmp_path / "watched" / "training" / "tensorboard"))
+    shown.Reload()
+    assert [image.step for image in shown.Images("samples")] == [2, 4]
+
+
+def test_watching_may_begin_and_end_within_a_run(latents, tokenizer, tmp_path):
+    train_transformer.run(configure(latents, tmp_path))
+    for leftover in (*tmp_path.glob("*.json"), *(tmp_path / "training").glob("step-*")):
+        leftover.unlink()
+    watched = {"samples_every": 1, "samples_tokenizer": tokenizer, "training": {"tensorboard": True}}
+    train_transformer.run(configure(latents, tmp_path, **watched))  # the same run for all that matters
+    assert train_transformer.run(configure(latents, tmp_path)).facts["steps"] == 4
+
+
+def test_samples_need_the_tokenizer_of_the_latents(latents, tokenizer, tmp_path):
+    with pytest.raises(InputError, match="is not known. Name its folder with --samples-tokenizer"):
+        train_transformer.run(configure(latents, tmp_path, samples_every=1))
+    other = tmp_path / "other"
+    with writing_folder(other) as staging:
+        VAVAE.from_pretrained(tokenizer).save_pretrained(staging)
+        write_manifest(staging, "tokenizer", {}, "o" * 64)
+    with pytest.raises(InputError, match="was made with another tokenizer"):
+        train_transformer.run(configure(latents, tmp_path, samples_every=1, samples_tokenizer=other))
+    assert not list((tmp_path / "training").glob("*"))
+
+
+def test_processes_that_share_one_model_draw_together(latents, tokenizer, tmp_path):
+    for name, options in (("alone", {}), ("watched", {"samples_every": 2, "samples_tokenizer": str(tokenizer)})):
+        config = configure(latents, tmp_path / name, training={"sharding": "shard"}, **options)
+        recipe = tmp_path / f"{name}.yaml"
+        recipe.write_text(json.dumps({"job": "transformer train", **config.model_dump(mode="json")}))
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "alight"]
+        result = subprocess.run(
+            [sys.executable, *command, "transformer", "train", "--config", str(recipe)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+    assert same_weights(tmp_path / "watched", tmp_path / "alone")
+    train_transformer.run(configure(latents, tmp_path / "single", samples_every=2, samples_tokenizer=tokenizer))
+    two, one = (
+        Image.open(tmp_path / name / "training" / "samples" / "step-00000002.png") for name in ("watched", "single")
+    )
+    difference = torch.tensor(list(two.tobytes())).sub(torch.tensor(list(one.tobytes()))).abs().max()
+    assert difference <= 1  # gradients were added in another order

@@ -11,12 +11,14 @@ import torch
 from alight.data.latents import LatentDataset
 from alight.flow import LinearPath, flow_matching_loss, time_grid
 from alight.models import LightningDiT
+from alight.models.vavae import VAVAE
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks are not installed with the package
 from benchmarks import baseline, cases
 from benchmarks.__main__ import Options, run
 from benchmarks.measure import Contender, measure
 from benchmarks.report import append, record
+from benchmarks.tokenizer import tokenizer_training
 
 CPU = torch.device("cpu")
 TINY = {"sample_size": 4, "in_channels": 3, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_classes": 5}
@@ -138,3 +140,24 @@ def test_table_shows_every_case_and_is_appended(monkeypatch, tmp_path):
     results.write_text("# Results\n")
     append(text, results)
     assert results.read_text() == "# Results\n\n" + text
+
+
+def test_both_ways_of_the_tokenizers_gradient_agree(monkeypatch):
+    """The contenders leave the same gradients before they clear them."""
+    kept = []
+    zero_grad = torch.nn.Module.zero_grad
+
+    def keep(module, *_):
+        if isinstance(module, VAVAE):
+            kept.append([parameter.grad.clone() for parameter in module.parameters()])
+        zero_grad(module)
+
+    monkeypatch.setattr(torch.nn.Module, "zero_grad", keep)
+    architecture = {"latent_channels": 4, "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    contenders = tokenizer_training(cases.Setting(CPU, "fp32", batch=2), 32, **architecture)
+    for contender in contenders:
+        contender.run()
+    plain, own = kept
+    scale = max(gradient.abs().max() for gradient in plain)
+    for expected, gradient in zip(plain, own, strict=True):  # batch statistics are of the batch, so alike in both
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-4 * float(scale))

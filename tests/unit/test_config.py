@@ -53,7 +53,12 @@ def test_preset_and_sizes_contradict():
 
 
 def test_accumulation_follows_from_the_batch_sizes():
-    assert TrainingConfig(global_batch_size=64, micro_batch_size=16).gradient_accumulation_steps == 4
+    training = TrainingConfig(global_batch_size=64, micro_batch_size=16)
+    assert (training.pieces(), training.pieces(2), training.pieces(4)) == (4, 2, 1)
+    assert TrainingConfig(global_batch_size=64).pieces(4) == 1
+    for processes in (3, 8):
+        with pytest.raises(InputError, match="divided evenly"):
+            training.pieces(processes)
     with pytest.raises(ValueError, match="not a multiple"):
         TrainingConfig(global_batch_size=10, micro_batch_size=4)
 

@@ -1,6 +1,7 @@
 """The report: strict data, a page that loads nothing and hides nothing, files that are replaced together."""
 
 import base64
+import csv
 import io
 import json
 import math
@@ -16,10 +17,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from alight.metrics import plots
-from alight.metrics.pictures import image_grid, pair_strip
+from alight.metrics.pictures import comparison_strip, image_grid, pair_strip
 from alight.metrics.plots import line_plot
-from alight.metrics.report import Curve, Figure, Picture, Report, Stage
-from alight.metrics.report_files import write_report
+from alight.metrics.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage
+from alight.metrics.report_files import write_report, write_table
 from alight.metrics.report_page import duration_text, number_text, plain_text, render_page
 from alight.runtime.errors import InputError
 
@@ -141,6 +142,7 @@ def test_json_takes_numpy_and_keeps_lists_of_numbers_on_one_line(tmp_path: Path)
         (lambda: Figure("two words", "A", 1.0), "two words"),
         (lambda: Figure("a", "A", "1.0"), "str"),  # type: ignore[arg-type]
         (lambda: Figure("a", "A", 1.0, digits=-1), "-1"),
+        (lambda: Comparison(("one", "two"), {"PSNR": [None]}), "'PSNR'"),
         (lambda: Curve("c", "x", "y", {"loss": ([1, 2], [1.0])}), "'loss'"),
         (lambda: Picture("p", "", np.zeros((4, 4, 3), dtype=np.float32)), "float32"),
         (lambda: Picture("p", "", np.zeros((4, 4), dtype=np.uint8)), "(4, 4)"),
@@ -266,6 +268,9 @@ def test_every_text_is_escaped(digits: np.ndarray) -> None:
         configuration={nasty(): {"a": {"b": [nasty()]}}, nasty(): nasty()},
         versions={nasty(): nasty()},
         notes=(nasty(),),
+        answer=Answer(nasty(), nasty(), [nasty()], [nasty()], nasty()),
+        comparison=Comparison([nasty()], {nasty(): [Figure("c", "", 1.0, nasty(), explanation=nasty())]}),
+        distributions=(Curve(nasty(), nasty(), nasty(), {nasty(): ([0, 1], [0.0, 1.0])}),),
     )
     html = render_page(report)
     assert_self_contained(html)
@@ -273,7 +278,8 @@ def test_every_text_is_escaped(digits: np.ndarray) -> None:
     assert [text for text in given if text not in page.text] == []  # each arrives as the text that it is
     assert [attributes["alt"] for tag, attributes in page.elements if tag == "img"] == [report.pictures[0].title]
     assert [attributes["aria-label"] for tag, attributes in page.elements if attributes.get("class") == "plot"] == [
-        report.curves[0].title
+        report.distributions[0].title,
+        report.curves[0].title,
     ]
 
 
@@ -286,6 +292,79 @@ def test_pictures_arrive_pixel_by_pixel(digits: np.ndarray) -> None:
         np.testing.assert_array_equal(np.asarray(png).reshape(image.shape), image)
         assert (element["width"], element["height"]) == (str(3 * image.shape[1]), str(3 * image.shape[0]))
         assert element["class"] == "crisp"
+
+
+# ---- answer and comparison
+
+
+@pytest.fixture
+def compared() -> Report:
+    def psnr(value: float) -> Figure:
+        return Figure("psnr", "PSNR", value, "dB", 1, better="higher", explanation="Nearness.")
+
+    def distance(value: float) -> Figure:
+        return Figure("distance", "Distance", value, digits=2, better="lower")
+
+    rows = {
+        "PSNR": [psnr(20.04), psnr(21.0), psnr(20.96)],
+        "Distance": [None, distance(0.25), distance(0.5)],
+        "Count": [Figure("n", "Count", 1.0), Figure("n", "Count", 2.0), None],
+        "Tie": [distance(0.101), distance(0.102), distance(math.nan)],
+    }
+    answer = Answer("Is it good?", "Not yet.", ["It is blurred."], ["Train longer."], "By eye.")
+    curve = Curve("Spread", "%", "dB", {"a": ([0, 100], [1.0, math.inf]), "b": ([], [])})
+    return Report("t", "s", answer=answer, comparison=Comparison("abc", rows), distributions=(curve,))
+
+
+def test_the_best_of_a_row_is_bold_where_one_can_tell(compared: Report) -> None:
+    assert compared.comparison is not None
+    best = [compared.comparison.best(label) for label in compared.comparison.rows]
+    assert best == [21.0, 0.25, None, None]
+    html = render_page(compared)
+    bold = [re.sub("<[^>]*>", "", found).replace("&thinsp;", " ") for found in re.findall("<b>(.*?)</b>", html)]
+    # equal as far as the page shows them; the other bold words are those of the drawing of the method
+    assert [text for text in bold if re.match(r"[\d.]+", text)] == ["21.0 dB", "21.0 dB", "0.25"]
+
+
+def test_answer_comparison_and_distributions_are_shown_and_stored(compared: Report, tmp_path: Path) -> None:
+    text = Page(render_page(compared)).text
+    for part in ("Is it good?", "Not yet.", "It is blurred.", "What helps", "Train longer.", "By eye.", "Nearness."):
+        assert part in text
+    assert "not finite" in text
+    assert "b has none" in text
+    write_report(tmp_path, compared)
+    data = read_json(tmp_path)
+    assert data["answer"]["answer"] == "Not yet."
+    assert data["comparison"]["columns"] == "abc"
+    assert [figure and figure["value"] for figure in data["comparison"]["rows"]["Distance"]] == [None, 0.25, 0.5]
+    assert data["distributions"][0]["series"]["a"] == {"x": [0, 100], "y": [1.0, None]}
+
+
+def test_tables_hold_all_digits_and_any_name(tmp_path: Path) -> None:
+    names = ["plain.png", 'with "quotes", and commas.png', os.fsdecode(b"caf\xe9.png")]
+    write_table(tmp_path / "images.csv", {"name": names, "psnr": [1 / 3, math.inf, 20.0], "lpips": ["", 0.5, 1e-17]})
+    with (tmp_path / "images.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["name", "psnr", "lpips"]
+    assert [row[0] for row in rows[1:3]] == names[:2]
+    assert rows[3][0] == r"caf\udce9.png"
+    assert [float(row[1]) for row in rows[1:]] == [1 / 3, math.inf, 20.0]
+    assert [row[2] for row in rows[1:]] == ["", "0.5", "1e-17"]
+
+
+def test_a_comparison_strip_has_two_rows_per_candidate(digits: np.ndarray) -> None:
+    originals, candidates = digits[:3], [digits[3:6], digits[6:9]]
+    strip = comparison_strip(originals, candidates, padding=0, difference_gain=2)
+    rows = strip.reshape(5, 8, 3, 8, 4)[..., 0].swapaxes(1, 2)  # (row, image, H, W) of one channel
+    assert strip.shape == (5 * 8, 3 * 8, 4)
+    np.testing.assert_array_equal(rows[[0, 1, 3]], np.stack([originals, *candidates])[..., 0])
+    for row, candidate in ((2, candidates[0]), (4, candidates[1])):
+        difference = candidate[..., 0].astype(int) - originals[..., 0]
+        np.testing.assert_array_equal(rows[row], np.clip(128 + 2 * difference, 0, 255))
+    np.testing.assert_array_equal(
+        pair_strip(originals, candidates[0], difference_gain=2),
+        comparison_strip(originals, candidates[:1], difference_gain=2),
+    )
 
 
 @pytest.mark.parametrize(

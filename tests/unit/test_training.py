@@ -1,19 +1,26 @@
 """The parts of the training loop: schedule, averaging, checkpoints, and the bookkeeping of a run."""
 
 import json
+import multiprocessing
 import os
+import resource
 import signal
+import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from alight.config import OptimizerConfig, TrainingConfig
 from alight.runtime.errors import InputError
+from alight.runtime.hardware import resident_set
 from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint, save_checkpoint
 from alight.training.ema import EMA
 from alight.training.optimizer import learning_rate, make_optimizer, optimizer_step
-from alight.training.run import TrainingRun, read_log
+from alight.training.run import TrainingRun
+from alight.training.tracking import read_log
 
 
 def test_schedules_at_their_corners():
@@ -30,7 +37,7 @@ def test_schedules_at_their_corners():
 def test_clipping_limits_the_step_and_reports_the_norm():
     model = nn.Linear(3, 1, bias=False)
     before = model.weight.detach().clone()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
     model.weight.grad = torch.tensor([[3.0, 0.0, 4.0]])
     norm = optimizer_step(optimizer, lr=1.0, max_grad_norm=1.0)
     assert float(norm) == pytest.approx(5.0)
@@ -70,7 +77,7 @@ def test_checkpoints_keep_the_newest_and_survive_damage(tmp_path):
     assert damaged == [newest]
 
 
-def train(folder, steps, stop_at=None, config=None, **options):
+def train(folder, steps, stop_at=None, config=None, spoil=None, **options):
     """Follow a random walk of one parameter, and return where it ends."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
@@ -82,7 +89,9 @@ def train(folder, steps, stop_at=None, config=None, **options):
             target = torch.randn(1, generator=torch.Generator().manual_seed(step))
             loss = (model.weight - target).square().sum()
             loss.backward()
-            optimizer_step(optimizer, 0.1, 1.0)
+            run.check(optimizer_step(optimizer, 0.1, 1.0))
+            if spoil is not None and step == 5:
+                spoil()
             run.log(loss=loss, even=float(step) if step % 2 == 0 else None)
             if step == stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -115,15 +124,137 @@ def test_a_run_of_another_configuration_is_not_mixed_up(tmp_path):
         train(tmp_path, 4, config={"seed": 1})
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    model = nn.Linear(1, 1)
-    with (  # noqa: PT012
-        pytest.raises(InputError, match="not finite after step 2"),
-        TrainingRun(tmp_path, {}, TrainingConfig(steps=8, log_every=2), {"model": model}, "test") as run,
+def train_through_nan(folder, bad_steps, **options):
+    """Steps of minus one, with gradients that are not finite at some of them; gives the weight after each step."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = make_optimizer(model.parameters(), OptimizerConfig(lr=0.1))
+    settings = TrainingConfig(steps=8, **{"checkpoint_every": 2} | options)
+    weights = []
+    with TrainingRun(folder, {}, settings, {"model": model, "optimizer": optimizer}, "test") as run:
+        for step in run.steps():
+            model.weight.grad = torch.full((1, 1), float("nan") if step in bad_steps else 1.0)
+            norm = optimizer_step(optimizer, 0.1, None)
+            weights.append(round(model.weight.item(), 4))
+            run.check(norm)
+    return weights
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_applied(tmp_path):
+    with pytest.raises(InputError, match="gradient is not finite. It was not applied"):
+        train_through_nan(tmp_path, {5})
+    state, _ = load_latest_checkpoint(tmp_path)
+    assert state["step"] == 4
+    assert torch.isfinite(state["state"]["model"]["weight"]).all()
+
+
+def test_gradients_that_are_not_finite_are_skipped(tmp_path):
+    weights = train_through_nan(tmp_path, {2, 5}, on_non_finite="skip")
+    assert weights == [-0.1, -0.2, -0.2, -0.3, -0.4, -0.4, -0.5, -0.6]
+
+
+def test_rolling_back_takes_the_weights_of_the_last_checkpoint_and_the_next_batch(tmp_path):
+    weights = train_through_nan(tmp_path, {5}, on_non_finite="rollback", checkpoint_every=3)
+    assert weights == [-0.1, -0.2, -0.3, -0.4, -0.5, -0.5, -0.4, -0.5]  # step 6 starts from the -0.3 after step 3
+
+
+def test_too_many_gradients_that_are_not_finite_end_the_run(tmp_path):
+    with pytest.raises(InputError, match="for the 3. time"):
+        train_through_nan(tmp_path, {1, 3, 4, 5, 6}, on_non_finite="skip", max_non_finite=3)
+
+
+def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path):
+    settings = TrainingConfig(steps=1)
+    with (
+        TrainingRun(tmp_path, {}, settings, {}, "test"),
+        pytest.raises(InputError, match="in use by another process"),
     ):
-        for _ in run.steps():
-            run.log(loss=torch.tensor(float("nan")))
-    assert list_checkpoints(tmp_path) == []
+        TrainingRun(tmp_path, {}, settings, {}, "test")
+    with TrainingRun(tmp_path, {}, settings, {}, "test"):
+        pass
+
+
+def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_taken(tmp_path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, {"value": torch.full((1000,), float(step))}, keep=2)
+    newest = list_checkpoints(tmp_path)[-1][1]
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1  # within the tensor, where torch would not look
+    newest.write_bytes(data)
+    state, damaged = load_latest_checkpoint(tmp_path)
+    assert (state["step"], damaged) == (1, [newest])
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(tmp_path):
+    train(tmp_path, 4)
+    for _, path in list_checkpoints(tmp_path):
+        path.write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="All checkpoints in .* are damaged"):
+        train(tmp_path, 4)
+    assert len(read_log(tmp_path)) == 2
+
+
+def test_milestones_stay(tmp_path):
+    for step in range(1, 8):
+        save_checkpoint(tmp_path, step, {}, keep=1, keep_every=3)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [3, 6, 7]
+    assert {path.stem for path in tmp_path.glob("*.sha256")} == {path.stem for path in tmp_path.glob("*.pt")}
+
+
+def fail():
+    raise RuntimeError("on purpose")
+
+
+def test_no_thread_process_or_file_is_left_behind(tmp_path):
+    train(tmp_path / "before", 12, tensorboard=True)  # what is opened once and for all is open now
+    threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+    train(tmp_path / "whole", 12, tensorboard=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "interrupted", 12, stop_at=5, tensorboard=True)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        train(tmp_path / "failed", 12, spoil=fail, tensorboard=True)
+    with pytest.raises(InputError, match="another configuration"):
+        train(tmp_path / "whole", 12, config={"seed": 1}, tensorboard=True)
+    assert set(threading.enumerate()) == threads
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert not multiprocessing.active_children()
+
+
+def test_memory_stays_flat_over_thousands_of_steps(tmp_path):
+    """With everything on that is written beside training; what is learned has a quarter of a megabyte."""
+    model = nn.Linear(256, 256)
+    optimizer = make_optimizer(model.parameters(), OptimizerConfig())
+    settings = TrainingConfig(steps=2_500, log_every=5, checkpoint_every=50, tensorboard=True)
+    picture, sizes = np.zeros((64, 64, 3), np.uint8), []
+    state = {"model": model, "optimizer": optimizer}
+    with TrainingRun(tmp_path, {}, settings, state, "test", dataset_size=100) as run:
+        for step in run.steps():
+            loss = model(torch.ones(4, 256)).square().mean()
+            loss.backward()
+            norm = optimizer_step(optimizer, 1e-3, 1.0)
+            run.log(loss=loss, grad_norm=norm, lr=1e-3)
+            run.check(norm)
+            if step % 50 == 0:
+                run.picture("squares", step + 1, picture)
+                sizes.append(resident_set() / 2**20)
+    assert max(sizes[10:]) - sizes[10] < 20  # MiB, over the last 2,000 steps
+
+
+def test_a_disk_that_is_full_while_writing_in_the_background_ends_the_run(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def spoil():
+        while not list_checkpoints(tmp_path):  # the first one is still being written
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+
+    try:
+        with pytest.raises(InputError, match="Cannot write to"):
+            train(tmp_path, 12, log_every=100, spoil=spoil)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    state, damaged = load_latest_checkpoint(tmp_path)
+    assert (state["step"], damaged) == (4, [])
 
 
 def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):

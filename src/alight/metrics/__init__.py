@@ -3,10 +3,18 @@
 from alight.metrics.features import FeatureExtractor, GreyPixels, ModelFeatures, feature_statistics
 from alight.metrics.frechet import FeatureStatistics, FrechetDistance, frechet_distance
 from alight.metrics.generation import GenerationMetrics, GenerationScores
+from alight.metrics.inception_score import ClassProbabilities, InceptionScore
+from alight.metrics.inception_set import InceptionScores, InceptionSet, inception_scores
+from alight.metrics.kernel_distance import KernelDistance, kernel_distance
 from alight.metrics.label_accuracy import DigitJudge, LabelAccuracy, SVCJudge
-from alight.metrics.reconstruction import ReconstructionMetrics, ReconstructionScores, psnr, ssim
+from alight.metrics.manifold import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
+from alight.metrics.reconstruction import ReconstructionMetrics, ReconstructionScores, image_scores, psnr, ssim
+from alight.metrics.reference import Reference, read_images, read_reference
+from alight.metrics.ridge import RidgeRegression
 
 __all__ = [
+    "ClassProbabilities",
+    "DensityCoverage",
     "DigitJudge",
     "FeatureExtractor",
     "FeatureStatistics",
@@ -14,13 +22,27 @@ __all__ = [
     "GenerationMetrics",
     "GenerationScores",
     "GreyPixels",
+    "InceptionScore",
+    "InceptionScores",
+    "InceptionSet",
+    "KernelDistance",
     "LabelAccuracy",
     "ModelFeatures",
+    "PrecisionRecall",
     "ReconstructionMetrics",
     "ReconstructionScores",
+    "Reference",
+    "RidgeRegression",
     "SVCJudge",
+    "density_coverage",
     "feature_statistics",
     "frechet_distance",
+    "image_scores",
+    "inception_scores",
+    "kernel_distance",
+    "precision_recall",
     "psnr",
+    "read_images",
+    "read_reference",
     "ssim",
 ]

@@ -130,3 +130,31 @@ def feature_statistics(extractor: FeatureExtractor, batches: Iterable[Pixels]) -
     for images in batches:
         statistics.update(extractor(images))
     return statistics
+
+
+def comparable_features(
+    real: Tensor | npt.NDArray[np.floating], generated: Tensor | npt.NDArray[np.floating], at_least: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Two sets of features that are all at hand, (N, D) and (M, D), checked, as tensors on the device of the first.
+
+    Raises:
+        InputError: a set is not of that shape, is smaller than `at_least`, or has values that are not finite.
+    """
+    real = torch.as_tensor(real).detach()
+    generated = torch.as_tensor(generated).detach().to(real.device)
+    if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
+        raise InputError(
+            "Sets of features are compared as (N, D) and (M, D), but these have the shapes "
+            f"{tuple(real.shape)} and {tuple(generated.shape)}; take both with the same extractor."
+        )
+    if min(len(real), len(generated)) < at_least:
+        raise InputError(
+            f"This comparison needs at least {at_least} feature vectors of each set, but got {len(real)} real and "
+            f"{len(generated)} generated ones; give more images."
+        )
+    if not (real.isfinite().all() and generated.isfinite().all()):
+        raise InputError(
+            "The features contain NaN or infinity, to which nothing has a distance; look for images that are not "
+            "finite, or run the feature network in float32."
+        )
+    return real, generated

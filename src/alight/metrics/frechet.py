@@ -126,7 +126,8 @@ class FeatureStatistics:
         total = self.n + n
         delta = mean - self._mean
         self._mean = self._mean + delta * (n / total)
-        self._scatter += scatter + np.outer(delta, delta) * (self.n * n / total)
+        self._scatter += scatter
+        self._scatter += np.outer(delta, delta * (self.n * n / total))
         self.n = total
 
     @property
@@ -163,9 +164,9 @@ class FeatureStatistics:
                 "take both with the same extractor."
             )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a `.npz` with `mu` and `sigma`, the layout of pytorch-fid, to which `n` and `features` are added."""
-        entries: dict[str, Any] = {"mu": self.mu, "sigma": self.sigma}
+    def save(self, path: str | os.PathLike[str], **others: Matrix) -> None:
+        """Write a `.npz` with `mu` and `sigma`, the layout of pytorch-fid, and with `n`, `features` and `others`."""
+        entries: dict[str, Any] = {"mu": self.mu, "sigma": self.sigma, **others}
         if self.n is not None:
             entries["n"] = self.n
         if self.features is not None:
@@ -187,6 +188,9 @@ class FeatureStatistics:
         try:
             with np.load(path, allow_pickle=False) as file:
                 stored = {key: file[key] for key in ("mu", "sigma", "n", "features") if key in file}
+                absent = sorted({"mu", "sigma"} - stored.keys())
+                if absent:
+                    raise KeyError(f"it has no {' and no '.join(absent)}, only {', '.join(file.files)}")
             return cls.from_moments(
                 stored["mu"],
                 stored["sigma"],

@@ -1,5 +1,7 @@
 """Images arranged into one picture: grids of samples, originals above their reconstructions."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -64,21 +66,51 @@ def pair_strip(
     Raises:
         InputError: Shapes or types do not fit.
     """
-    originals, reconstructions = np.asarray(originals), np.asarray(reconstructions)
+    return comparison_strip(originals, [reconstructions], padding=padding, difference_gain=difference_gain)
+
+
+def comparison_strip(
+    originals: ArrayLike,
+    candidates: Sequence[ArrayLike],
+    *,
+    padding: int = 2,
+    difference_gain: float | None = None,
+) -> NDArray[np.uint8]:
+    """Originals in one row, and below it, for each candidate, its reconstructions and the magnified differences.
+
+    Args:
+        originals: uint8, (N, H, W, C).
+        candidates: reconstructions by one method each, uint8, of the same shape.
+        padding: Pixels between neighbours.
+        difference_gain: As for `pair_strip`.
+
+    Returns:
+        uint8, (H', W', 4): red, green, blue, opacity.
+
+    Raises:
+        InputError: Shapes or types do not fit.
+    """
+    originals = np.asarray(originals)
     check_images(originals, "The originals of a pair strip")
-    check_images(reconstructions, "The reconstructions of a pair strip")
-    if originals.shape != reconstructions.shape:
-        raise InputError(
-            f"A pair strip needs pairs: the originals have shape {originals.shape}, "
-            f"the reconstructions {reconstructions.shape}."
-        )
-    rows = [_with_opacity(originals), _with_opacity(reconstructions)]
-    if difference_gain is not None:
-        difference = rows[1].astype(np.float64) - rows[0]
-        shown = np.clip(np.rint(128 + difference_gain * difference), 0, 255).astype(np.uint8)
-        shown[..., 3] = 255
-        rows.append(shown)
+    rows = [_with_opacity(originals)]
+    for reconstructions in map(np.asarray, candidates):
+        check_images(reconstructions, "The reconstructions of a pair strip")
+        if originals.shape != reconstructions.shape:
+            raise InputError(
+                f"A pair strip needs pairs: the originals have shape {originals.shape}, "
+                f"the reconstructions {reconstructions.shape}."
+            )
+        rows.append(_with_opacity(reconstructions))
+        if difference_gain is not None:
+            rows.append(_difference(rows[0], rows[-1], difference_gain))
     return image_grid(np.concatenate(rows), columns=len(originals), padding=padding)
+
+
+def _difference(a: NDArray[np.uint8], b: NDArray[np.uint8], gain: float) -> NDArray[np.uint8]:
+    """Middle grey + gain * (b - a) of images with opacity."""
+    shown = np.clip(np.rint(128 + gain * (b.astype(np.float64) - a)), 0, 255).astype(np.uint8)
+    shown[..., 3] = 255
+    return shown
 
 
 def check_images(images: NDArray[np.generic], name: str) -> None:

@@ -235,7 +235,8 @@ def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> str:
 def _legend_entry(series: Series, log_y: bool) -> str:
     """Name, where the line ends, and an honest word about values that the plot cannot show."""
     end = series.line[-1] if series.line.size else math.nan
-    text = tick_text(float(f"{10**end if log_y else end:.3g}")) if math.isfinite(end) else "no value at the end"
+    nothing = "no value at the end" if series.line.size else "has none"
+    text = tick_text(float(f"{10**end if log_y else end:.3g}")) if math.isfinite(end) else nothing
     hidden = int((~np.isfinite(series.displayed)).sum())
     note = f", {hidden:,} of {len(series.displayed):,} values cannot be drawn" if hidden else ""
     return (

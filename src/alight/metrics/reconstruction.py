@@ -1,6 +1,7 @@
-"""How near reconstructions are to their images: PSNR and SSIM, with the conventions of the paper's table."""
+"""How near reconstructions are to their images: PSNR, SSIM and LPIPS, with the conventions of the paper's table."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +35,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
             f"PSNR is taken on pairs of 8-bit images (B, H, W, C), but got {tuple(a.shape)} of {a.dtype} and "
             f"{tuple(b.shape)} of {b.dtype}; images in [-1, 1] go through `to_uint8`."
         )
-    squared_error = (a.float() - b.float()).square().mean(dim=(1, 2, 3))
-    return 10 * torch.log10(PEAK**2 / squared_error.cpu().double())
+    squares = (a.int() - b.int()).square().sum(dim=(1, 2, 3))  # of integers, hence exact in any order
+    return 10 * torch.log10(PEAK**2 * a.shape[1:].numel() / squares.cpu().double())
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -89,6 +90,39 @@ def _local_mean(images: Tensor) -> Tensor:
     return sum((weight * columns[..., k : k + width] for k, weight in enumerate(weights)), start=zero)
 
 
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""LPIPS or the like: two batches of images in [-1, 1] to one number per pair, of any shape with B elements."""
+
+
+def image_scores(reconstructions: Tensor, images: Tensor, lpips: Distance | None = None) -> dict[str, Tensor]:
+    """The scores of every image by itself, which depend on no other image of the batch.
+
+    Args:
+        reconstructions: (B, C, H, W); PSNR and SSIM clamp what lies outside [-1, 1], LPIPS sees it.
+        images: (B, C, H, W) in [-1, 1].
+        lpips: the network, called as lpips(reconstructions, images).
+
+    Returns:
+        `psnr` on 8-bit pixels in dB, `ssim` and, with its network, `lpips`; each (B,) float64 on the CPU.
+
+    Raises:
+        InputError: the shapes differ, the images leave [-1, 1], something is NaN, or the images are smaller than the
+            window of SSIM.
+    """
+    if images.numel() and images.abs().max() > 1 + 1e-3:
+        raise InputError(
+            f"Images are expected in [-1, 1], but reach {images.abs().max():.3g}; 8-bit images go through "
+            "`from_uint8`."
+        )
+    scores = {
+        "ssim": ssim(reconstructions.float(), images.float()),  # first: it refuses pairs of unequal shape
+        "psnr": psnr(to_uint8(reconstructions), to_uint8(images)),
+    }
+    if lpips is not None:
+        scores["lpips"] = lpips(reconstructions, images).flatten()
+    return {name: scores[name].cpu().double() for name in ("psnr", "ssim", "lpips") if name in scores}
+
+
 @dataclass(frozen=True)
 class ReconstructionScores:
     """Reconstruction quality over `n` images.
@@ -98,12 +132,14 @@ class ReconstructionScores:
         ssim: mean of the images' SSIM.
         n: number of images.
         n_identical: how many of them were reproduced exactly.
+        lpips: mean of the images' LPIPS, None if it was not measured.
     """
 
     psnr: float
     ssim: float
     n: int
     n_identical: int
+    lpips: float | None = None
 
 
 class ReconstructionMetrics:
@@ -114,42 +150,22 @@ class ReconstructionMetrics:
         for images in batches:
             metrics.update(reconstruct(images), images)
         scores = metrics.compute()
+
+    Args:
+        lpips: the network of LPIPS, if that is to be measured.
     """
 
-    def __init__(self) -> None:
-        self._psnr = self._ssim = 0.0
-        self._n = self._n_identical = 0
+    def __init__(self, lpips: Distance | None = None) -> None:
+        self._lpips = lpips
+        self._batches: list[dict[str, Tensor]] = []
 
     def update(self, reconstructions: Tensor, images: Tensor) -> None:
-        """Take in one batch.
-
-        Args:
-            reconstructions: (B, C, H, W); what lies outside [-1, 1] is clamped.
-            images: (B, C, H, W) in [-1, 1].
-
-        Raises:
-            InputError: the shapes differ, the images leave [-1, 1], something is NaN, or the images are smaller than
-                the window of SSIM.
-        """
-        if images.numel() and images.abs().max() > 1 + 1e-3:
-            raise InputError(
-                f"Images are expected in [-1, 1], but reach {images.abs().max():.3g}; 8-bit images go through "
-                "`from_uint8`."
-            )
-        # SSIM first: it refuses pairs of unequal shape before anything is counted.
-        similarities = ssim(reconstructions.float(), images.float())
-        ratios = psnr(to_uint8(reconstructions), to_uint8(images))
-        self._ssim += similarities.sum().item()
-        self._psnr += ratios.sum().item()
-        self._n += len(images)
-        self._n_identical += int(ratios.isinf().sum())
+        """Take in one batch; see `image_scores`."""
+        self._batches.append(image_scores(reconstructions, images, self._lpips))
 
     def merge(self, other: "ReconstructionMetrics") -> None:
         """Take in what another process has gathered."""
-        self._ssim += other._ssim
-        self._psnr += other._psnr
-        self._n += other._n
-        self._n_identical += other._n_identical
+        self._batches += other._batches
 
     def compute(self) -> ReconstructionScores:
         """The means so far.
@@ -157,6 +173,8 @@ class ReconstructionMetrics:
         Raises:
             InputError: no image has been given.
         """
-        if not self._n:
+        if not sum(len(batch["psnr"]) for batch in self._batches):
             raise InputError("There are no reconstructions to score; the image set is empty.")
-        return ReconstructionScores(self._psnr / self._n, self._ssim / self._n, self._n, self._n_identical)
+        scores = {name: torch.cat([batch[name] for batch in self._batches]) for name in self._batches[0]}
+        means = {name: values.mean().item() for name, values in scores.items()}
+        return ReconstructionScores(**means, n=len(scores["psnr"]), n_identical=int(scores["psnr"].isinf().sum()))

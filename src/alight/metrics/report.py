@@ -1,4 +1,4 @@
-"""What a report consists of: figures, pictures, curves, stages.
+"""What a report consists of: figures, an answer, comparisons, pictures, curves, stages.
 
 No figure travels without the conditions it was measured under. `report_files.write_report` puts it onto the disk.
 
@@ -11,9 +11,11 @@ No figure travels without the conditions it was measured under. `report_files.wr
     write_report("runs/quickstart/report", report)
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,10 @@ from numpy.typing import NDArray
 from alight.metrics.pictures import check_images
 from alight.runtime.errors import InputError
 
-NAMES_OF_THE_REPORT = ("title", "summary", "figures", "stages", "curves", "configuration", "versions", "notes")
+NAMES_OF_THE_REPORT = (
+    *("title", "summary", "figures", "answer", "comparison", "stages", "distributions", "curves"),
+    *("configuration", "versions", "notes"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Figure:
         explanation: One sentence for somebody who does not know the measure.
         compare: The same measure of something real, such as held-out images.
         headline: Whether it is also shown as a card at the top.
+        better: Which of two values is the better one: `higher`, `lower`, or empty where that is not settled.
 
     Raises:
         InputError: `name` is not an identifier, `value` is not a number, or `digits` is negative.
@@ -54,6 +60,7 @@ class Figure:
     explanation: str = ""
     compare: "Figure | None" = None
     headline: bool = True
+    better: Literal["higher", "lower", ""] = ""
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -123,6 +130,54 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A question that the figures answer, in plain words.
+
+    Attributes:
+        question: Heading.
+        answer: The answer in a few words.
+        reasons: Why, a sentence or two each.
+        advice: What to do about it, likewise.
+        basis: Against which thresholds it was judged, and how far they carry.
+    """
+
+    question: str
+    answer: str
+    reasons: Sequence[str] = ()
+    advice: Sequence[str] = ()
+    basis: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same measures of several things, side by side.
+
+    Attributes:
+        columns: What is compared, by name.
+        rows: Name of the measure -> a figure per column, None where it was not measured.
+
+    Raises:
+        InputError: A row has not one entry per column.
+    """
+
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[Figure | None]]
+
+    def __post_init__(self) -> None:
+        for label, figures in self.rows.items():
+            if len(figures) != len(self.columns):
+                raise InputError(f"The row {label!r} has {len(figures)} entries for {len(self.columns)} columns.")
+
+    def best(self, label: str) -> float | None:
+        """The best value of a row; None where none is better than the others, as far as the page shows them."""
+        figures = [figure for figure in self.rows[label] if figure is not None and math.isfinite(figure.value)]
+        shown = {round(figure.value, figure.digits) for figure in figures}
+        if len(shown) < 2 or not figures[0].better:
+            return None
+        return max(shown) if figures[0].better == "higher" else min(shown)
+
+
+@dataclass(frozen=True)
 class Stage:
     """How long one stage took, in seconds, and what it did in a few words and numbers."""
 
@@ -139,7 +194,10 @@ class Report:
         title: Heading of the page.
         summary: One paragraph: what was done, on which data, with which result.
         figures: Measured numbers; their names are the top-level keys of `report.json`.
+        answer: What they mean.
+        comparison: The same measures of several models.
         pictures: Samples, originals beside reconstructions.
+        distributions: How scores spread over the images.
         curves: Losses.
         stages: Times, in the order in which the stages ran.
         configuration: The resolved configuration, nested.
@@ -153,7 +211,10 @@ class Report:
     title: str
     summary: str
     figures: Sequence[Figure] = ()
+    answer: Answer | None = None
+    comparison: Comparison | None = None
     pictures: Sequence[Picture] = ()
+    distributions: Sequence[Curve] = ()
     curves: Sequence[Curve] = ()
     stages: Sequence[Stage] = ()
     configuration: Mapping[str, object] = field(default_factory=dict)

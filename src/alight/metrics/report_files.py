@@ -3,17 +3,18 @@
 Both come from one `Report`, so that they cannot disagree.
 """
 
+import csv
 import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from alight.metrics.report import Report
+from alight.metrics.report import Curve, Report
 from alight.metrics.report_page import render_page
 from alight.runtime.errors import InputError
 
@@ -26,28 +27,27 @@ def report_data(report: Report) -> dict[str, object]:
     plain: dict[str, object] = {figure.name: figure.value for figure in report.all_figures}
     if report.stages:
         plain.setdefault("seconds_total", round(sum(stage.seconds for stage in report.stages), 3))
-    curves = [
-        {
-            "title": curve.title,
-            "x_label": curve.x_label,
-            "y_label": curve.y_label,
-            "log_y": curve.log_y,
-            "series": {name: {"x": list(x), "y": list(y)} for name, (x, y) in curve.series.items()},
-        }
-        for curve in report.curves
-    ]
     data = {
         "title": report.title,
         "summary": report.summary,
         **plain,
         "figures": [asdict(figure) for figure in report.figures],
+        "answer": asdict(report.answer) if report.answer else None,
+        "comparison": asdict(report.comparison) if report.comparison else None,
         "stages": [asdict(stage) for stage in report.stages],
-        "curves": curves,
+        "distributions": [_curve_data(curve) for curve in report.distributions],
+        "curves": [_curve_data(curve) for curve in report.curves],
         "configuration": report.configuration,
         "versions": report.versions,
         "notes": report.notes,
     }
     return {name: _strict(value) for name, value in data.items()}
+
+
+def _curve_data(curve: Curve) -> dict[str, object]:
+    series = {name: {"x": list(x), "y": list(y)} for name, (x, y) in curve.series.items()}
+    axes = {"x_label": curve.x_label, "y_label": curve.y_label, "log_y": curve.log_y}
+    return {"title": curve.title, **axes, "series": series}
 
 
 def _strict(value: object) -> object:
@@ -87,6 +87,14 @@ def write_report(folder: str | Path, report: Report) -> Path:
     page, data = folder / "report.html", folder / "report.json"
     _replace_together({page: render_page(report), data: _lists_on_one_line(text) + "\n"})
     return page
+
+
+def write_table(path: str | Path, columns: Mapping[str, Sequence[object]]) -> None:
+    """Write equally long columns as a CSV file in UTF-8, numbers with all their digits."""
+    with Path(path).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _lists_on_one_line(text: str) -> str:

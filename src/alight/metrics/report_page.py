@@ -7,7 +7,7 @@ below turns one part of a `Report` into HTML, and every text from outside passes
 import base64
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib import resources
 from string import Template
@@ -15,7 +15,7 @@ from string import Template
 from PIL import Image
 
 from alight.metrics.plots import line_plot
-from alight.metrics.report import Curve, Figure, Picture, Report, Stage
+from alight.metrics.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage
 
 NOT_FINITE = "not finite"
 PHONE_WIDTH = 340  # CSS pixels that a picture has on a phone
@@ -25,8 +25,11 @@ def render_page(report: Report) -> str:
     """The whole page as HTML text; parts that the report does not have are left out."""
     sections = (
         _section("figures", "", _cards(report)),
+        _section("answer", report.answer.question if report.answer else "", _answer(report.answer)),
+        _section("comparison", "Side by side", _comparison(report.comparison)),
         _section("pictures", "Pictures", "".join(map(_picture, report.pictures))),
-        _section("training", "Training", _plots(report)),
+        _section("distributions", "Over the images", _plots(report.distributions)),
+        _section("training", "Training", _plots(report.curves)),
         _section("conditions", "Every figure and its conditions", _figure_table(report)),
         _section("notes", "Notes, and what was not measured", _notes(report)),
         _section("time", "Time", _stages(report)),
@@ -42,7 +45,7 @@ def render_page(report: Report) -> str:
 def _section(name: str, heading: str, body: str) -> str:
     if not body:
         return ""
-    title = f"<h2>{heading}</h2>" if heading else ""
+    title = f"<h2>{escape(heading)}</h2>" if heading else ""
     return f'<section id="{name}">{title}{body}</section>\n'
 
 
@@ -106,6 +109,47 @@ def _comparisons(figure: Figure) -> Iterator[tuple[str, str]]:
         yield escape(label), number_text(value, figure.digits, figure.unit)
 
 
+def _answer(answer: Answer | None) -> str:
+    """The answer in large type, then why, what to do, and by which measure."""
+    if answer is None:
+        return ""
+    reasons = "".join(f"<p>{escape(reason)}</p>" for reason in answer.reasons)
+    advice = "".join(f"<li>{escape(item)}</li>" for item in answer.advice)
+    return (
+        f'<p class="lead">{escape(answer.answer)}</p><div class="reasons">{reasons}'
+        + (f"<h3>What helps</h3><ul>{advice}</ul>" if advice else "")
+        + (f'<p class="quiet">{escape(answer.basis)}</p>' if answer.basis else "")
+        + "</div>"
+    )
+
+
+def _comparison(comparison: Comparison | None) -> str:
+    """A column per model, a row per measure, the best of each row in bold."""
+    if comparison is None:
+        return ""
+    heads = "".join(f'<th scope="col" class="number">{escape(name)}</th>' for name in comparison.columns)
+    rows = []
+    for label, figures in comparison.rows.items():
+        best = comparison.best(label)
+        cells = "".join(_compared(figure, best) for figure in figures)
+        explanation = next((figure.explanation for figure in figures if figure is not None), "")
+        rows.append(
+            f'<tr><th scope="row">{escape(label)}<span class="quiet">{escape(explanation)}</span></th>{cells}</tr>'
+        )
+    return (
+        f'<div class="wide"><table class="comparison"><thead><tr><th></th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _compared(figure: Figure | None, best: float | None) -> str:
+    if figure is None:
+        return '<td class="number quiet">–</td>'
+    text = number_text(figure.value, figure.digits, figure.unit)
+    is_best = best is not None and round(figure.value, figure.digits) == best
+    return f'<td class="number">{f"<b>{text}</b>" if is_best else text}</td>'
+
+
 def _picture(picture: Picture) -> str:
     """The image at its magnified width, names of its rows on the left, the caption on the right or below."""
     file = io.BytesIO()
@@ -125,8 +169,8 @@ def _picture(picture: Picture) -> str:
     )
 
 
-def _plots(report: Report) -> str:
-    plots = "".join(map(_plot, report.curves))
+def _plots(curves: Sequence[Curve]) -> str:
+    plots = "".join(map(_plot, curves))
     return f'<div class="plots">{plots}</div>' if plots else ""
 
 

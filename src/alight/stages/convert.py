@@ -3,7 +3,6 @@
 What a published file does not say stays unsaid: no number of steps, and no tokenizer where none is named.
 """
 
-import json
 import os
 import shutil
 import time
@@ -19,12 +18,12 @@ from alight.artifacts import (
     is_complete,
     read_artifact,
     write_manifest,
-    write_text,
     writing_folder,
 )
 from alight.config import ConvertConfig
 from alight.data.class_names import readable_class_names
 from alight.data.latents import INDEX, LatentDataset, published_index
+from alight.data.sealed_json import read_sealed, write_sealed
 from alight.interop.latents import STATISTICS_FILE
 from alight.interop.reference import (
     LatentsStatistics,
@@ -143,7 +142,7 @@ def from_latents_folder(source: Path, config: ConvertConfig) -> None:
     with writing_folder(config.output) as staging:
         if source.resolve() != config.output.resolve():
             link_shards(source, staging, names)
-        write_text(staging / INDEX, json.dumps(index, indent=2, allow_nan=False) + "\n")
+        write_sealed(staging / INDEX, index)
         digest = file_hash(*(source / name for name in names))
         facts = {"count": index["count"], "class_names": index["class_names"]}
         seconds = time.perf_counter() - started
@@ -171,7 +170,7 @@ def transformer_statistics(config: ConvertConfig, channels: int) -> LatentsStati
     if config.statistics is not None:
         statistics, source = load_latents_statistics(config.statistics), config.statistics
     elif config.tokenizer is not None and (vae := VAVAE.from_pretrained(config.tokenizer)).has_latents_statistics:
-        statistics = LatentsStatistics(torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std))
+        statistics = LatentsStatistics(*vae.latents_statistics)
         source = config.tokenizer
     else:
         raise InputError(
@@ -237,7 +236,7 @@ def to_latents_folder(source: Path, output: Path) -> None:
             f"The latents in {source} hold no mirrored images, which the published code reads half of the time. "
             "Extract them again with --flips True."
         )
-    names = [shard["file"] for shard in json.loads((source / INDEX).read_text(encoding="utf-8"))["shards"]]
+    names = [shard["file"] for shard in read_sealed(source / INDEX)["shards"]]
     with writing_folder(output) as staging:
         if source.resolve() != output.resolve():
             link_shards(source, staging, names)

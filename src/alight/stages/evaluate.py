@@ -1,18 +1,15 @@
-"""Stage 5: reconstructions and samples -> figures, each with its conditions, and the report that shows them."""
+"""Stage 5: samples, and what their tokenizer reconstructs -> figures with their conditions, and the report."""
 
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
 
 from alight.artifacts import (
     Artifact,
@@ -23,26 +20,25 @@ from alight.artifacts import (
     write_manifest,
     writing_folder,
 )
-from alight.config import EvaluateConfig, EvaluateTokenizerConfig
+from alight.config import EvaluateConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset, sequential_batches
+from alight.evaluation.measure import measure as measure_tokenizer
+from alight.evaluation.measure import reconstruct
+from alight.evaluation.subjects import Subject, open_judges, open_subjects
+from alight.evaluation.tokenizer_report import log_curve, magnification, tokenizer_curves, tokenizer_figures
 from alight.metrics.features import FeatureExtractor, GreyPixels, ModelFeatures, feature_statistics
 from alight.metrics.frechet import frechet_distance
 from alight.metrics.label_accuracy import DigitJudge, SVCJudge
 from alight.metrics.pictures import image_grid, pair_strip
-from alight.metrics.reconstruction import ReconstructionMetrics, ReconstructionScores
 from alight.metrics.report import Curve, Figure, Picture, Report, Stage
 from alight.metrics.report_files import write_report
 from alight.models.foundation import FoundationModel
-from alight.models.vavae import VAVAE
-from alight.runtime.console import progress_bar
 from alight.runtime.device import resolve_device
+from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
-from alight.runtime.pixels import to_uint8, unit_range
-from alight.runtime.seeding import random_stream
-from alight.training.run import read_log
 
-UINT8_RULE = "clamp(127.5 x + 128, 0, 255), truncated"
+HEADLINES = ("reconstruction_psnr", "alignment_cosine")  # of the tokenizer's figures
 SHOWN_PER_CLASS, SHOWN_CLASSES, SHOWN_PAIRS = 10, 10, 16
 
 
@@ -54,18 +50,8 @@ class Samples(NamedTuple):
     settings: dict[str, Any]
 
 
-@dataclass
-class Reconstructions:
-    """Scores over a split, and the first images with their reconstructions, (N, H, W, 3) uint8."""
-
-    scores: ReconstructionScores
-    alignment: float | None  # mean cosine of projected latents and foundation features
-    originals: np.ndarray
-    reconstructed: np.ndarray
-
-
-def run(config: EvaluateTokenizerConfig, timings: Mapping[str, float] | None = None) -> Artifact:
-    """Measure a tokenizer, and with `EvaluateConfig` also samples, and write `report.json` and `report.html`.
+def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> Artifact:
+    """Measure samples, and the tokenizer that decoded them, and write `report.json` and `report.html`.
 
     Args:
         config: what to measure.
@@ -87,146 +73,62 @@ def run(config: EvaluateTokenizerConfig, timings: Mapping[str, float] | None = N
     return read_artifact(config.output, "report")
 
 
-def measure(config: EvaluateTokenizerConfig, timings: Mapping[str, float] | None = None) -> Report:
+def measure(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> Report:
     """Everything that the report says."""
     started = time.perf_counter()
     device = resolve_device(config.device)
-    tokenizer = read_artifact(config.tokenizer, "tokenizer")
-    split = config.split
-    reconstructions = reconstruct(config, tokenizer, open_dataset(config.images, split, augment=False), device)
-    figures = reconstruction_figures(config, tokenizer, reconstructions)
-    pictures = [reconstruction_picture(reconstructions)]
-    artifacts = [tokenizer]
-    curves = tokenizer_curves(config.tokenizer)
-    notes = ["PSNR and SSIM compare with the same centre crops that the tokenizer saw."]
-    summary = f"A tokenizer, measured on {reconstructions.scores.n} images ({split.replace('_', ' ')})."
-    if isinstance(config, EvaluateConfig):
-        transformer, made = read_artifact(config.transformer, "transformer"), read_artifact(config.samples, "samples")
-        made.require_input(transformer)
-        made.require_input(tokenizer)
-        samples = read_samples(config.samples)
-        figures += generation_figures(config, samples, device)
-        pictures.insert(0, samples_picture(samples))
-        artifacts += [transformer, made]
-        curves += transformer_curves(config.transformer)
-        aligned = "whose latents are aligned with a vision foundation model"
-        summary = (
-            f"A tokenizer {aligned if tokenizer.facts.get('foundation') else 'without alignment'}, a LightningDiT of "
-            f"{transformer.facts['parameters'] / 1e6:.1f} million parameters trained on these latents with rectified "
-            f"flow, and {len(samples.images)} images that it made."
-        )
-        notes += [
-            "A Frechet distance in other features than Inception's is no FID, and compares with nothing published.",
-            "Distances are biased upwards for few images; compare only runs with the same count.",
-        ]
+    (subject,) = open_subjects([config.tokenizer])
+    tokenizer = subject.artifact
+    transformer, made = read_artifact(config.transformer, "transformer"), read_artifact(config.samples, "samples")
+    made.require_input(transformer)
+    made.require_input(tokenizer)
+    samples = read_samples(config.samples)
+    dataset = open_dataset(config.images, config.split, augment=False)
+    judges, notes = open_judges(config, [subject])
+    reconstructions = measure_tokenizer(subject, dataset, config, judges.to(device), Processes(0, 1, device))
+    figures = [
+        replace(figure, headline=figure.name in HEADLINES)
+        for figure in tokenizer_figures(reconstructions, config, judges)
+    ]
+    artifacts = [tokenizer, transformer, made]
     stages = [Stage(artifact.kind, artifact.seconds, _brief(artifact)) for artifact in artifacts]
     if timings is not None:
         stages = [Stage(name, seconds) for name, seconds in timings.items()]
+    figures += generation_figures(config, samples, device)
+    pictures = [samples_picture(samples), reconstruction_picture(subject, dataset, config, device)]
     stages.append(Stage("report", time.perf_counter() - started))
-    configuration = {artifact.kind: artifact.config for artifact in artifacts}
+    aligned = "whose latents are aligned with a vision foundation model"
     return Report(
         title=f"Report on {Path(config.images.source).name}",
-        summary=summary,
+        summary=(
+            f"A tokenizer {aligned if tokenizer.facts.get('foundation') else 'without alignment'}, a LightningDiT of "
+            f"{transformer.facts['parameters'] / 1e6:.1f} million parameters trained on these latents with rectified "
+            f"flow, and {len(samples.images)} images that it made."
+        ),
         figures=figures,
         pictures=pictures,
-        curves=curves,
+        curves=[*tokenizer_curves([subject]), *transformer_curves(config.transformer)],
         stages=stages,
-        configuration=configuration | {"evaluate": config.model_dump(mode="json")},
+        configuration={artifact.kind: artifact.config for artifact in artifacts}
+        | {"evaluate": config.model_dump(mode="json")},
         versions=library_versions(),
-        notes=notes,
+        notes=[
+            *notes,
+            "PSNR and SSIM compare with the same centre crops that the tokenizer saw.",
+            "A Frechet distance in other features than Inception's is no FID, and compares with nothing published.",
+            "Distances are biased upwards for few images; compare only runs with the same count.",
+        ],
     )
 
 
-# --- reconstruction ---------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def reconstruct(
-    config: EvaluateTokenizerConfig, tokenizer: Artifact, dataset: ImageDataset, device: torch.device
-) -> Reconstructions:
-    """Encode to posterior samples, as the published evaluation does, and decode."""
-    vae = VAVAE.from_pretrained(tokenizer.path).to(device)
-    foundation, projection = _alignment_networks(tokenizer, device)
-    metrics, cosines, shown = ReconstructionMetrics(), [], []
-    batches = sequential_batches(dataset, config.batch_size, config.images.workers)
-    for number, (pixels, _) in enumerate(progress_bar(batches, desc="reconstructions", unit="batch")):
-        images = unit_range(pixels.to(device))
-        raw = vae.encode_raw_latents(images, random_stream(config.seed, "evaluation", number))
-        decoded = vae.decode_raw_latents(raw)
-        metrics.update(decoded, images)
-        if foundation is not None and projection is not None:
-            features = foundation(images, grid=(raw.shape[2], raw.shape[3]))
-            cosines.append(F.cosine_similarity(F.conv2d(raw, projection), features, dim=1).flatten().cpu())
-        if number == 0:
-            shown = [to_uint8(batch[:SHOWN_PAIRS]).cpu().numpy() for batch in (images, decoded)]
-    alignment = torch.cat(cosines).mean().item() if cosines else None
-    return Reconstructions(metrics.compute(), alignment, *shown)
-
-
-def _alignment_networks(tokenizer: Artifact, device: torch.device) -> tuple[FoundationModel | None, Tensor | None]:
-    """What the tokenizer was aligned with, if it was and if it is at hand."""
-    name, weights = tokenizer.facts.get("foundation"), tokenizer.path / "projection.safetensors"
-    if name is None or not weights.is_file():
-        return None, None
-    mode = tokenizer.config["alignment"]["foundation_input"]
-    return FoundationModel.from_pretrained(name, mode).to(device), load_file(weights)["weight"].to(device)
-
-
-def reconstruction_figures(
-    config: EvaluateTokenizerConfig, tokenizer: Artifact, reconstructions: Reconstructions
-) -> list[Figure]:
-    """PSNR, SSIM and alignment of a tokenizer."""
-    scores = reconstructions.scores
-    conditions: dict[str, str | int | float] = {
-        "images": scores.n,
-        "split": config.split,
-        "size": config.images.size,
-        "latent": "posterior sample",
-        "seed": config.seed,
-        "uint8 rule": UINT8_RULE,
-        "tokenizer": tokenizer.hash[:12],
-    }
-    figures = [
-        Figure(
-            "reconstruction_psnr",
-            "Reconstruction PSNR",
-            scores.psnr,
-            "dB",
-            2,
-            conditions,
-            explanation="Peak signal-to-noise ratio of decoded images; higher is closer to the original.",
-        ),
-        Figure(
-            "reconstruction_ssim",
-            "Reconstruction SSIM",
-            scores.ssim,
-            "",
-            4,
-            conditions,
-            explanation="Structural similarity with the original; 1 is identical.",
-            headline=False,
-        ),
-    ]
-    if reconstructions.alignment is not None:
-        figures.append(
-            Figure(
-                "alignment_cosine",
-                "Alignment",
-                reconstructions.alignment,
-                "",
-                3,
-                conditions | {"foundation": str(tokenizer.facts["foundation"])},
-                explanation="Mean cosine between projected latents and the foundation model's patch features.",
-            )
-        )
-    return figures
-
-
-def reconstruction_picture(reconstructions: Reconstructions) -> Picture:
-    """Originals above their reconstructions."""
-    image = pair_strip(reconstructions.originals, reconstructions.reconstructed)
+def reconstruction_picture(
+    subject: Subject, dataset: ImageDataset, config: EvaluateConfig, device: torch.device
+) -> Picture:
+    """The first originals above their reconstructions."""
+    shown = range(min(SHOWN_PAIRS, len(dataset)))
+    originals, decoded = reconstruct(subject, dataset, shown, config, device)
     caption = "Originals above, what the tokenizer makes of them below."
-    return Picture("Reconstructions", caption, image, magnify=_magnification(reconstructions.originals))
+    return Picture("Reconstructions", caption, pair_strip(originals, decoded), magnification(originals))
 
 
 # --- generation -------------------------------------------------------------------------------------------------
@@ -320,7 +222,7 @@ def samples_picture(samples: Samples) -> Picture:
     image = image_grid(np.concatenate([row[:columns] for row in rows]), columns)
     caption = "Generated images, a row per class: the first of each, not chosen."
     labels = [names[label] for label in classes]
-    return Picture("Samples", caption, image, magnify=_magnification(samples.images), row_labels=labels)
+    return Picture("Samples", caption, image, magnify=magnification(samples.images), row_labels=labels)
 
 
 def _extractors(config: EvaluateConfig, device: torch.device) -> Iterator[FeatureExtractor]:
@@ -332,7 +234,7 @@ def _extractors(config: EvaluateConfig, device: torch.device) -> Iterator[Featur
         yield ModelFeatures(name, model.feature_dim, lambda images: model(images, (side, side)).mean((2, 3)), device)
 
 
-def _pixel_batches(dataset: ImageDataset, config: EvaluateTokenizerConfig) -> Iterator[np.ndarray]:
+def _pixel_batches(dataset: ImageDataset, config: EvaluateConfig) -> Iterator[np.ndarray]:
     for pixels, _ in sequential_batches(dataset, config.batch_size, config.images.workers):
         yield pixels.permute(0, 2, 3, 1).numpy()
 
@@ -353,34 +255,13 @@ def _sampling_conditions(samples: Samples) -> dict[str, str | int | float]:
     }
 
 
-# --- curves -----------------------------------------------------------------------------------------------------
-
-
-def tokenizer_curves(folder: Path) -> list[Curve]:
-    """The losses of the tokenizer that are comparable from step to step."""
-    reconstruction = _curve("Tokenizer: reconstruction", folder, {"l1": "L1 per pixel"}, log_y=True)
-    alignment = _curve("Tokenizer: alignment", folder, {"mcos": "marginal cosine", "mdms": "marginal distance matrix"})
-    return [curve for curve in (reconstruction, alignment) if curve is not None]
+# --- training ---------------------------------------------------------------------------------------------------
 
 
 def transformer_curves(folder: Path) -> list[Curve]:
     """Both parts of the flow's loss."""
-    curve = _curve("Transformer: rectified flow", folder, {"mse": "velocity", "cosine": "velocity direction"})
+    curve = log_curve("Transformer: rectified flow", folder, {"mse": "velocity", "cosine": "velocity direction"})
     return [curve] if curve is not None else []
-
-
-def _curve(title: str, folder: Path, names: Mapping[str, str], log_y: bool = False) -> Curve | None:
-    lines = read_log(folder / "training")
-    series = {
-        label: ([line["step"] for line in lines if name in line], [line[name] for line in lines if name in line])
-        for name, label in names.items()
-    }
-    series = {label: points for label, points in series.items() if points[0]}
-    return Curve(title, "step", "loss", series, log_y) if series else None
-
-
-def _magnification(images: np.ndarray) -> int:
-    return max(1, 64 // images.shape[2])
 
 
 def _brief(artifact: Artifact) -> dict[str, object]:

@@ -1,21 +1,38 @@
 """Stage 2: images -> latents, so that the transformer never decodes an image again."""
 
+import shutil
 import time
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
-from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
+from alight.artifacts import (
+    Artifact,
+    check_output,
+    file_hash,
+    is_complete,
+    read_artifact,
+    write_manifest,
+    writing_folder,
+)
 from alight.config import ExtractLatentsConfig
-from alight.data.latents import LatentWriter
-from alight.data.loading import open_dataset, sequential_batches
+from alight.data.image_dataset import ImageDataset
+from alight.data.images import ImageSource
+from alight.data.latent_folder import LatentFolder
+from alight.data.latent_shards import LABELS, LATENTS, LOGVAR, MIRRORED
+from alight.data.latents import UNFINISHED, LatentDataset, merged_statistics, write_index
+from alight.data.loading import open_source
 from alight.models.vavae import VAVAE
-from alight.runtime.console import progress_bar
-from alight.runtime.device import resolve_device
+from alight.runtime.console import duration, log, progress_bar
+from alight.runtime.device import autocast, resolve_device
+from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import unit_range
-from alight.runtime.seeding import random_stream
+from alight.runtime.seeding import derive_seed, noise_of_seeds, random_stream
 
+CPU_PIXELS = 2**17  # that pass the encoder at a time: two images of 256 pixels, 32 of 64
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -23,53 +40,168 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def run(config: ExtractLatentsConfig) -> Artifact:
     """Encode every training image, and its mirror image in the same pass, into shards of raw latents.
 
+    Several processes share the shards, and a run that was killed goes on with those that are missing.
+
     Returns:
         The latents artifact: safetensors shards, an index and statistics.
 
     Raises:
-        InputError: on unusable images, tokenizer or output folder, or latents there of another tokenizer.
+        InputError: on unusable images or tokenizer, an output folder that cannot be written, or latents there of
+            another configuration, other images or another tokenizer.
     """
-    started = time.perf_counter()
     tokenizer = read_artifact(config.tokenizer, "tokenizer")
-    resolved = config.model_dump(mode="json")
-    check_output(config.output, resolved, "latents")
-    if is_complete(config.output):
-        latents = read_artifact(config.output, "latents")
-        latents.require_input(tokenizer)
-        return latents
-    device = resolve_device(config.device)
-    vae = VAVAE.from_pretrained(config.tokenizer).to(device)
+    with process_group(resolve_device(config.device)) as processes:
+        if processes.is_main:
+            check_output(config.output, config.model_dump(mode="json"), "latents")
+        if is_complete(config.output):
+            read_artifact(config.output, "latents").require_input(tokenizer)
+            LatentDataset(config.output)  # nothing is missing or cut off
+            shutil.rmtree(config.output / UNFINISHED, ignore_errors=True)  # if the run was killed at its very end
+        else:
+            extract(config, tokenizer, processes)
+    return read_artifact(config.output, "latents")
+
+
+def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Processes) -> None:
+    """Make the shards that are not there yet, and then what describes them all."""
+    vae = VAVAE.from_pretrained(config.tokenizer).to(processes.device)
+    vae.to(memory_format=torch.channels_last)  # convolutions take up to a third less time
     if config.statistics == "tokenizer" and not vae.has_latents_statistics:
         raise InputError(
             f"The tokenizer in {config.tokenizer} holds no latent statistics. Take those of the data with "
             "--statistics data."
         )
-    dataset = open_dataset(config.images, "train", augment=False)
-    with writing_folder(config.output) as staging:
-        writer = LatentWriter(staging, config.shard_size, _DTYPES[config.dtype])
-        batches = sequential_batches(dataset, config.batch_size, config.images.workers)
-        for number, (pixels, labels) in enumerate(progress_bar(batches, desc="latents", unit="batch")):
-            images = unit_range(pixels.to(device))
-            raw = encode(vae, images, config, f"batch {number}")
-            flipped = encode(vae, images.flip(-1), config, f"batch {number} flipped") if config.flips else None
-            writer.add(raw, labels, flipped)
-        assert writer.statistics is not None
-        mean, std = writer.statistics.mean, writer.statistics.std
+    source = open_source(config.images, "train")
+    # without augmentation, and without a cache: each image is looked at once
+    dataset = ImageDataset(source, config.images.size, upscale=config.images.upscale, cache_bytes=0)
+    folder = LatentFolder(config.output, len(dataset), config.shard_size)
+    started = time.perf_counter()
+    if processes.is_main:
         if config.statistics == "tokenizer":
-            mean, std = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std)
-        digest = writer.close((mean, std), config.statistics, dataset.source.class_names)
+            check_statistics(vae, dataset, config)
+        inputs = {"tokenizer": tokenizer.hash, "images": source.fingerprint}
+        started -= folder.start(config.model_dump(mode="json"), inputs)
+    processes.barrier()  # the folder is there
+    for _ in make_shards(vae, dataset, folder, config, processes):
+        if processes.is_main:
+            folder.record_time(time.perf_counter() - started)
+    processes.barrier()  # all shards are there
+    if processes.is_main:
+        finish(vae, source, folder, config, tokenizer, started)
+    processes.barrier()  # the artifact is there
+
+
+def check_statistics(vae: VAVAE, dataset: ImageDataset, config: ExtractLatentsConfig) -> None:
+    """Find out from a few images, from first to last, whether the tokenizer's statistics are those of its latents."""
+    chosen = torch.linspace(0, len(dataset) - 1, min(len(dataset), config.batch_size)).long().tolist()
+    pixels = torch.stack([dataset[index].image for index in chosen])
+    generator = random_stream(config.seed, "statistics")
+    vae.check_latents_statistics(vae.encode_raw_latents(unit_range(pixels.to(vae.device)), generator))
+
+
+# --- encoding -----------------------------------------------------------------------------------------------------
+
+
+def make_shards(
+    vae: VAVAE, dataset: ImageDataset, folder: LatentFolder, config: ExtractLatentsConfig, processes: Processes
+) -> Iterator[int]:
+    """Make this process's share of the shards that are missing; yields the number of each when it is stored."""
+    shards = range(folder.num_shards)
+    to_check = progress_bar(shards[processes.rank :: processes.world_size], desc="checking", unit="shard")
+    checked = processes.gather([number for number in to_check if folder.holds(number)])
+    there = {number for numbers in checked for number in numbers}
+    own = [number for number in shards if number not in there][processes.rank :: processes.world_size]
+    if there:
+        log.info("latents: %d of %d shards are there already.", len(there), len(shards))
+    total = sum(len(folder.images(number)) for number in own)
+    share = f" (1 of {processes.world_size} processes)" if processes.world_size > 1 else ""
+    started = time.perf_counter()
+    with progress_bar(total=total, desc=f"latents{share}", unit=" img") as bar:
+        for number in own:
+            folder.write(number, encode_shard(vae, dataset, folder.images(number), config, bar.update))
+            yield number
+    seconds = time.perf_counter() - started
+    if total:
+        log.info("latents%s: %d images in %s, %.1f img/s.", share, total, duration(seconds), total / seconds)
+
+
+def encode_shard(
+    vae: VAVAE, dataset: ImageDataset, images: range, config: ExtractLatentsConfig, report: Callable[[int], object]
+) -> dict[str, Tensor]:
+    """The tensors of the shard with these images, on the CPU in the type that is stored; tells how many are done.
+
+    Batches begin with the shard, so they are the same whoever makes it and whenever.
+    """
+    loader = DataLoader(Subset(dataset, images), config.batch_size, num_workers=config.images.workers)
+    shard: dict[str, Tensor] = {}
+    done = 0
+    for pixels, labels in loader:
+        part = slice(done, done + len(labels))
+        encoded = encode(vae, unit_range(pixels.to(vae.device)), images[part], config)
+        stored = {key: values.to("cpu", _DTYPES[config.dtype]) for key, values in encoded.items()} | {LABELS: labels}
+        for key, values in stored.items():
+            if key not in shard:
+                shard[key] = values.new_empty(len(images), *values.shape[1:])
+            shard[key][part] = values
+        done = part.stop
+        report(len(labels))
+    return shard
+
+
+def encode(vae: VAVAE, images: Tensor, numbers: Sequence[int], config: ExtractLatentsConfig) -> dict[str, Tensor]:
+    """Raw latents of images in [-1, 1] and of their mirror images, by the names that they have in a shard.
+
+    A posterior sample depends on the seed, the image's number and whether it is mirrored, and on nothing else.
+    """
+    keys = (LATENTS, MIRRORED) if config.flips else (LATENTS,)
+    with autocast(images.device, config.precision):
+        latents, logvar = moments(vae, torch.cat([images, images.flip(-1)]) if config.flips else images)
+    if config.posterior == "sample":
+        seeds = [derive_seed(config.seed, "posterior", key, number) for key in keys for number in numbers]
+        latents += (0.5 * logvar).exp() * noise_of_seeds(seeds, tuple(latents.shape[1:])).to(latents)
+    encoded = dict(zip(keys, latents.split(len(images)), strict=True))
+    if config.posterior == "moments":
+        encoded |= zip((LOGVAR[key] for key in keys), logvar.split(len(images)), strict=True)
+    return encoded
+
+
+def moments(vae: VAVAE, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of the posterior, each (B, C, h, w) in float32.
+
+    On a CPU a few images pass at a time: where activations do not fit into its caches, each takes up to twice as long.
+    """
+    at_once = max(1, CPU_PIXELS // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
+    posteriors = [vae.posterior(part) for part in images.split(at_once)]
+    mean, logvar = zip(*((posterior.mean, posterior.logvar) for posterior in posteriors), strict=True)
+    return torch.cat(mean).float(), torch.cat(logvar).float()
+
+
+# --- the artifact -------------------------------------------------------------------------------------------------
+
+
+def finish(
+    vae: VAVAE,
+    source: ImageSource,
+    folder: LatentFolder,
+    config: ExtractLatentsConfig,
+    tokenizer: Artifact,
+    started: float,
+) -> None:
+    """Add to the shards what describes them, the manifest last."""
+    records = folder.records()
+    measured = merged_statistics(records)
+    of_tokenizer = vae.latents_statistics if config.statistics == "tokenizer" else None
+    with writing_folder(config.output) as staging:
+        statistics = of_tokenizer or (measured.mean, measured.std)
+        write_index(staging, records, statistics, config.statistics, source.class_names)
+        digest = file_hash(*(config.output / record["file"] for record in records))
         facts = {
-            "count": len(dataset),
-            "class_names": list(dataset.source.class_names),
+            "count": folder.count,
+            "class_names": list(source.class_names),
             "image_size": config.images.size,
+            "images": source.fingerprint,
         }
-        inputs = {"tokenizer": tokenizer.hash}
         seconds = time.perf_counter() - started
-        write_manifest(staging, "latents", resolved, digest, inputs, facts, seconds)
-    return read_artifact(config.output, "latents")
-
-
-def encode(vae: VAVAE, images: Tensor, config: ExtractLatentsConfig, stream: str) -> Tensor:
-    """Raw latents of a batch: posterior samples drawn from the seed, or the posterior's mode."""
-    generator = random_stream(config.seed, "posterior", stream) if config.posterior == "sample" else None
-    return vae.encode_raw_latents(images, generator)
+        inputs = {"tokenizer": tokenizer.hash}
+        write_manifest(staging, "latents", config.model_dump(mode="json"), digest, inputs, facts, seconds)
+    folder.finish()

@@ -18,10 +18,12 @@ from alight.artifacts import (
 from alight.config import TrainFoundationConfig
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
-from alight.models.foundation import quiet_transformers
+from alight.models.foundation_loading import quiet_transformers
 from alight.runtime.device import autocast, resolve_device
+from alight.runtime.distributed import Processes
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import random_stream, seeded_initialisation
+from alight.training.flops import count_flops, weightless
 from alight.training.optimizer import learning_rate, make_optimizer, optimizer_step
 from alight.training.run import TrainingRun
 
@@ -46,19 +48,29 @@ def run(config: TrainFoundationConfig) -> Artifact:
     optimizer = make_optimizer(model.parameters(), config.optimizer)
     training = config.training
     sampler = ResumableSampler(len(dataset), training.global_batch_size, config.seed)
-    folder = config.output / "training"
-    with TrainingRun(folder, resolved, training, {"model": model, "optimizer": optimizer}, "foundation") as progress:
+    with TrainingRun(
+        config.output / "training",
+        resolved,
+        training,
+        {"model": model, "optimizer": optimizer},
+        "foundation",
+        Processes(0, 1, device),
+        dataset_size=len(dataset),
+        flops_per_image=image_flops(model, config),
+    ) as progress:
         sampler.advance(progress.start_step)
         batches = iter(ResumableLoader(dataset, sampler, training.micro_batch_size, config.images.workers))
         for step in progress.steps():
-            for _ in range(training.gradient_accumulation_steps):
+            for _ in range(training.pieces()):
                 pixels, labels = next(batches)
                 with autocast(device, training.precision):
                     loss = objective(model, unit_range(pixels.to(device)), labels.to(device), config.seed, step)
-                (loss / training.gradient_accumulation_steps).backward()
+                (loss / training.pieces()).backward()
                 progress.log(loss=loss)
             lr = learning_rate(step, training.steps, config.optimizer)
-            optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
+            norm = optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
+            progress.log(grad_norm=norm, lr=lr)
+            progress.check(norm)
     return save(model, config, progress.seconds)
 
 
@@ -87,6 +99,13 @@ def objective(model: PreTrainedModel, images: Tensor, labels: Tensor, seed: int,
     patches = (model.config.image_size // model.config.patch_size) ** 2
     order = torch.rand(len(images), patches, generator=random_stream(seed, "mask", step))
     return model(pixel_values=images, noise=order.to(images.device)).loss
+
+
+def image_flops(model: PreTrainedModel, config: TrainFoundationConfig) -> int | None:
+    """Floating-point operations to learn from one image."""
+    images = torch.empty(1, 3, config.images.size, config.images.size, device="meta")
+    labels = torch.empty(1, dtype=torch.int64, device="meta")
+    return count_flops(lambda: objective(weightless(model), images, labels, seed=0, step=0).backward())
 
 
 def save(model: PreTrainedModel, config: TrainFoundationConfig, seconds: float) -> Artifact:

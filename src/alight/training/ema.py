@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from alight.training.parallel import local
+
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -26,8 +28,8 @@ class EMA(Generic[ModelT]):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Average in the current weights in one multi-tensor pass; buffers are copied."""
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - self.decay)
+        """Average in the current weights in one multi-tensor pass, each process its part; buffers are copied."""
+        torch._foreach_lerp_(local(self.model.parameters()), local(model.parameters()), 1.0 - self.decay)
         for shadow, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             shadow.copy_(buffer)
 

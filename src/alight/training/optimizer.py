@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from alight.config import OptimizerConfig
 
@@ -40,18 +41,26 @@ def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float
     return config.lr * (floor + (1.0 - floor) * remaining)
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, lr: float, max_grad_norm: float | None) -> torch.Tensor | None:
-    """Clip, step and clear the gradients.
+def optimizer_step(optimizer: torch.optim.Optimizer, lr: float, max_grad_norm: float | None) -> torch.Tensor:
+    """Clip, step and clear the gradients; a gradient that is not finite changes nothing.
+
+    Args:
+        optimizer: of `make_optimizer`, whose fused pass can be told on the device to do nothing.
+        lr: learning rate of this step.
+        max_grad_norm: the global gradient norm is clipped to it; None = off.
 
     Returns:
-        The gradient norm before clipping, on the device; None without clipping.
+        The gradient norm before clipping, on the device.
     """
-    norm = None
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if isinstance(norm, DTensor):  # of a sharded model
+        norm = norm.full_tensor()
     if max_grad_norm is not None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
+    optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # of the fused pass
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

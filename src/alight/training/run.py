@@ -1,33 +1,39 @@
-"""The bookkeeping around a training loop: resuming, progress, log, checkpoints, interrupts.
+"""The bookkeeping around a training loop: resuming, progress, checkpoints, interrupts, gradients gone wrong.
 
-with TrainingRun(folder, config, {"model": model, "optimizer": optimizer}) as run:
+with TrainingRun(folder, config, training, {"model": model, "optimizer": optimizer}, "transformer") as run:
     for step in run.steps():
         ...
         run.log(loss=loss)
+        run.check(optimizer_step(optimizer, lr, max_grad_norm))
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from alight.artifacts import differences, explained_disk_errors
 from alight.config import TrainingConfig
 from alight.runtime.console import log, progress_bar
+from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
-from alight.runtime.interrupt import deferred_interrupt
-from alight.training.checkpoint import load_latest_checkpoint, save_checkpoint
+from alight.runtime.interrupt import Interrupted, deferred_interrupt
+from alight.training.checkpoint import BackgroundWriter, load_latest_checkpoint
+from alight.training.meter import Averages, Meter
+from alight.training.tracking import Picture, Tracker, open_trackers, require_packages
 
-LOG_FILE = "log.jsonl"
+LOCK_FILE = "in-use.lock"
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+Listener = Callable[[int, Mapping[str, float]], None]
 
 
 class Stateful(Protocol):
@@ -41,15 +47,26 @@ class Stateful(Protocol):
 class TrainingRun:
     """One training run in one folder, which can be interrupted at any moment and goes on where it stopped.
 
+    Several processes that train together each hold one; the first of them writes.
+
     Args:
-        folder: for checkpoints and `log.jsonl`.
+        folder: for checkpoints, `log.jsonl` and pictures.
         config: the resolved configuration of the job, as plain data; a resumed run must have the same.
-        training: its length and intervals.
+        training: its length and intervals, and where it can be watched.
         state: everything that a checkpoint must hold, by name.
         description: what the progress bar says.
+        processes: that share the work.
+        listener: told the step and the scalars of every line of the log.
+        dataset_size: images in an epoch; None = unknown.
+        flops_per_image: floating-point operations to learn from one image; None = unknown.
+
+    Attributes:
+        start_step: how many steps have been taken before.
+        meter: of the speed.
 
     Raises:
-        InputError: if the folder holds a run of another configuration, or checkpoints that cannot be used.
+        InputError: if the folder is in use, or holds a run of another configuration or checkpoints that cannot be
+            used; or if the run is to be watched where it cannot be.
     """
 
     def __init__(
@@ -59,18 +76,33 @@ class TrainingRun:
         training: TrainingConfig,
         state: Mapping[str, Stateful],
         description: str,
+        processes: Processes = ALONE,
+        listener: Listener | None = None,
+        dataset_size: int | None = None,
+        flops_per_image: float | None = None,
     ) -> None:
+        require_packages(training)
         self.folder, self.config, self.training, self.state = folder, dict(config), training, state
-        self.description = description
-        self.start_step, self._seconds_before = 0, 0.0
-        self._sums: dict[str, Tensor] = {}
-        self._counts: Counter[str] = Counter()
-        self._resume()
+        self.description, self.processes, self.listener = description, processes, listener
+        self.start_step, self._seconds_before, self._non_finite_before = 0, 0.0, 0
+        self._non_finite = 0  # since this start, which is what the limit is for
+        self._averages = Averages()
+        self._trackers: list[Tracker] = []  # of the process that writes
+        self._unread: tuple[Tensor, torch.cuda.Event] | None = None  # whether the gradient before was finite
+        self._writer = BackgroundWriter(folder, training.keep_checkpoints, training.keep_every)
+        with ExitStack() as stack:  # what was opened is closed where opening the rest fails
+            if processes.is_main:
+                stack.callback(_locked(folder).release)
+            stack.callback(self._writer.close)
+            self._resume()
+            if processes.is_main:
+                self._trackers = open_trackers(folder, training, config, self.start_step, stack)
+            self.meter = Meter(training, processes, self.start_step, dataset_size, flops_per_image)
+            self._stack = stack.pop_all()
         self._started = time.perf_counter()
 
     def __enter__(self) -> Self:
-        self._stack = ExitStack()
-        self._interrupted = self._stack.enter_context(deferred_interrupt())
+        self._signal = self._stack.enter_context(deferred_interrupt())
         bar = progress_bar(
             desc=self.description, total=self.training.steps, initial=self.start_step, unit="step", smoothing=0.1
         )
@@ -89,57 +121,115 @@ class TrainingRun:
         """The steps that are left, counted from 0; saves when one is due, at the end, and when interrupted."""
         for step in range(self.start_step, self.training.steps):
             yield step
-            done = step + 1
+            done, last = step + 1, step + 1 == self.training.steps
             self._bar.update()
-            if done % self.training.log_every == 0 or done == self.training.steps:
+            if done % self.training.log_every == 0 or last:
                 self._write_log(done)
-            interrupted = self._interrupted()
-            if interrupted or done % self.training.checkpoint_every == 0 or done == self.training.steps:
+            signal = self.processes.largest(self._signal())
+            if signal or last or done % self.training.checkpoint_every == 0:
                 self._save(done)
-            if interrupted and done < self.training.steps:
+            if signal and not last:
+                self._writer.wait()
                 log.info("Stopped after step %d of %d; run the same command to go on.", done, self.training.steps)
-                raise KeyboardInterrupt
+                raise Interrupted(signal)
+        self._writer.wait()
+        self.processes.barrier()  # nobody goes on before the last checkpoint is there
 
     def log(self, **values: Tensor | float | None) -> None:
         """Average scalars until the next line of the log; nothing is copied from the device before that."""
         for name, value in values.items():
             if value is not None:
-                scalar = value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
-                self._sums[name] = self._sums[name] + scalar if name in self._sums else scalar
-                self._counts[name] += 1
+                self._averages.add(name, value)
+
+    def picture(self, name: str, step: int, picture: Picture) -> None:
+        """Show a picture, of a series with that name, wherever the scalars go; the main process's alone counts."""
+        with explained_disk_errors(self.folder):
+            for tracker in self._trackers:
+                tracker.picture(name, step, picture)
+
+    def check(self, grad_norm: Tensor) -> None:
+        """Act on a gradient that is not finite, which `optimizer_step` has not applied: stop, skip or roll back.
+
+        On an accelerator the answer is read one step late, so that it never waits for the host.
+
+        Raises:
+            InputError: where the policy is to stop, or there were too many of them.
+        """
+        finite = torch.isfinite(grad_norm.detach())
+        if finite.is_cuda:
+            arrived = torch.cuda.Event()
+            host = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
+            arrived.record()
+            before, self._unread = self._unread, (host, arrived)
+            if before is None:
+                return
+            finite, earlier = before
+            earlier.synchronize()
+        if bool(finite):
+            return
+        self._non_finite += 1
+        policy, limit = self.training.on_non_finite, self.training.max_non_finite
+        if policy == "stop" or self._non_finite >= limit:
+            again = f" for the {self._non_finite}. time" if self._non_finite > 1 else ""
+            raise InputError(
+                f"The gradient is not finite{again}. It was not applied, and the last good checkpoint is in "
+                f"{self.folder}. Lower optimizer.lr, set optimizer.max_grad_norm to 1.0, train in fp32, or go on "
+                "without such steps by training.on_non_finite skip or rollback."
+            )
+        if policy == "rollback":
+            checkpoint, _ = self._newest()
+            if checkpoint is not None:
+                self._restore(checkpoint["state"])
+        log.warning(
+            "%s: a gradient that is not finite was not applied (%d so far)%s.",
+            self.description,
+            self._non_finite,
+            "; weights and optimizer are those of the last checkpoint again" if policy == "rollback" else "",
+        )
 
     def _write_log(self, step: int) -> None:
-        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
-        self._sums.clear()
-        self._counts.clear()
-        loss = means.get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise InputError(
-                f"The loss is not finite after step {step}; nothing of it was saved. The last good checkpoint is in "
-                f"{self.folder}. Lower optimizer.lr, set optimizer.max_grad_norm to 1.0, or train in fp32."
-            )
-        self._bar.set_postfix({"loss": f"{loss:.4g}"}, refresh=False)
-        line = {"step": step, "seconds": round(self.seconds, 2)} | means
-        with explained_disk_errors(self.folder), (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        means = self._averages.take(self.processes)
+        figures = self.meter.read(step)
+        shown = {"loss": f"{means.get('loss', math.nan):.4g}", "img/s": f"{figures['images_per_second']:.3g}"}
+        self._bar.set_postfix(shown, refresh=False)
+        if not self.processes.is_main:
+            return
+        non_finite = self._non_finite_before + self._non_finite
+        values = {"seconds": self.seconds, **means, **figures, "non_finite": non_finite}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        with explained_disk_errors(self.folder):
+            for tracker in self._trackers:
+                tracker.scalars(step, finite)
+        if self.listener is not None:
+            self.listener(step, values)
 
     def _save(self, step: int) -> None:
         state = {name: item.state_dict() for name, item in self.state.items()}
-        save_checkpoint(
-            self.folder,
-            step,
-            {"state": state, "config": self.config, "seconds": self.seconds},
-            keep=self.training.keep_checkpoints,
-        )
+        if self.processes.is_main:
+            non_finite = self._non_finite_before + self._non_finite
+            progress = {"config": self.config, "seconds": self.seconds, "non_finite": non_finite}
+            self._writer.save(step, {"state": state, **progress})
+
+    def _newest(self) -> tuple[dict[str, Any] | None, list[Path]]:
+        """The newest checkpoint that is whole, after what is being written is there."""
+        self._writer.wait()
+        self.processes.barrier()
+        return load_latest_checkpoint(self.folder)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        for name, item in self.state.items():
+            item.load_state_dict(state[name])
 
     def _resume(self) -> None:
-        with explained_disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint, damaged = load_latest_checkpoint(self.folder)
+        checkpoint, damaged = self._newest()
+        if damaged and checkpoint is None:
+            raise InputError(
+                f"All checkpoints in {self.folder} are damaged ({', '.join(path.name for path in damaged)}). Restore "
+                "one of them with its .sha256 file, or delete that folder to start anew."
+            )
         for path in damaged:
             log.warning("The checkpoint %s is damaged and was passed over.", path)
         if checkpoint is None:
-            (self.folder / LOG_FILE).unlink(missing_ok=True)
             return
         changed = differences(checkpoint["config"], self.config)
         if changed:
@@ -147,27 +237,23 @@ class TrainingRun:
                 f"{self.folder} holds a run that was started with another configuration ({'; '.join(changed[:4])}). "
                 "Choose another --output, restore the configuration, or delete that folder to start anew."
             )
-        for name, item in self.state.items():
-            item.load_state_dict(checkpoint["state"][name])
+        self._restore(checkpoint["state"])
         self.start_step, self._seconds_before = checkpoint["step"], checkpoint["seconds"]
-        self._forget_log_after(self.start_step)
+        self._non_finite_before = checkpoint["non_finite"]
         if self.start_step < self.training.steps:
             log.info("%s: going on from step %d of %d.", self.description, self.start_step, self.training.steps)
 
-    def _forget_log_after(self, step: int) -> None:
-        """Drop lines of steps that will be taken again."""
-        kept = [line for line in read_log(self.folder) if line["step"] <= step]
-        with explained_disk_errors(self.folder):
-            (self.folder / LOG_FILE).write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's log, oldest first; a line cut off by a crash is left out."""
-    path = folder / LOG_FILE
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+def _locked(folder: Path) -> FileLock:
+    """Claim a folder, and refuse one in which another process trains; one that died leaves no claim behind."""
+    lock = FileLock(folder / LOCK_FILE, blocking=False)
+    with explained_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"{folder} is in use by another process that trains there. Wait for it, stop it, or choose another "
+                "--output."
+            ) from None
+    return lock

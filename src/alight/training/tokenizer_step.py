@@ -5,7 +5,9 @@ of gradient norms at inner layers. The graph is therefore cut at the reconstruct
 differentiated up to a cut, the ratios follow from there through one convolution, and the sum goes down the rest.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,10 @@ from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
+from alight.runtime.device import without_autocast
+
+Regularisation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Average = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -33,7 +39,7 @@ class TokenizerNetworks:
     """What takes part in training a tokenizer; the optional parts are off where they are None."""
 
     vae: VAVAE
-    projection: nn.Conv2d | None = None  # latents to the feature dimension of the foundation model
+    projection: nn.Conv2d | None = None  # between latents and the features of the foundation model
     foundation: FoundationModel | None = None
     discriminator: PatchDiscriminator | None = None
     lpips: LPIPS | None = None
@@ -41,8 +47,15 @@ class TokenizerNetworks:
 
 @dataclass(frozen=True)
 class TokenizerStep:
-    """Named scalars of one step, without gradient, and the reconstructions for the discriminator."""
+    """What a step leaves for the discriminator and for the log, all without gradient.
 
+    Attributes:
+        images: what was to be reconstructed (B, 3, H', W'); the images themselves without regularisation.
+        reconstructions: the same shape.
+        scalars: of the log, by name.
+    """
+
+    images: Tensor
     reconstructions: Tensor
     scalars: dict[str, Tensor]
 
@@ -53,97 +66,172 @@ def autoencoder_backward(
     noise: Tensor,
     reconstruction: ReconstructionConfig,
     alignment: AlignmentConfig,
-    adversarial_on: bool = False,
+    *,
+    adversarial_factor: float | None = None,
     share: float = 1.0,
+    regularisation: Regularisation | None = None,
+    average: Average | None = None,
+    features: Tensor | None = None,
 ) -> TokenizerStep:
     """Add the gradient of the autoencoder's objective to its parameters and to the projection's.
+
+    Where the encoder's parameters want no gradient, only the decoder gets one, and alignment takes no part.
 
     Args:
         networks: what takes part.
         images: (B, 3, H, W) in [-1, 1].
         noise: (B, C, h, w) standard normal, of the posterior sample.
         reconstruction: weights of L1, LPIPS, KL and the adversarial term.
-        alignment: weights and margins of the alignment term.
-        adversarial_on: whether the adversarial term has started.
-        share: of this micro-batch in the optimizer step.
+        alignment: weights, margins and sides of the alignment term.
+        adversarial_factor: of the adversarial term: 1 = on; 0 = only measured, as published before its start; None =
+            the discriminator takes no part.
+        share: of this micro-batch in the optimizer step; the losses are balanced within it.
+        regularisation: images and latents -> the images to reconstruct and what is decoded; differentiable in latents.
+        average: over processes; of the gradients whose norms are compared, so that many processes weigh like one.
+        features: of the foundation model (B, D, h, w), where they are known; None = computed here.
     """
     vae = networks.vae
     posterior = vae.posterior(images)
     mean, logvar = _at_least_float32(posterior.mean), _at_least_float32(posterior.logvar)
     sample = mean + (0.5 * logvar).exp() * noise  # (B, C, h, w)
-    latents = sample.detach().requires_grad_()  # the first cut
-    output = vae.decode_raw_latents(latents)  # (B, 3, H, W)
-    pixels = _at_least_float32(output.detach()).requires_grad_()  # the second cut
+    latents = sample.detach().requires_grad_(sample.requires_grad)  # the first cut
+    kl = kl_loss(mean, logvar, reconstruction.reduction)
+    aligned = _align(networks, images, latents, features, alignment)
 
-    perceptual = networks.lpips(pixels, images) if networks.lpips is not None else None
-    rec = reconstruction_loss(pixels, images, reconstruction.l1_weight, perceptual, reconstruction.perceptual_weight)
-    kl = kl_loss(mean, logvar)
+    targets, decoded = regularisation(images, latents) if regularisation is not None else (images, latents)
+    output = vae.decode_raw_latents(decoded)  # (B, 3, H', W')
+    pixels = _at_least_float32(output.detach()).requires_grad_()  # the second cut
+    perceptual = networks.lpips(pixels, targets) if networks.lpips is not None else None
+    rec = reconstruction_loss(
+        pixels,
+        targets,
+        reconstruction.l1_weight,
+        perceptual,
+        reconstruction.perceptual_weight,
+        reconstruction.logvar,
+        reconstruction.reduction,
+    )
     scalars = {"l1": rec.l1_per_pixel, "kl": kl.detach(), "reconstruction": rec.objective.detach()}
+    if perceptual is not None:
+        scalars["lpips"] = perceptual.detach().mean()
     total = rec.objective.detach() + reconstruction.kl_weight * kl.detach()
 
     (rec_at_pixels,) = torch.autograd.grad(rec.objective, pixels)
-    adversarial_at_pixels = None
-    if networks.discriminator is not None and adversarial_on:
-        adversarial = generator_loss(networks.discriminator(pixels))
+    at_pixels, rec_at_latents = rec_at_pixels, None
+    if networks.discriminator is not None and adversarial_factor is not None:
+        adversarial = generator_loss(_at_least_float32(networks.discriminator(pixels)))
         (adversarial_at_pixels,) = torch.autograd.grad(adversarial, pixels)
         weight = reconstruction.adversarial_weight * _balance(
-            output, vae.last_decoder_layer, rec_at_pixels, adversarial_at_pixels, ADVERSARIAL_LIMIT
+            output, vae.last_decoder_layer, rec_at_pixels, adversarial_at_pixels, ADVERSARIAL_LIMIT, average
         )
-        adversarial_at_pixels = weight * adversarial_at_pixels
         scalars |= {"adversarial": adversarial.detach(), "adversarial_adaptive_weight": weight}
-        total = total + weight * adversarial.detach()
-    output.backward(share * rec_at_pixels.to(output), retain_graph=adversarial_at_pixels is not None)
-    assert latents.grad is not None
-    rec_at_latents = latents.grad.clone() / share
-    if adversarial_at_pixels is not None:
-        output.backward(share * adversarial_at_pixels.to(output))
-    at_latents = latents.grad
+        if adversarial_factor > 0:
+            at_pixels = rec_at_pixels + adversarial_factor * weight * adversarial_at_pixels
+            total = total + adversarial_factor * weight * adversarial.detach()
+            if aligned is not None and alignment.adaptive:  # its reference is the reconstruction alone
+                (rec_at_latents,) = torch.autograd.grad(output, latents, rec_at_pixels.to(output), retain_graph=True)
+    output.backward(share * at_pixels.to(output))
 
-    if networks.foundation is not None and networks.projection is not None:
-        features = networks.foundation(images, grid=(sample.shape[2], sample.shape[3]))  # (B, D, h, w)
-        projected = _at_least_float32(networks.projection(latents))  # (B, D, h, w)
-        cosine = marginal_cosine_loss(projected, features, alignment.cosine_margin)
-        distance = marginal_distance_matrix_loss(projected, features, alignment.distance_margin)
-        loss = alignment.cosine_weight * cosine + alignment.distance_weight * distance
-        align_at_latents, at_projection = torch.autograd.grad(loss, [latents, networks.projection.weight])
-        ratio = torch.ones((), device=images.device)
-        if alignment.adaptive:
-            ratio = _balance(sample, vae.last_encoder_layer, rec_at_latents, align_at_latents, ALIGNMENT_LIMIT)
-        weight = alignment.weight * ratio
-        at_latents = at_latents + share * weight * align_at_latents
-        _accumulate(networks.projection.weight, share * weight * at_projection)
-        scalars |= {"mcos": cosine.detach(), "mdms": distance.detach(), "alignment_adaptive_weight": weight}
-        total = total + weight * loss.detach()
-
-    at_kl = torch.full_like(kl, share * reconstruction.kl_weight)
-    torch.autograd.backward([sample, kl], [at_latents.to(sample), at_kl])
-    return TokenizerStep(output.detach(), scalars | {"loss": total / images[0].numel()})
+    if (at_latents := latents.grad) is not None:  # the encoder learns, too
+        if aligned is not None:
+            ratio = torch.ones_like(aligned.loss)
+            if alignment.adaptive:
+                reference = at_latents / share if rec_at_latents is None else rec_at_latents
+                ratio = _balance(
+                    sample, vae.last_encoder_layer, reference, aligned.at_latents, ALIGNMENT_LIMIT, average
+                )
+            weight = alignment.weight * ratio
+            at_latents = at_latents + share * weight * aligned.at_latents
+            _accumulate(aligned.weight, share * weight * aligned.at_weight)
+            scalars |= {"mcos": aligned.mcos, "mdms": aligned.mdms, "alignment_adaptive_weight": weight}
+            total = total + weight * aligned.loss
+        at_kl = torch.full_like(kl, share * reconstruction.kl_weight)
+        torch.autograd.backward([sample, kl], [at_latents, at_kl])
+    if reconstruction.reduction == "sum":
+        total = total / targets[0].numel()  # per element, so that sizes compare
+    return TokenizerStep(targets.detach(), output.detach(), scalars | {"loss": total})
 
 
 def discriminator_backward(
-    discriminator: PatchDiscriminator, images: Tensor, reconstructions: Tensor, kind: str, share: float = 1.0
+    discriminator: PatchDiscriminator,
+    images: Tensor,
+    reconstructions: Tensor,
+    kind: str,
+    *,
+    factor: float = 1.0,
+    share: float = 1.0,
 ) -> dict[str, Tensor]:
     """Add the gradient of the discriminator's loss to its parameters.
 
     Args:
         discriminator: the PatchGAN.
-        images: (B, 3, H, W) in [-1, 1].
+        images: (B, 3, H, W) in [-1, 1], what was to be reconstructed.
         reconstructions: the same, from the autoencoder.
         kind: `hinge` or `vanilla`.
+        factor: 1 = on; 0 = only measured: the gradient is zero.
         share: of this micro-batch in the optimizer step.
+
+    Returns:
+        The loss, the mean logit on either side and the share of patches that were judged right.
     """
-    real, fake = discriminator(images), discriminator(reconstructions.detach())
+    real = _at_least_float32(discriminator(images))
+    fake = _at_least_float32(discriminator(reconstructions.detach()))
     loss = (hinge_discriminator_loss if kind == "hinge" else vanilla_discriminator_loss)(real, fake)
-    (share * loss).backward()
+    (share * factor * loss).backward()
     accuracy = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
-    return {"discriminator": loss.detach(), "discriminator_accuracy": accuracy.detach()}
+    return {
+        "discriminator": loss.detach(),
+        "discriminator_real": real.detach().mean(),
+        "discriminator_fake": fake.detach().mean(),
+        "discriminator_accuracy": accuracy,
+    }
 
 
-def _balance(output: Tensor, layer: nn.Parameter, reference: Tensor, other: Tensor, limit: float) -> Tensor:
+class _Alignment(NamedTuple):
+    """The alignment loss with its two terms, and its gradients; nothing weighed yet."""
+
+    loss: Tensor
+    mcos: Tensor
+    mdms: Tensor
+    at_latents: Tensor
+    weight: Tensor  # of the projection
+    at_weight: Tensor
+
+
+def _align(
+    networks: TokenizerNetworks, images: Tensor, latents: Tensor, features: Tensor | None, alignment: AlignmentConfig
+) -> _Alignment | None:
+    """Differentiate the alignment loss at the latents and at the projection; None where it takes no part."""
+    if networks.projection is None or not latents.requires_grad:
+        return None
+    if features is None:
+        if networks.foundation is None:
+            return None
+        features = networks.foundation(images, grid=(latents.shape[2], latents.shape[3]))  # (B, D, h, w)
+    if alignment.projection == "to_features":
+        pair = _at_least_float32(networks.projection(latents)), features  # (B, D, h, w) both
+    else:
+        pair = latents, _at_least_float32(networks.projection(features))  # (B, C, h, w) both
+    with without_autocast(latents.device):
+        mcos = marginal_cosine_loss(*pair, alignment.cosine_margin)
+        related = pair if alignment.distance_on == "projected" else (latents, features)
+        mdms = marginal_distance_matrix_loss(*related, alignment.distance_margin)
+        loss = alignment.cosine_weight * mcos + alignment.distance_weight * mdms
+    weight = networks.projection.weight
+    at_latents, at_weight = torch.autograd.grad(loss, [latents, weight])
+    return _Alignment(loss.detach(), mcos.detach(), mdms.detach(), at_latents, weight, at_weight)
+
+
+def _balance(
+    output: Tensor, layer: nn.Parameter, reference: Tensor, other: Tensor, limit: float, average: Average | None
+) -> Tensor:
     """The adaptive weight at `layer`, from two gradients at `output`, which lies a few operations behind it."""
-    (reference_at_layer,) = torch.autograd.grad(output, layer, reference.to(output), retain_graph=True)
-    (other_at_layer,) = torch.autograd.grad(output, layer, other.to(output), retain_graph=True)
-    return adaptive_weight(reference_at_layer, other_at_layer, limit)
+
+    def at_layer(gradient: Tensor) -> Tensor:
+        (own,) = torch.autograd.grad(output, layer, gradient.to(output), retain_graph=True)
+        return own if average is None else average(own)
+
+    return adaptive_weight(at_layer(reference), at_layer(other), limit)
 
 
 def _accumulate(parameter: Tensor, gradient: Tensor) -> None:

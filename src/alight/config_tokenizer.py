@@ -1,0 +1,252 @@
+"""The configurations of the first half of the arrow: foundation model and tokenizer, trained, measured, compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from alight.config_parts import (
+    Fraction,
+    ImagesConfig,
+    Job,
+    NonNegative,
+    NonNegativeReal,
+    OptimizerConfig,
+    Positive,
+    PositiveReal,
+    Section,
+    TrainingConfig,
+)
+
+# --- foundation ---------------------------------------------------------------------------------------------------
+
+
+class FoundationModelConfig(Section):
+    """A small vision transformer, for images that no public foundation model knows."""
+
+    hidden_size: Positive = 192
+    num_layers: Positive = 6
+    num_heads: Positive = 3
+    patch_size: Positive = 16
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class TrainFoundationConfig(Job):
+    """Train a small vision foundation model where no pretrained one is at hand."""
+
+    output: Path = Path("runs/foundation")
+    images: ImagesConfig = ImagesConfig()
+    task: Literal["classifier", "masked_autoencoder"] = "classifier"  # the latter needs no labels
+    model: FoundationModelConfig = FoundationModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.05)
+    training: TrainingConfig = TrainingConfig(steps=2_000, global_batch_size=128, ema_decay=None)
+
+
+# --- tokenizer ----------------------------------------------------------------------------------------------------
+
+
+class TokenizerModelConfig(Section):
+    """The autoencoder; the defaults are the paper's f16d32."""
+
+    latent_channels: Positive = 32
+    block_out_channels: tuple[Positive, ...] = (128, 128, 256, 256, 512)  # n levels downsample by 2**(n-1)
+    layers_per_block: Positive = 2
+    norm_num_groups: Positive = 32
+    level_attention: bool = True  # attention at the lowest level
+    mid_block_attention: bool = True
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ValueError(
+                    f"block_out_channels {channels} is not a multiple of norm_num_groups {self.norm_num_groups}"
+                )
+        return self
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Image pixels per latent position, along one side."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+
+class AlignmentConfig(Section):
+    """How the latent is tied to a vision foundation model (paper, section 3.2)."""
+
+    foundation: str | None = "facebook/dinov2-large"  # folder or hub id of a transformers model; None = no alignment
+    weight: NonNegativeReal = 0.1  # w_hyper of the paper, on top of the adaptive weight; 0 = no alignment
+    cosine_margin: NonNegativeReal = 0.5  # m1
+    distance_margin: NonNegativeReal = 0.25  # m2
+    cosine_weight: NonNegativeReal = 1.0  # of the marginal cosine loss within the sum
+    distance_weight: NonNegativeReal = 1.0  # of the marginal distance matrix loss within the sum
+    projection: Literal["to_features", "to_latent"] = "to_features"  # which side a 1x1 convolution maps to the other
+    distance_on: Literal["projected", "latent"] = "projected"  # what the distance matrix sees: as published, or Eq. 3
+    adaptive: bool = True  # scale by the ratio of gradient norms at the encoder's last convolution
+    foundation_input: Literal["own", "published"] = "own"  # the model's own normalisation, or [-1, 1] as published
+    cache_features: bool = False  # keep features of centre crops on disk, under ALIGHT_CACHE, for later epochs
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the alignment loss takes part in training."""
+        return self.foundation is not None and self.weight > 0
+
+
+class ReconstructionConfig(Section):
+    """What a good reconstruction is: L1, KL, and optionally LPIPS and a discriminator."""
+
+    l1_weight: PositiveReal = 1.0
+    kl_weight: NonNegativeReal = 1e-6
+    reduction: Literal["sum", "mean"] = "sum"  # over an image; kl_weight 1e-6 only means something with sums
+    logvar: float = 0.0  # fixed log-variance of a pixel, which scales the sum by exp(-logvar)
+    perceptual_weight: NonNegativeReal = 1.0  # LPIPS; 0 = off
+    vgg16_weights: Path | None = None  # torchvision's vgg16-397923af.pth, or "download" ...
+    lpips_weights: Path | None = None  # ... and the linear layers of LPIPS v0.1 (vgg.pth)
+    adversarial_weight: NonNegativeReal = 0.5  # PatchGAN; 0 = off
+    adversarial_loss: Literal["hinge", "vanilla"] = "hinge"
+    adversarial_start_step: NonNegative = 2_500  # optimizer steps of the autoencoder before the term counts
+
+    @model_validator(mode="after")
+    def _perceptual_files(self) -> Self:
+        if self.perceptual_weight > 0 and not (self.vgg16_weights and self.lpips_weights):
+            raise ValueError(
+                "perceptual_weight > 0 needs vgg16_weights and lpips_weights (two files); give their paths, or the "
+                "word download for each to fetch it, or set perceptual_weight to 0"
+            )
+        return self
+
+
+class LatentRegularisationConfig(Section):
+    """Optional demands on the latent beyond the KL term; both are off in the paper."""
+
+    equivariance_probability: Fraction = 0.0  # share of steps that decode scaled and rotated latents (EQ-VAE)
+    equivariance_min_scale: Annotated[float, Field(gt=0, le=1)] = 0.25  # smallest scale, of the side
+    noise: NonNegativeReal = 0.0  # decode latents plus noise of a std drawn from [0, this], in units of raw latents
+
+
+class TokenizerStageConfig(Section):
+    """One part of a staged schedule; what is not given is as in the sections beside `stages`."""
+
+    steps: Positive | None = None  # length in optimizer steps ...
+    epochs: PositiveReal | None = None  # ... or in passes over the images
+    alignment_weight: NonNegativeReal | None = None
+    cosine_margin: NonNegativeReal | None = None
+    distance_margin: NonNegativeReal | None = None
+    adversarial_start_step: NonNegative | None = None  # counted from the beginning of the stage
+    lr: PositiveReal | None = None
+    restart: bool = False  # a new discriminator and empty optimizers, as where every stage is a run of its own
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("a stage has a length in either steps or epochs; give exactly one of them")
+        return self
+
+
+class TrainTokenizerConfig(Job):
+    """Train a tokenizer whose latent space is aligned with a vision foundation model."""
+
+    output: Path = Path("runs/tokenizer")
+    init_from: str | None = None  # a tokenizer to go on from: folder, hub id or published checkpoint
+    train: Literal["all", "decoder"] = "all"  # decoder = leave the latents as they are, and only decode them better
+    images: ImagesConfig = ImagesConfig()
+    model: TokenizerModelConfig = TokenizerModelConfig()  # with init_from, that tokenizer's
+    alignment: AlignmentConfig = AlignmentConfig()
+    reconstruction: ReconstructionConfig = ReconstructionConfig(perceptual_weight=0)
+    regularisation: LatentRegularisationConfig = LatentRegularisationConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, betas=(0.5, 0.9), max_grad_norm=None)
+    training: TrainingConfig = TrainingConfig(steps=50_000, ema_decay=None)
+    stages: tuple[TokenizerStageConfig, ...] = ()  # a schedule in parts; their sum takes the place of training.steps
+    preview_images: NonNegative = 8  # so many images and their reconstructions are drawn beside the log; 0 = none
+    preview_every: Positive = 1_000  # steps between them
+
+    @model_validator(mode="after")
+    def _size_fits(self) -> Self:
+        factor = self.model.downsampling_factor
+        if self.init_from is None and self.images.size % factor:
+            raise ValueError(
+                f"images.size {self.images.size} is not a multiple of {factor}, the downsampling factor of "
+                f"{len(self.model.block_out_channels)} levels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_come_again(self) -> Self:
+        if self.alignment.cache_features and self.images.crop == "random":
+            raise ValueError("alignment.cache_features needs images.crop center: random crops never come again")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Self:
+        lengths = [stage.steps for stage in self.stages]
+        total = None if None in lengths else sum(length or 0 for length in lengths)
+        untouched = {type(self).model_fields["training"].default.steps, TrainingConfig().steps}
+        if self.stages and self.training.steps not in untouched | {total}:
+            sum_of_stages = f"{total:,} steps" if total else "a number of epochs"
+            raise ValueError(
+                f"stages are {sum_of_stages} long, but training.steps says {self.training.steps:,}; leave it out"
+            )
+        for number, stage in enumerate(self.stages, start=1):
+            if stage.alignment_weight and self.alignment.foundation is None:
+                raise ValueError(f"stage {number} has an alignment_weight, but alignment.foundation names no model")
+            if stage.adversarial_start_step is not None and not self.reconstruction.adversarial_weight:
+                raise ValueError(f"stage {number} starts a discriminator, but reconstruction.adversarial_weight is 0")
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_alone(self) -> Self:
+        if self.train == "all":
+            return self
+        if self.init_from is None:
+            raise ValueError("train 'decoder' keeps the latents of an existing tokenizer; name it in init_from")
+        weights = [self.alignment.weight if self.alignment.foundation else 0.0]
+        weights += [stage.alignment_weight or 0.0 for stage in self.stages]
+        if any(weights) or any(self.regularisation.model_dump(exclude={"equivariance_min_scale"}).values()):
+            raise ValueError(
+                "train 'decoder' leaves the latents as they are, so nothing can align or regularise them; set "
+                "alignment.weight (and that of the stages) and regularisation to 0"
+            )
+        return self
+
+
+class MeasureTokenizerConfig(Job):
+    """What is measured of a tokenizer in every report."""
+
+    tokenizer: Path = Path("runs/tokenizer")  # a folder, a hub id or a published checkpoint
+    images: ImagesConfig = ImagesConfig()
+    split: Literal["train", "held_out", "all"] = "held_out"  # which images are reconstructed
+    posterior: Literal["sample", "mode"] = "sample"  # the published figures are of samples
+    foundation: str | None = None  # measure in the features of this model (folder, hub id); None = the aligned one
+    vgg16_weights: Path | None = None  # for LPIPS: torchvision's vgg16-397923af.pth, or "download" ...
+    lpips_weights: Path | None = None  # ... and the linear layers of LPIPS v0.1 (vgg.pth), or "download"
+    batch_size: Positive = 64
+
+    @model_validator(mode="after")
+    def _perceptual_files(self) -> Self:
+        if (self.vgg16_weights is None) != (self.lpips_weights is None):
+            raise ValueError("LPIPS needs both vgg16_weights and lpips_weights; give two files or none")
+        return self
+
+
+class EvaluateTokenizerConfig(MeasureTokenizerConfig):
+    """Measure how well a tokenizer reconstructs images, alone or side by side with others, and write a report."""
+
+    output: Path = Path("runs/tokenizer-report")
+    compare: tuple[Path, ...] = ()  # further tokenizers, measured on the same crops
+    linear_map_images: Positive = 2_000  # training crops that the linear map from latents to features is fitted to
+    inception_weights: Path | None = None  # for rFID: pt_inception-2015-12-05-6726825d.pth, or "download"
+
+
+class TokenizerStudyConfig(Job):
+    """A plain and an aligned tokenizer with the same seed and budget, side by side in one report."""
+
+    output: Path = Path("runs/study")
+    foundation: TrainFoundationConfig = TrainFoundationConfig()
+    tokenizer: TrainTokenizerConfig = TrainTokenizerConfig()  # the aligned one; the plain one differs in nothing else
+    report: EvaluateTokenizerConfig = EvaluateTokenizerConfig()

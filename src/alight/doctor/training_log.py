@@ -1,0 +1,117 @@
+"""What the log of a training run shows: values that are not finite, a rising loss, a collapse, a one-sided game."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from statistics import median
+
+from alight.doctor.findings import Finding
+from alight.training.discriminator_watch import LOSES, PATIENCE, WINS
+
+Line = Mapping[str, float]
+
+MAIN_LOSSES = ("mse", "l1", "loss")  # the first of them that is in the log tells how training goes
+PARTS, RISE = 10, 1.2  # the last of so many parts of the log may have so many times the lowest loss before it
+FIRST_MSE = 3.0  # an untrained velocity network has 1 + size^2, so 2 on normalised latents
+FEW_STEPS = 200  # in which a network is still untrained
+KL_SHARE = 0.01  # of its highest value, at which the latent says nothing any more
+
+
+def symptoms(lines: Sequence[Line]) -> Iterator[Finding]:
+    """All signs of trouble in the lines of a log, oldest first."""
+    for look in (non_finite, rising_loss, kl_collapse, one_sided_game, first_loss):
+        yield from look(lines)
+
+
+def series(lines: Sequence[Line], name: str) -> list[tuple[int, float]]:
+    """(step, value) wherever a value is in the log and finite."""
+    return [(int(line["step"]), line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
+
+
+def main_loss(lines: Sequence[Line]) -> str:
+    """The name of the loss that tells most."""
+    return next((name for name in MAIN_LOSSES if series(lines, name)), MAIN_LOSSES[-1])
+
+
+def non_finite(lines: Sequence[Line]) -> Iterator[Finding]:
+    """Values that are not finite are left out of the log."""
+    names = [name for name in (main_loss(lines), "grad_norm") if series(lines, name)]
+    holes = [line for line in lines if any(not math.isfinite(line.get(name, math.nan)) for name in names)]
+    if not holes:
+        return
+    ended = holes[-1] is lines[-1]
+    yield Finding(
+        "problem" if ended else "warning",
+        "not finite",
+        f"{len(holes):,} of {len(lines):,} lines have a loss or gradient that is not finite, the last at step "
+        f"{int(holes[-1]['step']):,}.",
+        "Lower optimizer.lr, set optimizer.max_grad_norm to 1.0, or train in fp32.",
+    )
+
+
+def rising_loss(lines: Sequence[Line]) -> Iterator[Finding]:
+    """Medians over parts of the log, so that a spike that recovers does not count."""
+    name = main_loss(lines)
+    values = [value for _, value in series(lines, name)]
+    if len(values) < 2 * PARTS:
+        yield Finding("ok", "loss", f"{len(values)} values of {name} are too few to see a trend.")
+        return
+    ends = [round(part * len(values) / PARTS) for part in range(PARTS + 1)]
+    parts = [median(values[start:stop]) for start, stop in pairwise(ends)]
+    lowest, last = min(parts[:-1]), parts[-1]
+    if last > RISE * lowest:
+        yield Finding(
+            "problem",
+            "loss",
+            f"{name} rises: it was {lowest:.4g}, and is {last:.4g} now.",
+            "Go back to an earlier checkpoint with a lower optimizer.lr, or set optimizer.max_grad_norm to 1.0.",
+        )
+    else:
+        yield Finding("ok", "loss", f"{name} went from {parts[0]:.4g} to {last:.4g}.")
+
+
+def kl_collapse(lines: Sequence[Line]) -> Iterator[Finding]:
+    """A posterior that has become the prior."""
+    values = [value for _, value in series(lines, "kl")]
+    if values and values[-1] <= KL_SHARE * max(values):
+        yield Finding(
+            "problem",
+            "KL",
+            f"The KL divergence fell from {max(values):.4g} to {values[-1]:.4g}: the latent no longer says anything.",
+            "Lower reconstruction.kl_weight; 1e-6 is for reduction 'sum' alone.",
+        )
+
+
+def one_sided_game(lines: Sequence[Line]) -> Iterator[Finding]:
+    """A discriminator that has been always right, or no better than a coin, up to the end of the log."""
+    accuracies = series(lines, "discriminator_accuracy")
+    wins = [(step, accuracy > WINS) for step, accuracy in accuracies]
+    if (since := lasting_since(wins)) is not None:
+        mend = "Lower reconstruction.adversarial_weight, or start it later."
+        sentence = f"Since step {since:,} it tells every reconstruction from its image."
+        yield Finding("warning", "discriminator", sentence, mend)
+    loses = [(step, accuracy < LOSES) for step, accuracy in accuracies]
+    if (since := lasting_since(loses)) is not None:
+        mend = "Raise optimizer.lr, or check that images reach it undamaged."
+        yield Finding("warning", "discriminator", f"Since step {since:,} it is no better than a coin.", mend)
+
+
+def lasting_since(spells: Sequence[tuple[int, bool]]) -> int | None:
+    """The step since which something has held to the end, if that is long enough."""
+    since = None
+    for step, holds in spells:
+        since = (step if since is None else since) if holds else None
+    return since if since is not None and spells[-1][0] - since >= PATIENCE else None
+
+
+def first_loss(lines: Sequence[Line]) -> Iterator[Finding]:
+    """The velocity error of an untrained network tells the size of the latents."""
+    values = series(lines, "mse")
+    if values and values[0][0] <= FEW_STEPS and values[0][1] > FIRST_MSE:
+        yield Finding(
+            "problem",
+            "latents",
+            f"The first mse is {values[0][1]:.3g}, where normalised latents give about 2: they are not normalised, or "
+            "by the statistics of others.",
+            "Extract them again with 'alight latents extract --statistics data'.",
+        )

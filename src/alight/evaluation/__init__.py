@@ -1,0 +1,1 @@
+"""Trained models measured on images: what the stages that write reports share."""

@@ -1,0 +1,169 @@
+"""A tokenizer at work on images: every image is encoded, decoded and scored by itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alight.config import MeasureTokenizerConfig
+from alight.data.image_dataset import ImageDataset
+from alight.evaluation.alignment import LinearMap, alignment_scores
+from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
+from alight.evaluation.subjects import Judges, Subject, applicable_projection
+from alight.metrics.features import ModelFeatures
+from alight.metrics.frechet import FeatureStatistics, FrechetDistance, frechet_distance
+from alight.metrics.reconstruction import image_scores
+from alight.models.inception import InceptionV3
+from alight.models.vavae import VAVAE
+from alight.runtime.console import progress_bar
+from alight.runtime.distributed import Processes
+from alight.runtime.errors import InputError
+from alight.runtime.pixels import to_uint8, unit_range
+from alight.runtime.seeding import derive_seed, noise_of_seeds
+
+INCEPTION = "Inception-v3 of FID, pool 2048, resized as pytorch-fid does"  # as the published rFID
+STATISTICS_IMAGES = 64  # for a look at whether the recorded statistics are of the right kind
+INCEPTION_CHUNK = 1_000  # images summed at once, so that rounding does not depend on the batch size
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured of one tokenizer.
+
+    Attributes:
+        subject: the tokenizer.
+        scores: name -> one number per image, (N,) float64, in the order of the images.
+        linear_map: from its latents to the features of the foundation model, where it was fitted.
+        fid: rFID, where the Inception network was given.
+    """
+
+    subject: Subject
+    scores: dict[str, Tensor]
+    linear_map: LinearMap | None = None
+    fid: FrechetDistance | None = None
+
+    def mean(self, name: str) -> float:
+        """The mean over all images."""
+        return self.scores[name].mean().item()
+
+
+@torch.no_grad()
+def measure(
+    subject: Subject,
+    dataset: ImageDataset,
+    config: MeasureTokenizerConfig,
+    judges: Judges,
+    processes: Processes,
+    linear_map: LinearMap | None = None,
+) -> Measurements:
+    """Score a tokenizer on every image of a data set; several processes share the work.
+
+    The posterior noise of image i depends on the seed and i alone, and every process ends with the results of all.
+
+    Args:
+        subject: the tokenizer; it is on the device only meanwhile.
+        dataset: the crops, which are also what reconstructions are held against.
+        config: seed, batch size and kind of posterior.
+        judges: the networks that measure, on the device.
+        processes: those that share the work.
+        linear_map: from latents to features of the foundation model.
+
+    Raises:
+        InputError: the images do not fit the tokenizer or a measure, or a network gives NaN.
+    """
+    subject.vae.to(processes.device)
+    batches = index_batches(range(len(dataset)), config.batch_size)
+    share = share_of(batches, processes)
+    loaded = load_batches(dataset, share, config.images.workers)
+    rows: list[dict[str, Tensor]] = []
+    bar = progress_bar(zip(share, loaded, strict=True), total=len(share), desc=subject.name, unit="batch")
+    for indices, pixels in bar:
+        images = unit_range(pixels.to(processes.device))
+        raw_latents = encode(subject.vae, images, indices, config)
+        decoded = subject.vae.decode_raw_latents(raw_latents)
+        row = image_scores(decoded, images, judges.lpips)
+        if judges.foundation is not None:
+            features = judges.foundation(images, grid=(raw_latents.shape[2], raw_latents.shape[3]))
+            projection = applicable_projection(subject, judges.foundation)
+            row |= alignment_scores(raw_latents, features, projection, linear_map)
+        if judges.inception is not None:
+            row |= _inception_features(judges.inception, images, decoded)
+        rows.append(row)
+    subject.vae.to("cpu")  # so that several tokenizers never share the device
+    gathered = gather_batches(rows, processes)
+    columns = {name: torch.cat([row[name] for row in gathered]) for name in gathered[0]}
+    real, made = columns.pop("inception of images", None), columns.pop("inception of reconstructions", None)
+    fid = None
+    if real is not None and made is not None:
+        fid = frechet_distance(_inception_statistics(made), _inception_statistics(real))
+    return Measurements(subject, columns, linear_map, fid)
+
+
+@torch.no_grad()
+def reconstruct(
+    subject: Subject,
+    dataset: ImageDataset,
+    indices: Sequence[int],
+    config: MeasureTokenizerConfig,
+    device: torch.device,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some images and their reconstructions, for looking at: (N, H, W, 3) uint8 each."""
+    vae = subject.vae.to(device)
+    originals, decoded = [], []
+    batches = index_batches(indices, config.batch_size)
+    for batch, pixels in zip(batches, load_batches(dataset, batches, workers=0), strict=True):
+        images = unit_range(pixels.to(device))
+        originals.append(to_uint8(images))
+        decoded.append(to_uint8(vae.decode_raw_latents(encode(vae, images, batch, config))))
+    vae.to("cpu")
+    return torch.cat(originals).cpu().numpy(), torch.cat(decoded).cpu().numpy()
+
+
+@torch.no_grad()
+def statistics_warning(
+    subject: Subject, dataset: ImageDataset, config: MeasureTokenizerConfig, device: torch.device
+) -> str | None:
+    """Why the recorded statistics of the latents do not fit these images, if they do not.
+
+    Reconstructing needs no statistics, so that is told of and no more.
+    """
+    vae = subject.vae.to(device)
+    indices = evenly_spread(len(dataset), STATISTICS_IMAGES)
+    (pixels,) = load_batches(dataset, [indices], workers=0)
+    try:
+        if vae.has_latents_statistics:
+            vae.check_latents_statistics(encode(vae, unit_range(pixels.to(device)), indices, config))
+    except InputError as error:
+        return str(error)
+    finally:
+        vae.to("cpu")
+    return None
+
+
+def evenly_spread(total: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `total`, from the first to the last."""
+    return torch.linspace(0, total - 1, min(count, total)).round().int().tolist()
+
+
+def encode(vae: VAVAE, images: Tensor, indices: Sequence[int], config: MeasureTokenizerConfig) -> Tensor:
+    """Raw latents (B, C, h, w): the posterior's modes, or samples whose noise each image has to itself."""
+    posterior = vae.posterior(images)
+    if config.posterior == "mode":
+        return posterior.mode()
+    seeds = [derive_seed(config.seed, "evaluation", index) for index in indices]
+    return posterior.mean + posterior.std * noise_of_seeds(seeds, tuple(posterior.mean.shape[1:])).to(posterior.mean)
+
+
+def _inception_features(inception: InceptionV3, images: Tensor, decoded: Tensor) -> dict[str, Tensor]:
+    extractor = ModelFeatures(INCEPTION, 2048, lambda x: inception(x, resize="pytorch").pool, images.device)
+    pairs = {"inception of images": images, "inception of reconstructions": decoded}
+    return {name: extractor(to_uint8(batch)).cpu() for name, batch in pairs.items()}
+
+
+def _inception_statistics(features: Tensor) -> FeatureStatistics:
+    statistics = FeatureStatistics(features.shape[1], INCEPTION)
+    for chunk in features.split(INCEPTION_CHUNK):
+        statistics.update(chunk)
+    return statistics

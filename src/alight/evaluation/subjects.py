@@ -1,0 +1,176 @@
+"""Whom a report is about and who judges: tokenizers with their projections, and the networks that measure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from alight.artifacts import Artifact
+from alight.config import EvaluateTokenizerConfig, MeasureTokenizerConfig
+from alight.interop.tokenizer_sources import open_tokenizer
+from alight.models.foundation import FoundationModel
+from alight.models.inception import InceptionV3
+from alight.models.perceptual import LPIPS
+from alight.models.vavae import VAVAE
+from alight.runtime.errors import InputError
+
+PROJECTION_FILE = "projection.safetensors"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The 1x1 convolution that a tokenizer was aligned through, and how.
+
+    Attributes:
+        weight: (D, C, 1, 1) from latents to features, or (C, D, 1, 1) the other way round.
+        foundation: the name of the model whose features are meant.
+        settings: the alignment section of the configuration that trained it.
+    """
+
+    weight: Tensor
+    foundation: str
+    settings: dict[str, Any]
+
+    @property
+    def to_features(self) -> bool:
+        """Whether it leads from latents to features."""
+        return self.settings.get("projection", "to_features") == "to_features"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A tokenizer that is to be measured.
+
+    Attributes:
+        name: short, and another one than those of the other subjects.
+        vae: the model.
+        artifact: its identity.
+        projection: what it was aligned through, where it was and the file is there.
+    """
+
+    name: str
+    vae: VAVAE
+    artifact: Artifact
+    projection: Projection | None
+
+    @property
+    def shape(self) -> str:
+        """Such as f16d32: downsampling factor and latent channels."""
+        return f"f{self.vae.downsampling_factor}d{self.vae.config.latent_channels}"
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The networks that measure; what is None is not measured."""
+
+    lpips: LPIPS | None = None
+    inception: InceptionV3 | None = None
+    foundation: FoundationModel | None = None
+
+    def to(self, device: torch.device) -> "Judges":
+        """The same networks on a device."""
+        for network in (self.lpips, self.inception, self.foundation):
+            if network is not None:
+                network.to(device)
+        return self
+
+
+def open_subjects(sources: Sequence[Path]) -> list[Subject]:
+    """Open tokenizers, on the CPU.
+
+    Raises:
+        InputError: one of them cannot be used, or is given twice.
+    """
+    if twice := {str(source) for source in sources if list(sources).count(source) > 1}:
+        raise InputError(f"{min(twice)} would be compared with itself; give each tokenizer once.")
+    subjects = []
+    for source, name in zip(sources, short_names(sources), strict=True):
+        vae, artifact = open_tokenizer(source)
+        subjects.append(Subject(name, vae, artifact, _projection(artifact)))
+    return subjects
+
+
+def short_names(sources: Sequence[Path]) -> list[str]:
+    """The last parts of paths, as many as tell them apart."""
+    depth = 1
+    while True:
+        names = ["/".join(source.parts[-depth:]) for source in sources]
+        if len(set(names)) == len(names) or depth >= max(len(source.parts) for source in sources):
+            return names
+        depth += 1
+
+
+def open_judges(config: MeasureTokenizerConfig, subjects: Sequence[Subject]) -> tuple[Judges, list[str]]:
+    """Open the networks that the configuration asks for, on the CPU.
+
+    Returns:
+        The networks, and a note on each that nobody asked for by name and that is not at hand.
+
+    Raises:
+        InputError: a file is missing or damaged, or a foundation model that was asked for cannot be loaded.
+    """
+    lpips = inception = None
+    if config.vgg16_weights and config.lpips_weights:
+        lpips = LPIPS.from_files(config.vgg16_weights, config.lpips_weights)
+    if isinstance(config, EvaluateTokenizerConfig) and config.inception_weights:
+        inception = InceptionV3.from_file(config.inception_weights).eval()
+    foundation, notes = _open_foundation(config.foundation, subjects)
+    return Judges(lpips, inception, foundation), notes
+
+
+def applicable_projection(subject: Subject, foundation: FoundationModel) -> Projection | None:
+    """The subject's projection, if it belongs to this foundation model.
+
+    Raises:
+        InputError: it does by its name, but its dimensions are others.
+    """
+    projection = subject.projection
+    if projection is None or not _same_model(projection.foundation, foundation.name):
+        return None
+    expected = (foundation.feature_dim, subject.vae.config.latent_channels)
+    found = tuple(projection.weight.shape[:2] if projection.to_features else projection.weight.shape[1::-1])
+    if found != expected:
+        raise InputError(
+            f"The projection in {subject.artifact.path} joins latents of {found[1]} channels with features of "
+            f"{found[0]}, but this tokenizer has {expected[1]} channels and the foundation model {foundation.name} "
+            f"{expected[0]} features. Give the model that it was aligned with (--foundation), or remove "
+            f"{PROJECTION_FILE} to do without."
+        )
+    return projection
+
+
+def _projection(artifact: Artifact) -> Projection | None:
+    name, file = artifact.facts.get("foundation"), artifact.path / PROJECTION_FILE
+    if name is None or not file.is_file():
+        return None
+    try:
+        return Projection(load_file(file)["weight"], str(name), artifact.config["alignment"])
+    except Exception as error:
+        raise InputError(
+            f"{file} cannot be read ({' '.join(str(error).split())[:200]}). Restore it, or remove it to measure the "
+            "tokenizer without its projection."
+        ) from error
+
+
+def _open_foundation(name: str | None, subjects: Sequence[Subject]) -> tuple[FoundationModel | None, list[str]]:
+    aligned = [subject.projection for subject in subjects if subject.projection is not None]
+    modes = {projection.foundation: projection.settings["foundation_input"] for projection in aligned}
+    if name is not None:
+        mode = next((mode for known, mode in modes.items() if _same_model(known, name)), "own")
+        return FoundationModel.from_pretrained(name, mode), []
+    if not modes:
+        return None, []
+    name, mode = next(iter(modes.items()))
+    try:
+        return FoundationModel.from_pretrained(name, mode), []
+    except InputError as error:
+        return None, [f"The alignment was not measured. {error}"]
+
+
+def _same_model(one: str, other: str) -> bool:
+    """Whether two names mean the same model; a folder may have moved since."""
+    return Path(one).name == Path(other).name

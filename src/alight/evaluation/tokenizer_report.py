@@ -1,0 +1,257 @@
+"""From measurements of tokenizers to the parts of a report: figures, table, pictures and curves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alight.config import EvaluateTokenizerConfig, MeasureTokenizerConfig
+from alight.evaluation.measure import Measurements, evenly_spread
+from alight.evaluation.subjects import Judges, Subject
+from alight.evaluation.verdict import F16D32
+from alight.metrics.pictures import comparison_strip
+from alight.metrics.report import Comparison, Curve, Figure, Picture
+from alight.models.foundation import FoundationModel
+from alight.training.tracking import read_log
+
+UINT8_RULE = "clamp(127.5 x + 128, 0, 255), truncated"
+CROP = "centre, short side scaled by box halvings and bicubic"
+DIFFERENCE_GAIN = 4
+QUANTILES = 40  # of the curve over the images; few enough that it is drawn as it is
+
+
+def tokenizer_figures(measured: Measurements, config: MeasureTokenizerConfig, judges: Judges) -> list[Figure]:
+    """Every figure of one tokenizer, with its conditions."""
+    conditions: dict[str, str | int | float] = {
+        "images": len(measured.scores["psnr"]),
+        "split": config.split.replace("_", " "),
+        "crop": f"{config.images.size} pixels, {CROP}",
+        "latent": f"posterior {config.posterior}",
+        "seed": config.seed,
+        "uint8 rule": UINT8_RULE,
+        "tokenizer": measured.subject.artifact.hash[:12],
+    }
+    anchors = F16D32._asdict() if isinstance(config, EvaluateTokenizerConfig) else {}
+    anchors = {name: ("f16d32 on ImageNet", value) for name, value in anchors.items()}
+    figures = [
+        Figure(
+            "reconstruction_psnr",
+            "Reconstruction PSNR",
+            measured.mean("psnr"),
+            "dB",
+            2,
+            conditions,
+            anchors.get("psnr"),
+            explanation="Peak signal-to-noise ratio of decoded images; higher is closer to the original.",
+            better="higher",
+        ),
+        Figure(
+            "reconstruction_ssim",
+            "Reconstruction SSIM",
+            measured.mean("ssim"),
+            "",
+            4,
+            conditions | {"window": "Gaussian 11x11, sigma 1.5"},
+            anchors.get("ssim"),
+            explanation="Structural similarity with the original; 1 is identical.",
+            better="higher",
+        ),
+    ]
+    if "lpips" in measured.scores:
+        figures.append(
+            Figure(
+                "reconstruction_lpips",
+                "Reconstruction LPIPS",
+                measured.mean("lpips"),
+                "",
+                4,
+                conditions | {"network": "VGG16, LPIPS v0.1"},
+                anchors.get("lpips"),
+                explanation="Perceptual distance from the original in the features of VGG16; 0 is identical.",
+                better="lower",
+            )
+        )
+    if measured.fid is not None:
+        figures.append(
+            Figure(
+                "reconstruction_fid",
+                "rFID",
+                measured.fid.value,
+                "",
+                2,
+                conditions | {"network": "Inception-v3", "resize": "as pytorch-fid", "reference": "the same crops"},
+                anchors.get("fid"),
+                explanation="Frechet distance of Inception features of decoded images and originals; 0 is equal.",
+                better="lower",
+            )
+        )
+    if judges.foundation is not None:
+        figures += alignment_figures(measured, conditions, judges.foundation)
+    return figures
+
+
+def alignment_figures(
+    measured: Measurements, conditions: Mapping[str, str | int | float], foundation: FoundationModel
+) -> list[Figure]:
+    """How near the latents are to the features of the foundation model."""
+    conditions = {**conditions, "foundation": foundation.name, "input": foundation.input_mode}
+    figures = []
+    if "alignment_cosine" in measured.scores:
+        assert measured.subject.projection is not None
+        settings = measured.subject.projection.settings
+        figures = [
+            Figure(
+                "alignment_cosine",
+                "Alignment",
+                measured.mean("alignment_cosine"),
+                "",
+                3,
+                conditions,
+                explanation="Mean cosine between projected latents and the foundation model's patch features.",
+                better="higher",
+            ),
+            Figure(
+                "alignment_mcos",
+                "Marginal cosine loss",
+                measured.mean("alignment_mcos"),
+                "",
+                4,
+                conditions | {"margin": settings["cosine_margin"]},
+                explanation="The loss of training on these images, through the trained projection.",
+                headline=False,
+                better="lower",
+            ),
+            Figure(
+                "alignment_mdms",
+                "Marginal distance matrix loss",
+                measured.mean("alignment_mdms"),
+                "",
+                4,
+                conditions | {"margin": settings["distance_margin"], "on": settings.get("distance_on", "projected")},
+                explanation="The loss of training on these images, through the trained projection.",
+                headline=False,
+                better="lower",
+            ),
+        ]
+    figures.append(
+        Figure(
+            "latent_mdms",
+            "Relations in the raw latent",
+            measured.mean("latent_mdms"),
+            "",
+            4,
+            conditions | {"margin": 0},
+            explanation="How far the similarities of positions differ from those of the features; 0 is equal.",
+            headline=False,
+            better="lower",
+        )
+    )
+    if measured.linear_map is not None:
+        figures.append(
+            Figure(
+                "linear_cosine",
+                "Features read off linearly",
+                measured.mean("linear_cosine"),
+                "",
+                3,
+                conditions
+                | {"map": f"1x1 without bias, ridge, fitted to {measured.linear_map.images:,} training crops"},
+                explanation="Mean cosine of the features and the best linear map of the latents; 1 is all of them.",
+                headline=False,
+                better="higher",
+            )
+        )
+    return figures
+
+
+def side_by_side(measured: Sequence[Measurements], figures: Sequence[Sequence[Figure]]) -> Comparison:
+    """The figures of several tokenizers, a row per measure."""
+    labels = {figure.name: figure.label for each in figures for figure in each}
+    by_name = [{figure.name: figure for figure in each} for each in figures]
+    rows = {label: [each.get(name) for each in by_name] for name, label in labels.items()}
+    return Comparison([each.subject.name for each in measured], rows)
+
+
+def numbered(figures: Sequence[Figure], subject: Subject, number: int) -> list[Figure]:
+    """The same figures as those of one of several tokenizers: `reconstruction_psnr_2` is that of the second."""
+    suffix = "" if number == 1 else f"_{number}"
+    return [
+        replace(figure, name=f"{figure.name}{suffix}", label=f"{figure.label}, {subject.name}", headline=False)
+        for figure in figures
+    ]
+
+
+def chosen_images(psnr: Tensor, count: int) -> dict[str, list[int]]:
+    """Which images to show: the worst, some ordinary ones, the best."""
+    order = psnr.argsort(stable=True).tolist()
+    count = min(count, len(order))
+    ordinary = [order[rank] for rank in evenly_spread(len(order), count)]
+    return {"worst": order[:count], "ordinary": ordinary, "best": order[::-1][:count]}
+
+
+def difference_strip(title: str, caption: str, originals: np.ndarray, decoded: Mapping[str, np.ndarray]) -> Picture:
+    """Originals, and below them what each tokenizer makes of them, and the amplified difference."""
+    image = comparison_strip(originals, list(decoded.values()), difference_gain=DIFFERENCE_GAIN)
+    difference = f"difference × {DIFFERENCE_GAIN}"
+    names = list(decoded) if len(decoded) > 1 else ["decoded"]
+    labels = ["original", *(label for name in names for label in (name, difference))]
+    return Picture(title, caption, image, magnification(originals), labels)
+
+
+def magnification(images: np.ndarray) -> int:
+    """Small images are shown at 64 pixels at least."""
+    return max(1, 64 // images.shape[2])
+
+
+def psnr_distribution(measured: Sequence[Measurements]) -> Curve:
+    """PSNR over the images, sorted from the worst to the best."""
+    share = torch.linspace(0, 1, QUANTILES + 1, dtype=torch.float64)
+    series = {
+        each.subject.name: (
+            (100 * share).tolist(),
+            each.scores["psnr"].quantile(share, interpolation="nearest").tolist(),
+        )
+        for each in measured
+    }
+    return Curve("PSNR of each image, from the worst to the best", "% of the images", "dB", series)
+
+
+def tokenizer_curves(subjects: Sequence[Subject]) -> list[Curve]:
+    """The training losses that are comparable from step to step and from tokenizer to tokenizer."""
+    folders = {subject.name: subject.artifact.path for subject in subjects}
+    curves: list[Curve | None]
+    if len(subjects) == 1:
+        (folder,) = folders.values()
+        curves = [
+            log_curve("Tokenizer: reconstruction", folder, {"l1": "L1 per pixel"}, log_y=True),
+            log_curve("Tokenizer: alignment", folder, {"mcos": "marginal cosine", "mdms": "marginal distance matrix"}),
+        ]
+    else:
+        curves = [
+            compared_curve("Tokenizers: reconstruction", folders, "l1", log_y=True),
+            compared_curve("Tokenizers: marginal cosine loss", folders, "mcos"),
+            compared_curve("Tokenizers: marginal distance matrix loss", folders, "mdms"),
+        ]
+    return [curve for curve in curves if curve is not None]
+
+
+def log_curve(title: str, folder: Path, names: Mapping[str, str], log_y: bool = False) -> Curve | None:
+    """Some scalars of one training log, by the names that the page gives them; None if it has none of them."""
+    lines = read_log(folder / "training")
+    series = {label: _series(lines, name) for name, label in names.items()}
+    series = {label: points for label, points in series.items() if points[0]}
+    return Curve(title, "step", "loss", series, log_y) if series else None
+
+
+def compared_curve(title: str, folders: Mapping[str, Path], name: str, log_y: bool = False) -> Curve | None:
+    """One scalar of several training logs; a log without it keeps its place, and so its colour."""
+    series = {label: _series(read_log(folder / "training"), name) for label, folder in folders.items()}
+    return Curve(title, "step", "loss", series, log_y) if any(steps for steps, _ in series.values()) else None
+
+
+def _series(lines: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    found = [line for line in lines if name in line]
+    return [line["step"] for line in found], [line[name] for line in found]

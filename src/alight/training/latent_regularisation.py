@@ -1,0 +1,86 @@
+"""Optional demands on a tokenizer's latent: equivariance to scale and rotation, and robustness to noise.
+
+Both are off in the paper. They act between encoder and decoder: what is decoded is a changed latent, and what it is
+compared with is the image changed alike. KL and alignment see the latent itself.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alight.config import LatentRegularisationConfig
+
+SMALLEST_IMAGE = 32  # pixels along a side that the discriminator can judge
+
+
+@dataclass(frozen=True)
+class LatentRegularisation:
+    """What happens to the latents of one step.
+
+    Attributes:
+        grid: (h', w') that the latents are scaled to; None = left as they are.
+        turns: quarter turns, counter-clockwise.
+        noise: (B, C, h, w) that is added to them; None = none.
+        factor: image pixels per latent position along a side.
+    """
+
+    grid: tuple[int, int] | None
+    turns: int
+    noise: Tensor | None
+    factor: int
+
+    def __call__(self, images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The images to reconstruct and the latents to decode, (B, 3, h' * factor, w' * factor) and (B, C, h', w')."""
+        if self.noise is not None:
+            latents = latents + self.noise.to(latents)
+        if self.grid is not None:
+            size = (self.grid[0] * self.factor, self.grid[1] * self.factor)
+            latents = F.interpolate(latents, self.grid, mode="bilinear", antialias=True)
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        if self.turns:
+            latents, images = (torch.rot90(x, self.turns, dims=(2, 3)) for x in (latents, images))
+        return images, latents
+
+    def piece(self, images: slice) -> "LatentRegularisation":
+        """The same for some images of the batch."""
+        return self if self.noise is None else replace(self, noise=self.noise[images])
+
+
+def draw_regularisation(
+    config: LatentRegularisationConfig,
+    latent_shape: tuple[int, int, int, int],
+    factor: int,
+    generator: torch.Generator,
+) -> LatentRegularisation | None:
+    """Draw what happens to the latents of one step, for the whole batch, so that dividing it changes nothing.
+
+    With probability p, scale by s ~ U(min_scale, 1), to whole positions, and turn by a random multiple of 90 degrees:
+    decoding the changed latent must give the changed image (EQ-VAE, Kouzelis et al. 2025). Noise has a standard
+    deviation per image of u ~ U(0, noise) (as in the decoder of RAE, Zheng et al. 2025).
+
+    Args:
+        config: probabilities and strengths.
+        latent_shape: (B, C, h, w) of the whole batch.
+        factor: image pixels per latent position along a side.
+        generator: of all draws.
+
+    Returns:
+        None where nothing happens.
+    """
+    grid, turns, noise = None, 0, None
+    if config.equivariance_probability > 0:
+        chance, scale, turn = torch.rand(3, generator=generator).tolist()
+        if chance < config.equivariance_probability:
+            scale = config.equivariance_min_scale + (1 - config.equivariance_min_scale) * scale
+            smallest = math.ceil(SMALLEST_IMAGE / factor)
+            height, width = (min(max(round(scale * side), smallest), side) for side in latent_shape[2:])
+            grid, turns = (height, width), int(4 * turn)
+    if config.noise > 0:
+        strength = config.noise * torch.rand(latent_shape[0], 1, 1, 1, generator=generator)
+        noise = strength * torch.randn(latent_shape, generator=generator)
+    if grid is None and noise is None:
+        return None
+    return LatentRegularisation(grid, turns, noise, factor)

@@ -1,0 +1,132 @@
+"""Killed at random moments and started again, training ends with the weights of a run that nobody disturbed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from alight.artifacts import write_manifest, writing_folder
+from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint
+from alight.training.tracking import read_log
+
+STEPS, KILLS = 400, 10
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents")
+    generator = torch.Generator().manual_seed(0)
+    with writing_folder(folder) as staging:
+        tensors = {key: torch.randn(50, 4, 4, 4, generator=generator) for key in ("latents", "latents_flip")}
+        save_file(tensors | {"labels": torch.arange(50) % 3}, staging / "latents_rank00_shard000.safetensors")
+        write_manifest(staging, "latents", {}, "l" * 64, {"tokenizer": "t" * 64})
+    return folder
+
+
+def start(latents, output, processes=1, **training):
+    """Start training a small transformer, with a checkpoint after every step unless told otherwise."""
+    options = {"steps": STEPS, "global_batch_size": 8, "checkpoint_every": 1, "log_every": 10, "ema_decay": 0.9}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.Popen(
+        [
+            *(sys.executable, *(launcher if processes > 1 else ()), "-m", "alight", "transformer", "train"),
+            *("--latents", str(latents), "--output", str(output), "--device", "cpu", "--model.preset", "None"),
+            *("--model.hidden-size", "64", "--model.num-layers", "3", "--model.num-heads", "2"),
+            *("--model.patch-size", "1", "--optimizer.lr", "1e-3"),
+            *(
+                part
+                for key, value in (options | training).items()
+                for part in (f"--training.{key.replace('_', '-')}", str(value))
+            ),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def newest_step(output):
+    steps = [step for step, _ in list_checkpoints(output / "training")]
+    return steps[-1] if steps else 0
+
+
+def kill_after_progress(process, output, delay):
+    """Kill the whole job at some moment after it has saved something; gives false where it was done before."""
+    before, deadline = newest_step(output), time.monotonic() + 120
+    while newest_step(output) == before and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(delay)
+    ended = process.poll() is not None  # by itself
+    if not ended:
+        # by the name of the folder, since the launcher gives its workers sessions of their own
+        subprocess.run(["pkill", "-KILL", "-f", str(output)], check=True)
+    process.communicate(timeout=60)
+    return not ended
+
+
+def same_weights(one, two):
+    one, two = load_file(one / WEIGHTS), load_file(two / WEIGHTS)
+    assert one.keys() == two.keys()
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(latents, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(start(latents, folder, checkpoint_every=STEPS))
+    return folder
+
+
+def test_killed_at_random_moments(latents, undisturbed, tmp_path):
+    moments, kills = random.Random(0), 0
+    for _ in range(KILLS):
+        process = start(latents, tmp_path)
+        kills += kill_after_progress(process, tmp_path, moments.uniform(0, 0.15))
+        state, damaged = load_latest_checkpoint(tmp_path / "training")
+        assert state is not None
+        assert not damaged  # what has its final name is whole
+    assert kills == KILLS, "the run was too short to be killed so often"
+    finish(start(latents, tmp_path))
+    assert same_weights(tmp_path, undisturbed)
+    assert [line["step"] for line in read_log(tmp_path / "training")] == list(range(10, STEPS + 1, 10))
+
+
+def test_two_processes_killed_at_random_moments(latents, tmp_path):
+    options = {"processes": 2}
+    finish(start(latents, tmp_path / "whole", **options))
+    moments = random.Random(1)
+    for _ in range(2):
+        process = start(latents, tmp_path / "parts", **options)
+        assert kill_after_progress(process, tmp_path / "parts", moments.uniform(0, 0.15))
+    finish(start(latents, tmp_path / "parts", **options))
+    assert same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_step_saves_and_leaves_with_the_conventional_code(latents, tmp_path, number, code):
+    process = start(latents, tmp_path, checkpoint_every=5, keep_checkpoints=STEPS)
+    while newest_step(tmp_path) == 0:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    stopped = newest_step(tmp_path)
+    assert f"Stopped after step {stopped} of {STEPS}" in errors
+    state, _ = load_latest_checkpoint(tmp_path / "training")
+    assert state["step"] == stopped
