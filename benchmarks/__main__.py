@@ -2,6 +2,7 @@
 
 python -m benchmarks                            training, sampling and reading, at the size of LightningDiT-S/1
 python -m benchmarks train --precisions bf16    one of them
+python -m benchmarks tokenizer                  the tokenizer's gradient, at the size of the paper's f16d32
 python -m benchmarks --device cuda              on a GPU: LightningDiT-XL/1, larger batches
 """
 
@@ -18,8 +19,9 @@ from alight.runtime.errors import InputError
 from benchmarks import cases
 from benchmarks.measure import matmul_rate, measure
 from benchmarks.report import Section, append, record
+from benchmarks.tokenizer import tokenizer_training
 
-Work = Literal["train", "sample", "read"]
+Work = Literal["train", "sample", "read", "tokenizer"]
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -38,6 +40,7 @@ class Options:
     rounds: int = 5  # timed runs of each contender, interleaved
     compile: bool = False  # with compiled blocks too; the first run of each takes about a minute
     threads: int | None = None  # of the CPU; by default torch's choice
+    tokenizer_image_size: int | None = None  # by default 128 on a CPU and 256 on a GPU
     latents: int = 4096  # how many the reading benchmark stores in a temporary folder, 32 KiB each
     write: bool = False  # append the table to benchmarks/RESULTS.md
 
@@ -80,6 +83,12 @@ def run(options: Options, device: torch.device) -> list[Section]:
                 setting = cases.Setting(device, precision, batch, options.compile)
                 measurements = measure(cases.sampling(model, setting, options.sample_steps), options.rounds, device)
                 sections.append(Section(f"sample {name}", device, precision, batch, measurements, rate))
+    if "tokenizer" in options.work:
+        for precision in options.precisions:
+            setting = cases.Setting(device, precision, options.train_batch or (8 if on_gpu else 1))
+            size = options.tokenizer_image_size or (256 if on_gpu else 128)
+            measurements = measure(tokenizer_training(setting, size), options.rounds, device)
+            sections.append(Section(f"tokenizer f16d32, {size} px", device, precision, setting.batch, measurements))
     if "read" in options.work:
         sections.append(read(options))
     return sections
