@@ -73,7 +73,21 @@ COMMANDS = {
         "Samples: {path}/images",
         distributed=True,
     ),
-    "evaluate": Command("alight.stages.evaluate", "figures and a report", "Report: {path}/report.html"),
+    "evaluate": Command(
+        "alight.stages.evaluate", "figures and a report", "Report: {path}/report.html", distributed=True
+    ),
+    "evaluate reference": Command(
+        "alight.stages.evaluate_reference",
+        "statistics of real images, for many evaluations",
+        "Reference: {path}",
+        distributed=True,
+    ),
+    "tune": Command(
+        "alight.tune.search",
+        "the best sampling settings for every cost",
+        "Report: {path}/report.html",
+        distributed=True,
+    ),
     "convert": Command("alight.stages.convert", "published checkpoints and latents, in and out", "Converted: {path}"),
     "plan": Command("alight.plan.estimate", "what a training recipe costs on this machine", answers=True),
     "doctor": Command("alight.doctor.examine", "what is wrong, and its mend", answers=True),
