@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from alight.config import FeatureNetworksConfig
-from alight.metrics.features import FeatureExtractor, GreyPixels, ModelFeatures
+from alight.metrics.features import FeatureExtractor, GreyPixels, ModelFeatures, as_pixels
 from alight.metrics.frechet import FeatureStatistics
 from alight.metrics.inception_set import InceptionSet
 from alight.models.dinov2_features import DINOv2ClassToken
@@ -65,7 +65,7 @@ class DINOv2Features:
 
     def __call__(self, images: Tensor | Pixels) -> Tensor:
         """Class tokens (B, D) of images (B, H, W, 3) uint8."""
-        return self._network(torch.as_tensor(images))
+        return self._network(as_pixels(images))
 
 
 def open_feature_networks(config: FeatureNetworksConfig, image_size: int, device: torch.device) -> FeatureNetworks:
