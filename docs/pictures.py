@@ -9,7 +9,7 @@
       --training.steps 600 --training.global-batch-size 8 --training.log-every 5
     python docs/pictures.py
 
-The three runs take about ten minutes on two quiet cores. `--only flow guidance` makes some of the pictures alone; the
+The three runs take some ten minutes on two quiet cores. `--only flow guidance` makes some of the pictures alone; the
 names are those of the functions below. What is quoted from the paper says so in the picture.
 """
 
@@ -30,7 +30,6 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from alight import VAVAE, LightningDiTPipeline
-from alight.data.embedded import Digits
 from alight.flow import GuidedVelocity, LinearPath, sample_timesteps, shift_timesteps, solve_ode, time_grid
 from alight.metrics.pictures import image_grid
 from alight.metrics.plots import smooth
@@ -295,30 +294,6 @@ def samples(runs: Runs) -> Figure:
     return figure
 
 
-@torch.no_grad()
-def latents(runs: Runs) -> Figure:
-    """The quickstart's latents of held-out digits in the plane of their two main directions, by class."""
-    digits = Digits()
-    held_out = np.flatnonzero(digits.held_out(0))
-    pixels = np.stack([digits.load(int(index)) for index in held_out])
-    vae = VAVAE.from_pretrained(runs.quickstart / "tokenizer").eval()
-    grids = vae.encode_latents(unit_range(torch.from_numpy(pixels).permute(0, 3, 1, 2)))  # (297, 8, 4, 4)
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3.7))
-    views = {"pixels": pixels.reshape(len(pixels), -1), "latents": grids.flatten(1).numpy()}
-    for axes, (title, vectors) in zip(panels, views.items(), strict=True):
-        plane = PCA(2).fit_transform(vectors.astype(np.float64))
-        for name in range(10):
-            of_class = plane[digits.labels[held_out] == name]
-            colour = plt.colormaps["tab10"](name)
-            for point in of_class:
-                axes.text(*point, str(name), color=colour, fontsize=6.5, ha="center", va="center")
-        axes.set(title=f"{title}, two main directions", xticks=[], yticks=[])
-        axes.set_xlim(plane[:, 0].min() * 1.05, plane[:, 0].max() * 1.05)
-        axes.set_ylim(plane[:, 1].min() * 1.05, plane[:, 1].max() * 1.05)
-        axes.grid(False)
-    return figure
-
-
 def _curves(axes: Axes, run: Path, names: dict[str, str], title: str, log_y: bool = False) -> None:
     """Values of a training log, faint, and a smooth line through them."""
     lines = [json.loads(line) for line in (run / "training" / "log.jsonl").read_text().splitlines()]
@@ -368,11 +343,11 @@ def training_discriminator(runs: Runs) -> Figure:
 PICTURES: dict[str, Callable[[Runs], Figure]] = {
     made.__name__: made
     for made in (
-        *(dilemma, alignment, flow, solvers, guidance, times, samples, latents),
+        *(dilemma, alignment, flow, solvers, guidance, times, samples),
         *(training_transformer, training_tokenizer, training_discriminator),
     )
 }
-RASTER = {"alignment", "flow", "guidance", "samples", "latents"}  # the others are SVG
+RASTER = {"alignment", "flow", "guidance", "samples"}  # the others are SVG
 
 
 def main() -> None:
@@ -391,8 +366,8 @@ def main() -> None:
             path = FOLDER / f"{name}.{'png' if name in RASTER else 'svg'}"
             figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
             plt.close(figure)
-        if path.suffix == ".png":  # 64 colours are enough for a drawing, and a third of the bytes
-            picture = Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        if path.suffix == ".png":  # 256 colours are enough here, for a third of the bytes
+            picture = Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE)
             picture.save(path, optimize=True)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
