@@ -1,8 +1,12 @@
 """The examples run, from another folder, with tiny settings."""
 
+import contextlib
+import io
+import multiprocessing
 import os
-import subprocess
+import runpy
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +17,28 @@ from sklearn.datasets import load_sample_images
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run_example(name: str, *arguments: object, cwd: Path) -> str:
-    result = subprocess.run(
-        [sys.executable, EXAMPLES / name, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def run_script(name: str, arguments: list[str], folder: Path) -> str:
+    """Run an example as `python NAME ARGUMENTS` would in a folder; returns what it printed."""
+    os.chdir(folder)
+    sys.argv = [name, *arguments]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return said.getvalue()
 
 
-def test_minimal_flow(tmp_path):
+@pytest.fixture(scope="module")
+def run_example():
+    """Runs examples in a process of their own, one after the other, so that torch is imported once."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+
+        def run(name: str, *arguments: object, cwd: Path) -> str:
+            return pool.submit(run_script, name, list(map(str, arguments)), cwd).result(timeout=300)
+
+        yield run
+
+
+def test_minimal_flow(run_example, tmp_path):
     said = run_example("minimal_flow.py", "--steps", 2, "--output", "digits.png", cwd=tmp_path)
     assert "step    1  mse" in said
     picture = np.asarray(Image.open(tmp_path / "digits.png"))
@@ -35,7 +46,7 @@ def test_minimal_flow(tmp_path):
     assert picture[..., 0].std() > 0
 
 
-def test_train_on_folder(tmp_path):
+def test_train_on_folder(run_example, tmp_path):
     for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
         (tmp_path / "photographs-of-mine" / name).mkdir(parents=True)
         for number in range(8):
@@ -47,7 +58,7 @@ def test_train_on_folder(tmp_path):
     assert (tmp_path / "out" / "pipeline" / "model_index.json").is_file()
 
 
-def test_sample_pipeline(finished_quickstart, tmp_path):
+def test_sample_pipeline(run_example, finished_quickstart, tmp_path):
     arguments = ["--classes", "3", "7", "--per-class", 3, "--steps", 2, "--output", "grid.png"]
     said = run_example("sample_pipeline.py", finished_quickstart[0] / "pipeline", *arguments, cwd=tmp_path)
     assert said.startswith("6 images, ")
