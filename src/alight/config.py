@@ -156,7 +156,7 @@ class ConvertConfig(Section):
 
     kind: Literal["transformer", "tokenizer", "latents"] = "transformer"  # what the source holds
     to: Literal["alight", "published"] = "alight"  # alight: a published file in; published: an artifact back out
-    source: Path | None = None  # a checkpoint, or a folder of latent shards or of an artifact; always needed
+    source: Path | None = None  # a checkpoint, a hub id, or a folder: shards, diffusers', an artifact; always needed
     output: Path = Path("runs/converted")  # a folder; of weights to the published layout, a file
     weights: Literal["ema", "model"] | None = None  # of a transformer file; None = ema where it is there
     num_heads: Positive | None = None  # of a transformer file that does not tell

@@ -102,6 +102,28 @@ def test_in_a_process_of_its_own(alight, files, tmp_path):
     assert read_artifact(output, "tokenizer").facts["converted_from"] == "vae.pt"
 
 
+def test_a_tokenizer_of_diffusers(convert, tmp_path):
+    """A stock tokenizer becomes an artifact, as the stages want it, with the scale that its folder records."""
+    with seeded_initialisation(0):
+        vae = VAVAE.build(CHANNELS, block_out_channels=(32, 32), layers_per_block=1)
+    vae.register_to_config(scaling_factor=0.25)
+    vae.save_pretrained(tmp_path / "stock" / "vae")  # as in the folder of a whole pipeline
+    for source in (tmp_path / "stock", tmp_path / "stock" / "vae"):
+        output = tmp_path / f"from-{source.name}"
+        assert convert("tokenizer", source, output) == (0, f"Converted: {output}\n")
+        assert read_artifact(output, "tokenizer").facts["converted_from"] == str(source)
+        converted = VAVAE.from_pretrained(output)
+        assert converted.latents_statistics[1].tolist() == [4.0] * CHANNELS
+        for name, value in vae.state_dict().items():
+            assert torch.equal(converted.state_dict()[name], value)
+    assert "needs no conversion" in convert("tokenizer", tmp_path / "from-vae", tmp_path / "again")[1]
+    (tmp_path / "empty").mkdir()
+    code, text = convert("tokenizer", tmp_path / "empty", tmp_path / "none")
+    assert code == 2
+    assert str(tmp_path / "empty") in text
+    assert not (tmp_path / "none").exists()
+
+
 def test_converted_files_generate(converted):
     """The pipeline of the artifacts does what the published weights do, step by step."""
     pipeline = LightningDiTPipeline.from_artifacts(converted / "transformer", converted / "tokenizer")

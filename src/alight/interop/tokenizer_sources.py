@@ -48,19 +48,19 @@ def open_tokenizer(source: str | Path) -> OpenTokenizer:
         return _from_published_file(path)
     if is_hub_id(source):
         return _from_folder(_download(str(source)), str(source))
-    if path.is_dir() and not is_complete(path) and _model_folder(path) is not None:
+    if path.is_dir() and not is_complete(path) and model_folder(path) is not None:
         return _from_folder(path, str(source))
     artifact = read_artifact(path, "tokenizer")
     return OpenTokenizer(VAVAE.from_pretrained(path), artifact)
 
 
-def _model_folder(folder: Path) -> Path | None:
-    """The folder itself or its subfolder, whichever describes a model."""
+def model_folder(folder: Path) -> Path | None:
+    """The folder itself or its subfolder, whichever describes a model; None if neither does."""
     return next((place for place in (folder, folder / SUBFOLDER) if (place / CONFIG_FILE).is_file()), None)
 
 
 def _from_folder(folder: Path, name: str) -> OpenTokenizer:
-    place = _model_folder(folder)
+    place = model_folder(folder)
     if place is None:
         raise InputError(
             f"'{name}' holds no tokenizer: there is no {CONFIG_FILE} in it, nor in a subfolder {SUBFOLDER}. Give one "

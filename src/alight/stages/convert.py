@@ -1,6 +1,7 @@
 """Published files to artifacts, and artifacts to published files: the arrow's doors to other code.
 
-What a published file does not say stays unsaid: no number of steps, and no tokenizer where none is named.
+A tokenizer may also come from diffusers: a folder, or a name on the hub. What a source does not say stays unsaid: no
+number of steps, and no tokenizer where none is named.
 """
 
 import os
@@ -34,8 +35,9 @@ from alight.interop.reference import (
     load_tokenizer,
     load_transformer,
 )
+from alight.interop.tokenizer_sources import model_folder, open_tokenizer
 from alight.models.lightning_dit import LightningDiT
-from alight.models.pretrained import WEIGHTS_FILE
+from alight.models.pretrained import WEIGHTS_FILE, is_hub_id
 from alight.models.vavae import VAVAE
 from alight.runtime.errors import InputError
 
@@ -75,7 +77,7 @@ def run(config: ConvertConfig) -> Artifact | Exported:
         return require_origin(read_artifact(config.output, config.kind), config.source)
     importers = {
         "transformer": from_transformer_file,
-        "tokenizer": from_tokenizer_file,
+        "tokenizer": from_tokenizer,
         "latents": from_latents_folder,
     }
     importers[config.kind](config.source, config)
@@ -112,10 +114,16 @@ def from_transformer_file(source: Path, config: ConvertConfig) -> None:
     save_model(model, config, inputs, facts | origin(source), started)
 
 
-def from_tokenizer_file(source: Path, config: ConvertConfig) -> None:
-    """A published VA-VAE checkpoint to a tokenizer artifact, with the statistics of its latents if they are given."""
+def from_tokenizer(source: Path, config: ConvertConfig) -> None:
+    """A published VA-VAE checkpoint, or a tokenizer of diffusers, to a tokenizer artifact.
+
+    The statistics of its latents are those that are given, else those that a folder of diffusers records.
+    """
     started = time.perf_counter()
-    vae = load_tokenizer(source)
+    if is_complete(source):
+        raise InputError(f"{source} is an artifact of this package already, and needs no conversion.")
+    is_diffusers = is_hub_id(source) or model_folder(source) is not None
+    vae = open_tokenizer(source).vae if is_diffusers else load_tokenizer(source)
     if config.statistics is not None:
         mean, std = load_latents_statistics(config.statistics)
         check_channels(mean, vae.config.latent_channels, config.statistics)
@@ -197,7 +205,9 @@ def class_names(num_classes: int) -> list[str]:
 
 
 def origin(source: Path) -> dict[str, str]:
-    """Which file an artifact was converted from."""
+    """Which file, folder or name on the hub an artifact was converted from."""
+    if not source.is_file():
+        return {"converted_from": str(source)}
     return {"converted_from": source.name, "converted_from_sha256": file_hash(source)}
 
 
