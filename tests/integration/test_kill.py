@@ -15,7 +15,7 @@ from alight.artifacts import write_manifest, writing_folder
 from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint
 from alight.training.tracking import read_log
 
-STEPS, KILLS = 400, 10
+STEPS, KILLS = 400, 16
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -106,8 +106,9 @@ def test_killed_at_random_moments(latents, undisturbed, tmp_path):
     assert [line["step"] for line in read_log(tmp_path / "training")] == list(range(10, STEPS + 1, 10))
 
 
-def test_two_processes_killed_at_random_moments(latents, tmp_path):
-    options = {"processes": 2}
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_two_processes_killed_at_random_moments(latents, tmp_path, sharding):
+    options = {"processes": 2, "sharding": sharding, "steps": 60}
     finish(start(latents, tmp_path / "whole", **options))
     moments = random.Random(1)
     for _ in range(2):
