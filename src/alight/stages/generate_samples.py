@@ -3,7 +3,7 @@
 import json
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -23,6 +23,7 @@ from alight.artifacts import (
     writing_folder,
 )
 from alight.config import SampleConfig
+from alight.data.provenance import npz_member, software, write_npz_entry
 from alight.data.sample_folder import Request, SampleFolder
 from alight.metrics.pictures import image_grid
 from alight.models.lightning_dit import LightningDiT
@@ -48,6 +49,12 @@ class Models(NamedTuple):
     def hashes(self) -> dict[str, str]:
         """What the images are made with."""
         return {kind: artifact.hash for kind, artifact in self.artifacts.items()}
+
+    @property
+    def class_names(self) -> list[str]:
+        """By label; the labels themselves where the classes have no names."""
+        known = self.pipeline.class_names
+        return list(known) or [str(label) for label in range(self.pipeline.transformer.config.num_classes)]
 
 
 def run(config: SampleConfig) -> Artifact:
@@ -177,6 +184,7 @@ def make_batch(
 ) -> None:
     """Generate and store a few images; the first batch also shows some of them on their way."""
     shown = config.trajectory_images if batch[0][0] == 0 else 0
+    common = common_settings(models, config)
     states: list[Tensor] = []
     with autocast(device, config.precision):
         result = models.pipeline(
@@ -190,9 +198,10 @@ def make_batch(
         frames = [models.pipeline.decode(state) for state in states]
     if frames:  # before the images, so that whoever finds them finds it, too
         strip = torch.stack(frames, dim=1).flatten(0, 1)  # (images * columns, H, W, 3), a row per image
-        folder.write_picture(TRAJECTORY, image_grid(strip.cpu().numpy(), len(frames)))
+        folder.write_picture(TRAJECTORY, image_grid(strip.cpu().numpy(), len(frames)), software() | common)
     for (number, request), pixels in zip(batch, result.images.cpu().numpy(), strict=True):
-        folder.write(number, pixels, request, result.nfe)
+        own = {"class": models.class_names[request.label]}
+        folder.write(number, pixels, request, result.nfe, software() | own | common)
 
 
 def trajectory_recorder(states: list[Tensor], images: int, steps: int) -> Callable[[int, Tensor], None]:
@@ -215,11 +224,11 @@ def finish(
 ) -> None:
     """Add to the images what describes them, the manifest last."""
     settings = describe(models, requests, folder, config)
-    folder.write_picture(GRID, class_grid(requests, folder))
+    folder.write_picture(GRID, class_grid(requests, folder), software() | common_settings(models, config))
     with writing_folder(folder.path) as staging:
         write_text(staging / SETTINGS, json.dumps(settings, indent=2) + "\n")
         if config.npz:
-            write_npz(staging / NPZ, folder, len(requests), config.seed)
+            write_npz(staging / NPZ, folder, settings)
         digest = file_hash(*(folder.image_path(number) for number in range(len(requests))))
         facts = {key: settings[key] for key in ("count", "nfe", "label_protocol", "class_names")}
         seconds = time.perf_counter() - started
@@ -229,22 +238,28 @@ def finish(
 
 def describe(models: Models, requests: list[Request], folder: SampleFolder, config: SampleConfig) -> dict[str, Any]:
     """Every setting that determined the images."""
-    of_sde = set() if config.sampling.stochastic else {"diffusion_form", "last_step"}
     costs = [folder.evaluations(number) for number in range(len(requests))]
-    num_classes = models.pipeline.transformer.config.num_classes
     return {
         "count": len(requests),
         "label_protocol": label_protocol(config),
-        "sampling": config.sampling.model_dump(exclude=of_sde),
         "nfe": costs[0] if len(set(costs)) == 1 else sum(costs) / len(costs),  # adaptive solvers differ by batch
         "seed": config.seed,
+        **common_settings(models, config),
+        "labels": [request.label for request in requests],
+        "seeds": [request.seed for request in requests],
+        "class_names": models.class_names,
+    }
+
+
+def common_settings(models: Models, config: SampleConfig) -> dict[str, Any]:
+    """What all images have in common: a label and a seed are all that is missing to make one again."""
+    of_sde = set() if config.sampling.stochastic else {"diffusion_form", "last_step"}
+    return {
+        "sampling": config.sampling.model_dump(exclude=of_sde),
         "precision": config.precision,
         "batch_size": config.batch_size,
         "uint8_rule": "clamp(127.5 x + 128, 0, 255), truncated",
         **models.hashes,
-        "labels": [request.label for request in requests],
-        "seeds": [request.seed for request in requests],
-        "class_names": list(models.pipeline.class_names) or [str(label) for label in range(num_classes)],
     }
 
 
@@ -259,19 +274,24 @@ def class_grid(requests: list[Request], folder: SampleFolder) -> np.ndarray:
     return image_grid(images, GRID_COLUMNS, labels=labels)
 
 
-def write_npz(path: Path, folder: SampleFolder, count: int, seed: int) -> None:
+def write_npz(path: Path, folder: SampleFolder, settings: Mapping[str, Any]) -> None:
     """`arr_0`, uint8 NHWC, shuffled: the Inception score reads chunks in file order, so classes must be mixed.
 
-    The images stream into the file one by one: 50,000 of them need not fit into memory.
+    The images stream into the file one by one: 50,000 of them need not fit into memory. Labels and seeds in the
+    settings that go with them are in the same shuffled order.
     """
-    order = torch.randperm(count, generator=random_stream(seed, "npz order")).tolist()
+    count = settings["count"]
+    order = torch.randperm(count, generator=random_stream(settings["seed"], "npz order")).tolist()
+    shuffled = {name: [settings[name][number] for number in order] for name in ("labels", "seeds")}
     first = next(folder.read(order[:1]))
     header = {
         "descr": np.lib.format.dtype_to_descr(first.dtype),
         "fortran_order": False,
         "shape": (count, *first.shape),
     }
-    with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
-        np.lib.format.write_array_header_2_0(cast(BinaryIO, file), header)
-        for pixels in folder.read(order):
-            file.write(pixels.tobytes())
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open(npz_member("arr_0"), "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_2_0(cast(BinaryIO, file), header)
+            for pixels in folder.read(order):
+                file.write(pixels.tobytes())
+        write_npz_entry(archive, {**software(), **settings, **shuffled})
