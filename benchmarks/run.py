@@ -1,107 +1,101 @@
 """Time the library against a plain version of the same mathematics and show one table.
 
-python -m benchmarks                            training, sampling and reading, at the size of LightningDiT-S/1
-python -m benchmarks train --precisions bf16    one of them
-python -m benchmarks tokenizer                  the tokenizer's gradient, at the size of the paper's f16d32
-python -m benchmarks --device cuda              on a GPU: LightningDiT-XL/1, larger batches
+alight bench                            training, sampling and reading, at the size of LightningDiT-S/1
+alight bench train --precisions bf16    one of them
+alight bench tokenizer                  the tokenizer's gradient, at the size of the paper's f16d32
+alight bench --device cuda              on a GPU: LightningDiT-XL/1, larger batches
 """
 
 import shlex
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
-import tyro
 
+from alight.config import BenchConfig
 from alight.runtime.device import resolve_device
-from alight.runtime.errors import InputError
 from benchmarks import cases
 from benchmarks.measure import matmul_rate, measure
-from benchmarks.report import Section, append, record
+from benchmarks.report import HEADER, Section, append, record, section_rows
 from benchmarks.tokenizer import tokenizer_training
 
-Work = Literal["train", "sample", "read", "tokenizer"]
-Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to time, and how often."""
+class Benchmark:
+    """What was measured, and its record with all conditions."""
 
-    work: tyro.conf.Positional[tuple[Work, ...]] = ("train", "sample", "read")  # what to time
-    device: str = "cpu"  # cpu, cuda or cuda:N
-    preset: str | None = None  # size of the model; by default S/1 on a CPU and XL/1 on a GPU
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")  # one table section each
-    train_batch: int | None = None  # by default 8 on a CPU and 32 on a GPU
-    sample_batch: int | None = None  # by default 1 on a CPU and 32 on a GPU
-    sample_steps: int = 49  # model calls; 49 is what the published code calls 50 steps
-    rounds: int = 5  # timed runs of each contender, interleaved
-    compile: bool = False  # with compiled blocks too; the first run of each takes about a minute
-    threads: int | None = None  # of the CPU; by default torch's choice
-    tokenizer_image_size: int | None = None  # by default 128 on a CPU and 256 on a GPU
-    latents: int = 4096  # how many the reading benchmark stores in a temporary folder, 32 KiB each
-    write: bool = False  # append the table to benchmarks/RESULTS.md
+    sections: Sequence[Section]
+    text: str
+
+    def as_data(self) -> dict[str, Any]:
+        """A row per contender, by the table's own headings."""
+        rows = [dict(zip(HEADER, row, strict=True)) for section in self.sections for row in section_rows(section)]
+        return {"rows": rows, "record": self.text}
+
+    def __str__(self) -> str:
+        return self.text
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run what the command line asks for."""
-    options = tyro.cli(Options, args=arguments, description=__doc__)
-    try:
-        if min(options.rounds, options.latents, options.sample_steps) < 1:
-            raise InputError("There must be at least one round, one latent and one step.")
-        device = resolve_device(options.device)
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        sections = run(options, device)
-    except InputError as error:
-        sys.exit(f"benchmarks: {error}")
-    command = shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
-    text = record(sections, device, command, options.rounds)
-    sys.stdout.write(text)
-    if options.write:
+def run(config: BenchConfig) -> Benchmark:
+    """Measure what the configuration names, and keep the record if it says so."""
+    device = resolve_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    sections = measure_all(config, device)
+    text = record(sections, device, command(config), config.rounds)
+    if config.write:
         append(text)
+    return Benchmark(sections, text)
 
 
-def run(options: Options, device: torch.device) -> list[Section]:
-    """Measure every case that the options name."""
+def command(config: BenchConfig) -> str:
+    """The command line that asks for this: whatever differs from the defaults."""
+    words = ["alight", "bench"]
+    changed = config.model_dump(exclude_defaults=True)
+    words += changed.pop("work", ())
+    for name, value in changed.items():
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
+
+
+def measure_all(config: BenchConfig, device: torch.device) -> list[Section]:
+    """Measure every case that the configuration names."""
     on_gpu = device.type == "cuda"
     sections = []
-    if {"train", "sample"} & set(options.work):
-        name = options.preset or ("LightningDiT-XL/1" if on_gpu else "LightningDiT-S/1")
+    if {"train", "sample"} & set(config.work):
+        name = config.preset or ("LightningDiT-XL/1" if on_gpu else "LightningDiT-S/1")
         model = cases.random_model(device, name)
-        for precision in options.precisions:
+        for precision in config.precisions:
             rate = matmul_rate(device, DTYPES[precision])
-            if "train" in options.work:
-                batch = options.train_batch or (32 if on_gpu else 8)
-                setting = cases.Setting(device, precision, batch, options.compile)
-                measurements = measure(cases.training(model, setting), options.rounds, device)
+            if "train" in config.work:
+                batch = config.train_batch or (32 if on_gpu else 8)
+                setting = cases.Setting(device, precision, batch, config.compile)
+                measurements = measure(cases.training(model, setting), config.rounds, device)
                 sections.append(Section(f"train {name}", device, precision, batch, measurements, rate))
-            if "sample" in options.work:
-                batch = options.sample_batch or (32 if on_gpu else 1)
-                setting = cases.Setting(device, precision, batch, options.compile)
-                measurements = measure(cases.sampling(model, setting, options.sample_steps), options.rounds, device)
+            if "sample" in config.work:
+                batch = config.sample_batch or (32 if on_gpu else 1)
+                setting = cases.Setting(device, precision, batch, config.compile)
+                measurements = measure(cases.sampling(model, setting, config.sample_steps), config.rounds, device)
                 sections.append(Section(f"sample {name}", device, precision, batch, measurements, rate))
-    if "tokenizer" in options.work:
-        for precision in options.precisions:
-            setting = cases.Setting(device, precision, options.train_batch or (8 if on_gpu else 1))
-            size = options.tokenizer_image_size or (256 if on_gpu else 128)
-            measurements = measure(tokenizer_training(setting, size), options.rounds, device)
+    if "tokenizer" in config.work:
+        for precision in config.precisions:
+            setting = cases.Setting(device, precision, config.train_batch or (8 if on_gpu else 1))
+            size = config.tokenizer_image_size or (256 if on_gpu else 128)
+            measurements = measure(tokenizer_training(setting, size), config.rounds, device)
             sections.append(Section(f"tokenizer f16d32, {size} px", device, precision, setting.batch, measurements))
-    if "read" in options.work:
-        sections.append(read(options))
+    if "read" in config.work:
+        sections.append(read(config))
     return sections
 
 
-def read(options: Options) -> Section:
+def read(config: BenchConfig) -> Section:
     """Measure the reading of stored latents, which is the CPU's work whatever the device."""
-    batch = min(32, options.latents)
-    with cases.stored_latents(options.latents) as folder:
-        contenders = cases.reading(folder, batch, options.latents // batch)
-        measurements = measure(contenders, options.rounds, torch.device("cpu"))
+    batch = min(32, config.latents)
+    with cases.stored_latents(config.latents) as folder:
+        contenders = cases.reading(folder, batch, config.latents // batch)
+        measurements = measure(contenders, config.rounds, torch.device("cpu"))
     return Section("read latents", torch.device("cpu"), "fp32", batch, measurements)
-
-
-if __name__ == "__main__":
-    main()

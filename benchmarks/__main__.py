@@ -1,0 +1,7 @@
+"""`python -m benchmarks ...` is `alight bench ...`."""
+
+import sys
+
+from alight.cli import main
+
+main(["bench", *sys.argv[1:]])
