@@ -61,6 +61,17 @@ class Artifact:
     created: str = ""
     format: int = FORMAT
 
+    def as_data(self) -> dict[str, Any]:
+        """For programs: what it is, where, and what it says of itself."""
+        return {
+            "kind": self.kind,
+            "path": str(self.path),
+            "hash": self.hash,
+            "inputs": self.inputs,
+            "facts": self.facts,
+            "seconds": self.seconds,
+        }
+
     def require_input(self, other: Artifact) -> None:
         """Refuse to combine this artifact with another one than it was made from.
 
