@@ -31,6 +31,7 @@ _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.tensorboard", "training.wandb_project"),
     *("samples_every", "sample_images", "samples_tokenizer"),
 )
+_MAKERS = {"samples": "sample", "report": "evaluate", "latents": "latents extract", "pipeline": "export"}
 _LIBRARIES = ("alight", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pillow", "safetensors")
 
 
@@ -40,7 +41,7 @@ class Artifact:
 
     Attributes:
         path: the folder.
-        kind: foundation, tokenizer, latents, transformer, samples or report.
+        kind: foundation, tokenizer, latents, transformer, samples, report or pipeline.
         config: the resolved configuration that made it.
         hash: identity of its payload (weights, or shards); what later stages record as their input.
         inputs: kind -> hash of the artifacts that it was made from.
@@ -100,7 +101,7 @@ def read_artifact(folder: Path, kind: str) -> Artifact:
     Raises:
         InputError: if the folder is missing, unfinished, of another kind or has an unreadable manifest.
     """
-    make = {"samples": "sample", "report": "evaluate", "latents": "latents extract"}.get(kind, f"{kind} train")
+    make = _MAKERS.get(kind, f"{kind} train")
     if not folder.is_dir():
         raise InputError(f"There is no {kind} folder {folder}. Check the path, or make one with 'alight {make}'.")
     if not is_complete(folder):

@@ -14,8 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"config", "config_parts", "config_tokenizer", "config_tools", "recipes", "artifacts", "runtime"},
     {"models", "losses", "flow"},
-    {"training", "data", "metrics", "interop", "evaluation", "sharing"},
-    {"stages", "pipelines"},
+    {"training", "data", "metrics", "interop", "evaluation"},
+    {"stages", "pipelines", "sharing"},
     {"cli", "web", "quickstart", "study", "plan", "doctor", "show", "bench", "completion", "__main__", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

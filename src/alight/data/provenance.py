@@ -44,8 +44,8 @@ def read_png(path: Path) -> dict[str, Any]:
     """
     with Image.open(path) as image:
         image.load()  # text may stand behind the pixels
-        chunks = {name: value for name, value in image.info.items() if isinstance(value, str)}
-    return {name: _structured(value) if name in _STRUCTURED else str(value) for name, value in chunks.items()}
+        chunks = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
+    return {name: _structured(value) if name in _STRUCTURED else value for name, value in chunks.items()}
 
 
 def write_npz_entry(archive: zipfile.ZipFile, settings: Mapping[str, Any]) -> None:
