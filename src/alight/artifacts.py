@@ -25,6 +25,8 @@ from typing import Any
 from alight.runtime.errors import InputError
 
 MANIFEST = "alight.json"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"  # of a model, as diffusers has it
+PIPELINE_INDEX = "model_index.json"  # of a pipeline, likewise
 FORMAT = 1
 _PARTIAL = ".partial"
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched

@@ -38,10 +38,10 @@ def ranges(numbers: Sequence[int]) -> str:
 
 def facts(values: Mapping[str, Any], indent: int = 0) -> str:
     """Names and values below each other; what is nested is indented."""
-    width = max((len(name) for name, value in values.items() if not isinstance(value, Mapping)), default=0)
+    width = max((len(name) for name, value in values.items() if not (isinstance(value, Mapping) and value)), default=0)
     lines = []
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             lines.append(f"{'':{indent}}{name}")
             lines.append(facts(value, indent + 2))
         else:
@@ -60,8 +60,8 @@ def setting(value: Any) -> str:
             return f"{value:.6g}"
         case list() | tuple():
             more = f", ... {len(value)} in all" if len(value) > LONG_LIST else ""
-            return f"[{', '.join(map(setting, value[:LONG_LIST]))}{more}]"
+            return f"[{', '.join(map(setting, value[:LONG_LIST]))}{more}]" if value else "none"
         case Mapping():
-            return ", ".join(f"{name} {setting(item)}" for name, item in value.items())
+            return ", ".join(f"{name} {setting(item)}" for name, item in value.items()) or "none"
         case _:
             return str(value)

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from alight.artifacts import (
+    PIPELINE_INDEX,
+    WEIGHTS_FILE,
     Artifact,
     check_output,
     file_hash,
@@ -27,7 +29,6 @@ from alight.data.provenance import png_text, software
 from alight.evaluation.measure import reconstruct
 from alight.evaluation.subjects import Subject
 from alight.metrics.pictures import pair_strip
-from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import image_size
@@ -35,7 +36,7 @@ from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.sharing import hub
 from alight.sharing.model_card import Shared, model_card, setting_text
-from alight.sharing.source import PIPELINE_INDEX, Source, figures_of, find_source, portable, records_of, samples_of
+from alight.sharing.source import Source, figures_of, find_source, portable, records_of, samples_of
 
 CARD, PIPELINE_CODE = "README.md", "pipeline.py"
 SAMPLES_PICTURE, RECONSTRUCTIONS_PICTURE = "samples.png", "reconstructions.png"
