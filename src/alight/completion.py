@@ -34,8 +34,12 @@ def options(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, tuple[
         option = f"{prefix}{name.replace('_', '-')}"
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from options(field.annotation, f"{option}.")
-        else:
+        elif not _holds_sections(field.annotation):  # lists of sections are for recipes
             yield f"--{option}", choices(field.annotation)
+
+
+def _holds_sections(annotation: Any) -> bool:
+    return any(isinstance(part, type) and issubclass(part, Section) for part in get_args(annotation))
 
 
 def choices(annotation: Any) -> tuple[str, ...]:

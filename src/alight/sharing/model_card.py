@@ -48,6 +48,7 @@ class Shared:
         sampling: the settings of the pictured samples; None where there are none.
         report: figures of these networks, and the configuration they were measured with.
         pictures: file name -> caption.
+        address: what a reader gives to `from_pretrained`.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Shared:
     sampling: Mapping[str, Any] | None = None
     report: Mapping[str, Any] | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
+    address: str = "FOLDER"
 
     @property
     def records(self) -> list[Artifact]:
@@ -157,7 +159,7 @@ def _use(shared: Shared) -> str:
     if shared.transformer is None:
         return _code(
             "import torch\nfrom diffusers import AutoencoderKL",
-            'vae = AutoencoderKL.from_pretrained("FOLDER OR OWNER/NAME")',
+            f'vae = AutoencoderKL.from_pretrained("{shared.address}")',
             f"images = torch.zeros(1, 3, {shared.image_size}, {shared.image_size})  # in [-1, 1]",
             "reconstructions = vae.decode(vae.encode(images).latent_dist.mode()).sample",
         )
@@ -170,19 +172,19 @@ def _use(shared: Shared) -> str:
     return (
         _code(
             "from alight import LightningDiTPipeline",
-            'pipeline = LightningDiTPipeline.from_pretrained("FOLDER OR OWNER/NAME")',
+            f'pipeline = LightningDiTPipeline.from_pretrained("{shared.address}")',
             f"images = pipeline(class_labels=[{label}], seeds=[0], {given}).images",
         )
         + "\n\nWith alight installed, diffusers opens it, too:\n\n"
         + _code(
             "from diffusers import DiffusionPipeline",
-            'pipeline = DiffusionPipeline.from_pretrained("FOLDER OR OWNER/NAME", trust_remote_code=True)',
+            f'pipeline = DiffusionPipeline.from_pretrained("{shared.address}", trust_remote_code=True)',
         )
         + "\n\nThe code that has to be trusted is `pipeline.py` here, which imports the class from alight. The "
         "tokenizer needs diffusers alone:\n\n"
         + _code(
             "from diffusers import AutoencoderKL",
-            'vae = AutoencoderKL.from_pretrained("FOLDER OR OWNER/NAME", subfolder="tokenizer")',
+            f'vae = AutoencoderKL.from_pretrained("{shared.address}", subfolder="tokenizer")',
         )
     )
 

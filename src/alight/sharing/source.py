@@ -94,13 +94,14 @@ def records_of(source: Source) -> dict[str, Artifact]:
     """
     records = {}
     for kind, folder in source.folders.items():
+        record = read_artifact(folder, kind) if is_complete(folder) else None
         if not (folder / WEIGHTS_FILE).is_file():
             raise InputError(f"{folder} holds no {kind}: it has no {WEIGHTS_FILE}. Give a finished one.")
         digest = file_hash(folder / WEIGHTS_FILE)
         beside = (source.run or folder.parent) / kind
-        if is_complete(folder):
-            records[kind] = read_artifact(folder, kind)
-            if records[kind].hash != digest:
+        if record is not None:
+            records[kind] = record
+            if record.hash != digest:
                 raise InputError(
                     f"The weights in {folder} are others than those that its manifest describes. Make the {kind} "
                     "again, or restore the file."

@@ -127,7 +127,9 @@ def read_report(path: Path, name: str) -> Figures:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        figures = [each for figure in content["figures"] for each in (figure, figure.get("compare")) if each]
+        figures = [
+            each for figure in content["figures"] for each in (figure, figure.get("compare")) if each is not None
+        ]
         for figure in figures:
             _ = figure["name"], figure["label"], figure["value"], figure["conditions"]
         return Figures(name, path, str(content["title"]), figures)
