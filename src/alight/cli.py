@@ -37,7 +37,7 @@ class Command:
     summary: str
     report: str = ""  # what to say when it is done; {path} is the artifact's folder, empty = what `run` returns
     distributed: bool = False  # whether several processes can share the work
-    positional: str = ""  # the option that words before the first option belong to
+    operand: str = ""  # the option that words before the first option belong to
 
 
 class Manners(NamedTuple):
@@ -88,11 +88,11 @@ COMMANDS = {
     "evaluate": Command("alight.stages.evaluate", "figures and a report", "Report: {path}/report.html"),
     "convert": Command("alight.stages.convert", "published checkpoints and latents, in and out", "Converted: {path}"),
     "export": Command(
-        "alight.stages.export", "a folder for others, with a model card", "Exported: {path}", positional="pipeline"
+        "alight.stages.export", "a folder for others, with a model card", "Exported: {path}", operand="--pipeline"
     ),
-    "report": Command("alight.show.reports", "the figures of reports, side by side", positional="folders"),
-    "info": Command("alight.show.info", "what a file or folder is, and how it was made", positional="path"),
-    "bench": Command("alight.bench", "the library against a plain version of the same maths", positional="work"),
+    "report": Command("alight.show.reports", "the figures of reports, side by side", operand="--folders"),
+    "info": Command("alight.show.info", "what a file or folder is, and how it was made", operand="--path"),
+    "bench": Command("alight.bench", "the library against a plain version of the same maths", operand="--work"),
     "plan": Command("alight.plan.estimate", "what a training recipe costs on this machine"),
     "doctor": Command("alight.doctor.examine", "what is wrong, and its mend"),
 }
@@ -160,7 +160,7 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, Manners]:
 
     arguments, manners = _take_manners(arguments)
     recipe, arguments = _take_option(arguments, "--config", "the path or the name of a recipe")
-    kind, source, positional = JOBS[name], f"alight {name}", COMMANDS[name].positional
+    kind, source, operand = JOBS[name], f"alight {name}", COMMANDS[name].operand
     values: dict[str, Any] = {}
     if recipe is None and name == "quickstart":
         recipe = "quickstart"
@@ -175,12 +175,12 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, Manners]:
         with contextlib.redirect_stderr(boxed):
             config = tyro.cli(
                 kind,
-                prog=f"alight {name} {positional.upper()}".rstrip(),
+                prog=f"alight {name} {operand.removeprefix('--').upper()}".rstrip(),
                 description=f"{kind.__doc__}\n\nA recipe (--config FILE, or the name of a shipped one) changes "
                 "the defaults shown here; options change the recipe. --quiet shows results only, --verbose more than "
                 "usual, --json the result for programs.",
                 default=default,
-                args=_spell_out_flags(kind, _name_positional(positional, arguments)),
+                args=_spell_out_flags(kind, _name_operand(operand, arguments)),
                 config=(tyro.conf.FlagConversionOff,),
             )
     except ValidationError as error:
@@ -242,11 +242,10 @@ def _spell_out_flags(kind: type[Section], arguments: list[str]) -> list[str]:
     return spelt
 
 
-def _name_positional(option: str, arguments: list[str]) -> list[str]:
+def _name_operand(option: str, arguments: list[str]) -> list[str]:
     """Words before the first option are the value of the command's main option."""
-    count = next((index for index, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    named = [f"--{option.replace('_', '-')}"] if option and count else []
-    return [*named, *arguments]
+    given = bool(option and arguments and not arguments[0].startswith("-"))
+    return [option, *arguments] if given else arguments
 
 
 def _take_manners(arguments: list[str]) -> tuple[list[str], Manners]:

@@ -95,7 +95,7 @@ def test_the_main_option_needs_no_name():
     assert list(map(str, parse("report", ["a", "b"])[0].folders)) == ["a", "b"]
     assert parse("report", ["--folders", "a", "b"])[0] == parse("report", ["a", "b"])[0]
     for name, command in COMMANDS.items():
-        assert not command.positional or command.positional in JOBS[name].model_fields
+        assert not command.operand or command.operand in dict(options(JOBS[name]))
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------
