@@ -33,7 +33,13 @@ _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.tensorboard", "training.wandb_project"),
     *("samples_every", "sample_images", "samples_tokenizer"),
 )
-_MAKERS = {"samples": "sample", "report": "evaluate", "latents": "latents extract", "pipeline": "export"}
+_COMMANDS = {  # that make an artifact, where its name does not say it
+    "samples": "sample",
+    "report": "evaluate",
+    "latents": "latents extract",
+    "reference": "evaluate reference",
+    "pipeline": "export",
+}
 _LIBRARIES = ("alight", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pillow", "safetensors")
 
 
@@ -103,7 +109,7 @@ def read_artifact(folder: Path, kind: str) -> Artifact:
     Raises:
         InputError: if the folder is missing, unfinished, of another kind or has an unreadable manifest.
     """
-    make = _MAKERS.get(kind, f"{kind} train")
+    make = _COMMANDS.get(kind, f"{kind} train")
     if not folder.is_dir():
         raise InputError(f"There is no {kind} folder {folder}. Check the path, or make one with 'alight {make}'.")
     if not is_complete(folder):

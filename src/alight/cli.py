@@ -85,7 +85,21 @@ COMMANDS = {
         "Samples: {path}/images",
         distributed=True,
     ),
-    "evaluate": Command("alight.stages.evaluate", "figures and a report", "Report: {path}/report.html"),
+    "evaluate": Command(
+        "alight.stages.evaluate", "figures and a report", "Report: {path}/report.html", distributed=True
+    ),
+    "evaluate reference": Command(
+        "alight.stages.evaluate_reference",
+        "statistics of real images, for many evaluations",
+        "Reference: {path}",
+        distributed=True,
+    ),
+    "tune": Command(
+        "alight.tune.search",
+        "the best sampling settings for every cost",
+        "Report: {path}/report.html",
+        distributed=True,
+    ),
     "convert": Command("alight.stages.convert", "published checkpoints and latents, in and out", "Converted: {path}"),
     "export": Command(
         "alight.stages.export", "a folder for others, with a model card", "Exported: {path}", operand="--pipeline"

@@ -88,11 +88,12 @@ def _cases(add: Callable[[str], str], offer: str) -> str:
         add: the shell's command that offers the words of a list.
         offer: the variable that the list is in.
     """
-    lines = ['  case "$first" in']
-    lines += [f'    {first}) [ "$position" -gt 2 ] && command="$first $second" ;;' for first in _groups()]
-    lines += ["  esac", '  case "$position:$command|$previous" in']
-    lines += [f'    1:*) {offer}="{_first_words()}" ;;']
-    lines += [f'    2:{first}"|"*) {offer}="{seconds}" ;;' for first, seconds in _groups().items()]
+    pairs = "|".join(f'"{name}"' for name in COMMANDS if " " in name)
+    lines = [f'  case "$first $second" in {pairs}) [ "$position" -gt 2 ] && command="$first $second" ;; esac']
+    lines += ['  case "$position:$command|$previous" in', f'    1:*) {offer}="{_first_words()}" ;;']
+    for first, seconds in _groups().items():
+        own = f'-*) {offer}="{_words(first)}" ;; ' if first in COMMANDS else ""  # a command, and a group of commands
+        lines.append(f'    2:{first}"|"*) case "$current" in {own}*) {offer}="{seconds}" ;; esac ;;')
     for name in COMMANDS:
         for option, values in _values(name).items():
             lines.append(f'    *:"{name}|{option}") {offer}="{" ".join(values)}" ;;')
@@ -137,8 +138,9 @@ def _fish() -> str:
         ]
     for name in COMMANDS:
         condition = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in name.split())
-        if " " not in name and name in {second for seconds in groups.values() for second in seconds.split()}:
-            condition += "".join(f"; and not __fish_seen_subcommand_from {first}" for first in groups)
+        others = [first for first in groups if first != name and name in groups[first].split()]
+        if others or name in groups:  # a word that stands for itself only without these
+            condition += f"; and not __fish_seen_subcommand_from {' '.join([*others, groups.get(name, '')]).strip()}"
         values: Mapping[str, tuple[str, ...]] = _values(name)
         for option in _words(name).split():
             offer = f"-x -a '{' '.join(values[option])}'" if option in values else "-r"

@@ -7,12 +7,20 @@ here, before any work starts. `recipes.py` fills these classes from YAML files.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from alight.config_generation import (  # noqa: F401 (every configuration can be had from here)
+    DrawConfig,
+    EvaluateConfig,
+    EvaluateReferenceConfig,
+    FeatureNetworksConfig,
+    SampleConfig,
+    SolverConfig,
+    TuneConfig,
+)
 from alight.config_parts import (
-    ClassName,
     Fraction,
     ImagesConfig,
     Job,
@@ -38,7 +46,6 @@ from alight.config_tokenizer import (  # noqa: F401 (every configuration can be 
     TrainTokenizerConfig,
 )
 from alight.config_tools import BenchConfig, DoctorConfig, ExportConfig, InfoConfig, PlanConfig, ReportConfig
-from alight.runtime.solver_names import SDE_SOLVERS, require_solver
 
 # --- latents ------------------------------------------------------------------------------------------------------
 
@@ -132,77 +139,6 @@ class TrainTransformerConfig(Job):
     samples_tokenizer: Path | None = None  # decodes them; None = the folder that the latents were made with
 
 
-# --- samples and report -------------------------------------------------------------------------------------------
-
-
-class SolverConfig(Section):
-    """How noise becomes latents."""
-
-    solver: str = "euler"  # or heun, ab2, rk4, dopri5, sde_euler, ...; a wrong name is answered with the list
-    num_inference_steps: Positive = 50  # steps really taken
-    guidance_scale: Annotated[float, Field(ge=0)] = 1.0  # 1 = no guidance
-    guidance_interval: tuple[Fraction, Fraction] | None = None  # in model time; None = everywhere
-    guidance_channels: Positive | None = None  # None = all; 3 = how the published figures were made
-    timestep_shift: PositiveReal | None = None  # s of t' = s t / (1 + (s-1) t); None = off
-    diffusion_form: Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma"
-    last_step: Literal["mean", "tweedie", "euler"] = "mean"  # the end without noise; both of the sde_ solvers alone
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        require_solver(self.solver)
-        if self.stochastic and self.timestep_shift is not None:
-            raise ValueError(f"{self.solver} takes even steps; set timestep_shift to null, or choose an ODE solver")
-        if self.stochastic and self.num_inference_steps < 2:
-            raise ValueError(f"{self.solver} needs num_inference_steps of at least 2: a noisy step and the last one")
-        if self.guidance_interval and self.guidance_interval[0] >= self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval {self.guidance_interval} is empty: give (low, high) with low < high")
-        return self
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether noise is added on the way."""
-        return self.solver in SDE_SOLVERS
-
-
-class SampleConfig(Job):
-    """Generate images with a trained transformer and its tokenizer."""
-
-    output: Path = Path("runs/samples")
-    transformer: Path = Path("runs/transformer")
-    tokenizer: Path = Path("runs/tokenizer")
-    guide: Path | None = None  # a weaker transformer: autoguidance by it instead of the null class
-    labels: Literal["balanced", "random"] = "balanced"  # equally many of each class, or drawn uniformly from the seed
-    classes: tuple[ClassName, ...] = ()  # names or indices; empty = all
-    samples_per_class: Positive = 10  # of balanced labels
-    num_samples: Positive | None = None  # of random labels, all classes together
-    class_counts: dict[ClassName, Positive] = {}  # so many of each class that is named here, and of no other
-    sampling: SolverConfig = SolverConfig()
-    batch_size: Positive = 64
-    precision: Literal["fp32", "bf16"] = "fp32"
-    npz: bool = False  # also write samples.npz (arr_0, shuffled)
-    trajectory_images: NonNegative = 4  # so many images are shown on their way, in trajectory.png; 0 = none
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.class_counts and (self.labels == "random" or self.classes):
-            raise ValueError("class_counts already says which classes; leave out classes and labels")
-        if self.labels == "random" and self.num_samples is None:
-            raise ValueError("labels 'random' needs num_samples, the number of images")
-        if self.labels == "balanced" and self.num_samples is not None:
-            raise ValueError("num_samples belongs to labels 'random'; give samples_per_class, or set labels to random")
-        if self.guide is not None and self.sampling.guidance_scale == 1:
-            raise ValueError("a guide does nothing at guidance_scale 1; set sampling.guidance_scale, 2.0 for example")
-        return self
-
-
-class EvaluateConfig(MeasureTokenizerConfig):
-    """Measure reconstructions and samples, and write the report."""
-
-    output: Path = Path("runs/report")
-    transformer: Path = Path("runs/transformer")
-    samples: Path = Path("runs/samples")
-
-
 class QuickstartConfig(Job):
     """The whole arrow on the embedded digits: foundation, tokenizer, latents, transformer, samples, report."""
 
@@ -240,6 +176,8 @@ JOBS: dict[str, type[Section]] = {
     "transformer train": TrainTransformerConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
+    "evaluate reference": EvaluateReferenceConfig,
+    "tune": TuneConfig,
     "convert": ConvertConfig,
     "export": ExportConfig,
     "report": ReportConfig,

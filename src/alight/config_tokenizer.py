@@ -218,7 +218,6 @@ class TrainTokenizerConfig(Job):
 class MeasureTokenizerConfig(Job):
     """What is measured of a tokenizer in every report."""
 
-    tokenizer: Path = Path("runs/tokenizer")  # a folder, a hub id or a published checkpoint
     images: ImagesConfig = ImagesConfig()
     split: Literal["train", "held_out", "all"] = "held_out"  # which images are reconstructed
     posterior: Literal["sample", "mode"] = "sample"  # the published figures are of samples
@@ -238,6 +237,7 @@ class EvaluateTokenizerConfig(MeasureTokenizerConfig):
     """Measure how well a tokenizer reconstructs images, alone or side by side with others, and write a report."""
 
     output: Path = Path("runs/tokenizer-report")
+    tokenizer: Path = Path("runs/tokenizer")  # a folder, a hub id or a published checkpoint
     compare: tuple[Path, ...] = ()  # further tokenizers, measured on the same crops
     linear_map_images: Positive = 2_000  # training crops that the linear map from latents to features is fitted to
     inception_weights: Path | None = None  # for rFID: pt_inception-2015-12-05-6726825d.pth, or "download"

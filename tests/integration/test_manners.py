@@ -149,6 +149,9 @@ def test_every_option_that_completion_offers_is_known_to_the_command_line(capsys
         (["alight", "latents", "extract", "--config", "own"], {"own_images/latents"}),
         (["alight", "bench", ""], set()),
         (["alight", "evaluate", "--sp"], {"--split"}),
+        (["alight", "evaluate", "--device", "cpu", "--sp"], {"--split"}),
+        (["alight", "evaluate", ""], {"reference"}),  # a command, and the first word of another
+        (["alight", "evaluate", "reference", "--config", ""], set()),
     ],
 )
 def test_bash_completes(tmp_path, words, offered):
@@ -156,7 +159,10 @@ def test_bash_completes(tmp_path, words, offered):
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
-@pytest.mark.parametrize(("line", "offered"), [("alight sample --labels ", "balanced"), ("alight tok", "tokenizer")])
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [("alight sample --labels ", "balanced"), ("alight tok", "tokenizer"), ("alight evaluate --sp", "--split")],
+)
 def test_fish_completes(tmp_path, line, offered):
     (tmp_path / "completion.fish").write_text(completion_script("fish"))
     code = f"source '{tmp_path}/completion.fish'; complete -C '{line}'"

@@ -76,7 +76,7 @@ def test_figures_are_computed_from_the_map(monkeypatch):
     monkeypatch.setattr(latent_figures, "gaussian_kde", lambda plane: lambda points: (points == 0).sum(0) + 1.0)
     vectors = np.ones((300, 5))
     vectors[:100, 0] = 0  # density 2 at a third of the points, 1 at the others
-    evenness = density_evenness(vectors, np.random.default_rng(0), runs=3)
+    evenness, _ = density_evenness(vectors, np.random.default_rng(0), runs=3)
     assert evenness.density_cv == pytest.approx(np.sqrt(2 / 9) / (4 / 3))
     assert evenness.gini == pytest.approx(1 / 6)  # half the mean difference, 2 * 1/3 * 2/3 / 2, over 4/3
     shares = np.array([2] * 100 + [1] * 200) / 400
@@ -91,7 +91,7 @@ def test_the_aligned_space_is_filled_more_evenly(monkeypatch):
         pytest.skip(f"no published latent vectors at {folder} (set ALIGHT_LATENT_SAMPLES)")
     monkeypatch.setattr(latent_figures, "DENSITY_VECTORS", 600)
     plain, aligned = (
-        density_evenness(torch.load(folder / name, weights_only=True).numpy(), np.random.default_rng(0), runs=1)
+        density_evenness(torch.load(folder / name, weights_only=True).numpy(), np.random.default_rng(0), runs=1)[0]
         for name in ("latents_cache_f16d32.pt", "latents_cache_f16d32_vfdinov2.pt")
     )
     assert plain.density_cv == pytest.approx(0.28, abs=0.04)

@@ -6,10 +6,12 @@ What rounding images share with their neighbours in a batch, they then always sh
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from alight.data.image_dataset import ImageDataset
+from alight.runtime.console import progress_bar
 from alight.runtime.distributed import Processes
 
 T = TypeVar("T")
@@ -30,6 +32,27 @@ def gather_batches(results: Sequence[T], processes: Processes) -> list[T]:
     shares = processes.gather(list(results))
     count = sum(map(len, shares))
     return [shares[number % processes.world_size][number // processes.world_size] for number in range(count)]
+
+
+def contiguous_share(count: int, batch_size: int, processes: Processes) -> tuple[int, int]:
+    """This process's part of so many things: whole batches, one after another. First, and the one after the last."""
+    batches = -(-count // batch_size)
+    first, last = (batches * rank // processes.world_size for rank in (processes.rank, processes.rank + 1))
+    return min(first * batch_size, count), min(last * batch_size, count)
+
+
+def in_steps(start: int, stop: int, step: int) -> list[range]:
+    """The numbers from `start` to `stop`, so many at a time."""
+    return [range(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+
+def pixel_batches(
+    dataset: ImageDataset, share: tuple[int, int], batch_size: int, workers: int, desc: str
+) -> Iterator[np.ndarray]:
+    """The images of a share in order, (B, H, W, 3) uint8, with a progress bar."""
+    numbers = [list(part) for part in in_steps(*share, batch_size)]
+    bar = progress_bar(load_batches(dataset, numbers, workers), total=len(numbers), desc=desc, unit="batch")
+    return (pixels.permute(0, 2, 3, 1).numpy() for pixels in bar)
 
 
 def load_batches(dataset: ImageDataset, batches: Sequence[list[int]], workers: int) -> Iterator[Tensor]:

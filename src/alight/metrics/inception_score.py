@@ -30,6 +30,23 @@ class InceptionScore:
     n_chunks: int
 
 
+class _Chunk:
+    """Sums over the images of one chunk: of p, (classes,), and of H(p)."""
+
+    def __init__(self, classes: int) -> None:
+        self.probabilities = torch.zeros(classes, dtype=torch.float64)
+        self.entropy, self.n = 0.0, 0
+
+    def add(self, probabilities: Tensor, entropy: float, n: int) -> None:
+        self.probabilities += probabilities
+        self.entropy += entropy
+        self.n += n
+
+    def score(self) -> float:
+        mean = self.probabilities / self.n
+        return math.exp(torch.special.entr(mean).sum().item() - self.entropy / self.n)
+
+
 class ClassProbabilities:
     """Gather the Inception score batch by batch: the chunks follow the order of the images, whatever the batches.
 
@@ -39,15 +56,16 @@ class ClassProbabilities:
 
     Args:
         chunk_size: images per chunk; 5,000 in the ADM evaluator.
+        first: number of the first image, where several processes share the images: a chunk may lie in two of them.
     """
 
-    def __init__(self, chunk_size: int = 5000) -> None:
+    def __init__(self, chunk_size: int = 5000, first: int = 0) -> None:
         if chunk_size < 1:
             raise InputError(f"An Inception score needs chunks of at least one image, but got {chunk_size}.")
         self.chunk_size = chunk_size
         self.n = 0
-        self._probabilities: list[Tensor] = []  # per chunk, sum of p, (classes,)
-        self._entropies: list[float] = []  # per chunk, sum of H(p)
+        self._first = first
+        self._chunks: dict[int, _Chunk] = {}
 
     def update(self, logits: Tensor | npt.NDArray[np.floating]) -> None:
         """Take in one batch of logits, (B, classes), of any floating-point type and on any device.
@@ -56,7 +74,7 @@ class ClassProbabilities:
             InputError: the shape is not that of the batches before, or a value is not finite.
         """
         logits = torch.as_tensor(logits).detach().cpu().double()
-        classes = len(self._probabilities[0]) if self._probabilities else None
+        classes = next((len(chunk.probabilities) for chunk in self._chunks.values()), None)
         if logits.ndim != 2 or classes not in (None, logits.shape[1]):
             raise InputError(
                 f"An Inception score is taken on logits (B, {classes or 'classes'}), but got {tuple(logits.shape)}."
@@ -67,14 +85,20 @@ class ClassProbabilities:
                 "float32."
             )
         while len(logits):
-            if self.n % self.chunk_size == 0:
-                self._probabilities.append(logits.new_zeros(logits.shape[1]))
-                self._entropies.append(0.0)
-            part, logits = logits.tensor_split([self.chunk_size - self.n % self.chunk_size])
+            number, inside = divmod(self._first + self.n, self.chunk_size)
+            part, logits = logits.tensor_split([self.chunk_size - inside])
             probabilities = part.softmax(dim=1)
-            self._probabilities[-1] += probabilities.sum(dim=0)
-            self._entropies[-1] += torch.special.entr(probabilities).sum().item()
+            entropy = torch.special.entr(probabilities).sum().item()
+            chunk = self._chunks.setdefault(number, _Chunk(part.shape[1]))
+            chunk.add(probabilities.sum(dim=0), entropy, len(part))
             self.n += len(part)
+
+    def merge(self, other: "ClassProbabilities") -> None:
+        """Take in what another process has gathered of other images of the same set."""
+        for number, chunk in other._chunks.items():
+            own = self._chunks.setdefault(number, _Chunk(len(chunk.probabilities)))
+            own.add(chunk.probabilities, chunk.entropy, chunk.n)
+        self.n += other.n
 
     def compute(self) -> InceptionScore:
         """The score of all images so far.
@@ -86,8 +110,5 @@ class ClassProbabilities:
             raise InputError(
                 f"An Inception score needs at least two images (and means much from 50,000), got {self.n}."
             )
-        scores = []
-        for chunk, (probabilities, entropy) in enumerate(zip(self._probabilities, self._entropies, strict=True)):
-            n = min(self.chunk_size, self.n - chunk * self.chunk_size)
-            scores.append(math.exp(torch.special.entr(probabilities / n).sum().item() - entropy / n))
+        scores = [chunk.score() for chunk in self._chunks.values()]
         return InceptionScore(float(np.mean(scores)), float(np.std(scores)), self.n, self.chunk_size, len(scores))

@@ -58,8 +58,9 @@ class InceptionSet:
     Args:
         network: Inception-v3 with TensorFlow's resizing.
         device: where the network wants its images.
-        keep_features: keep the pool features on the device, 8 KiB per image, for precision, recall, density, coverage
-            and the kernel distance.
+        keep_features: keep the pool features, 8 KiB per image, for precision, recall, density, coverage and the kernel
+            distance.
+        first: number of the first image, where several processes share the images.
 
     Attributes:
         pool: statistics of the pool features.
@@ -68,18 +69,25 @@ class InceptionSet:
     """
 
     def __init__(
-        self, network: InceptionNetwork, device: torch.device | str = "cpu", keep_features: bool = True
+        self,
+        network: InceptionNetwork,
+        device: torch.device | str = "cpu",
+        keep_features: bool = True,
+        first: int = 0,
     ) -> None:
         self.pool = FeatureStatistics(POOL_DIM, POOL_FEATURES)
         self.spatial = FeatureStatistics(SPATIAL_DIM, SPATIAL_FEATURES)
-        self.classes = ClassProbabilities()
+        self.classes = ClassProbabilities(first=first)
         self._network = network
         self._device = device
         self._features: list[Tensor] | None = [] if keep_features else None
 
     @torch.no_grad()
-    def update(self, images: Pixels) -> None:
+    def update(self, images: Pixels) -> Tensor:
         """Take in one batch, (B, H, W, 3) uint8.
+
+        Returns:
+            Its pool features, (B, 2048), on the CPU.
 
         Raises:
             InputError: the images are not 8-bit RGB, or their activations are not finite.
@@ -89,8 +97,22 @@ class InceptionSet:
         self.pool.update(activations.pool)
         self.spatial.update(activations.spatial)
         self.classes.update(activations.logits)
+        pool = activations.pool.cpu()
         if self._features is not None:
-            self._features.append(activations.pool)
+            self._features.append(pool)
+        return pool
+
+    def merge(self, other: "InceptionSet") -> None:
+        """Take in the images that come after those of this set, gathered by another process."""
+        self.pool.merge(other.pool)
+        self.spatial.merge(other.spatial)
+        self.classes.merge(other.classes)
+        if self._features is not None:
+            self._features += other._features or []
+
+    def __getstate__(self) -> dict[str, object]:
+        """What travels between processes: everything but the network."""
+        return {name: value for name, value in vars(self).items() if name not in ("_network", "_device")}
 
     def gather(self, batches: Iterable[Pixels]) -> Self:
         """`update` with every batch."""

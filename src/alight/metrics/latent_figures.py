@@ -97,7 +97,27 @@ class Evenness:
     runs: int
 
 
-def density_evenness(vectors: ArrayLike, generator: np.random.Generator, runs: int = 10) -> Evenness:
+@dataclass(frozen=True)
+class LatentMap:
+    """A t-SNE map of latent vectors.
+
+    Attributes:
+        points: (N, 2).
+        densities: (N,) of the points at each of them, by Gaussian kernels.
+    """
+
+    points: Array
+    densities: Array
+
+
+def latent_map(vectors: Array, generator: np.random.Generator) -> LatentMap:
+    """Map vectors (N, D) to the plane by t-SNE, with the density at each by Gaussian kernels (Scott's rule)."""
+    tsne = TSNE(2, perplexity=PERPLEXITY, random_state=int(generator.integers(2**31)))
+    points = np.asarray(tsne.fit_transform(vectors), dtype=np.float64)
+    return LatentMap(points, np.asarray(gaussian_kde(points.T)(points.T), dtype=np.float64))
+
+
+def density_evenness(vectors: ArrayLike, generator: np.random.Generator, runs: int = 10) -> tuple[Evenness, LatentMap]:
     """Map vectors to the plane by t-SNE, estimate the density at each by Gaussian kernels, and say how much it varies.
 
     The paper gives the method and the perplexity, not the number of vectors nor the width of the kernels. With those
@@ -108,6 +128,9 @@ def density_evenness(vectors: ArrayLike, generator: np.random.Generator, runs: i
         vectors: (N, D), at least 100; more than `DENSITY_VECTORS` are drawn from at random, anew for every map.
         generator: of vectors and maps.
         runs: maps to average over; each takes half a minute on one core.
+
+    Returns:
+        The figures, and the last of the maps.
 
     Raises:
         InputError: there are too few vectors.
@@ -121,13 +144,11 @@ def density_evenness(vectors: ArrayLike, generator: np.random.Generator, runs: i
     count = min(len(values), DENSITY_VECTORS)
     figures = []
     for _ in range(runs):
-        chosen = values[generator.permutation(len(values))[:count]]
-        tsne = TSNE(2, perplexity=PERPLEXITY, random_state=int(generator.integers(2**31)))
-        plane = tsne.fit_transform(chosen).T  # (2, count)
-        density = gaussian_kde(plane)(plane)
+        plane = latent_map(values[generator.permutation(len(values))[:count]], generator)
+        density = plane.densities
         figures.append((density.std() / density.mean(), gini(density), normalised_entropy(density)))
     cv, inequality, entropy = np.mean(figures, axis=0).tolist()
-    return Evenness(cv, inequality, entropy, count, runs)
+    return Evenness(cv, inequality, entropy, count, runs), plane
 
 
 def gini(values: ArrayLike) -> float:

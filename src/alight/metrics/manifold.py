@@ -29,6 +29,7 @@ class PrecisionRecall:
         n_real, n_generated: numbers of images. Both shares depend on them.
         collapsed_real, collapsed_generated: balls of no size, around images that occur more than k times.
         half_precision: whether distances were rounded to 16 bits.
+        border_inside: whether a point on the border of a ball counts as inside.
     """
 
     precision: float
@@ -39,6 +40,7 @@ class PrecisionRecall:
     collapsed_real: int
     collapsed_generated: int
     half_precision: bool
+    border_inside: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,14 @@ class DensityCoverage:
 
 
 def precision_recall(
-    real: Features, generated: Features, k: int = 3, half_precision: bool = False, block_size: int = 1000
+    real: Features,
+    generated: Features,
+    k: int = 3,
+    half_precision: bool = False,
+    block_size: int = 1000,
+    border_inside: bool = True,
 ) -> PrecisionRecall:
-    """Precision and recall as the ADM evaluator takes them: a point on the border of a ball is inside.
+    """Precision and recall, by default as the ADM evaluator takes them: a point on the border of a ball is inside.
 
     Args:
         real: (N, D).
@@ -73,6 +80,7 @@ def precision_recall(
         half_precision: compute distances in float16, and a block of them in float32 where one is too large. The
             published numbers are made so; it moves the third or fourth digit.
         block_size: rows of the distance matrix that are in memory at once, a few times 4 N or 4 M bytes each.
+        border_inside: dgm-eval, whose k is 5, takes such a point as outside.
 
     Raises:
         InputError: the features are not (N, D) and (M, D), not finite, or no more than k.
@@ -83,12 +91,13 @@ def precision_recall(
         real, generated = _centred(real, generated)
     real_radii, generated_radii = (_squared_radii(points, k, distances, block_size) for points in (real, generated))
 
+    inside = torch.le if border_inside else torch.lt
     precise = torch.zeros(len(generated), dtype=torch.bool, device=real.device)
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     for rows in _blocks(len(generated), block_size):
         block = distances(generated[rows], real)  # (rows, N)
-        precise[rows] = (block <= real_radii).any(dim=1)
-        recalled |= (block <= generated_radii[rows, None]).any(dim=0)
+        precise[rows] = inside(block, real_radii).any(dim=1)
+        recalled |= inside(block, generated_radii[rows, None]).any(dim=0)
     return PrecisionRecall(
         precision=precise.sum().item() / len(generated),
         recall=recalled.sum().item() / len(real),
@@ -98,6 +107,7 @@ def precision_recall(
         collapsed_real=int((real_radii == 0).sum()),
         collapsed_generated=int((generated_radii == 0).sum()),
         half_precision=half_precision,
+        border_inside=border_inside,
     )
 
 

@@ -106,6 +106,33 @@ def comparison_strip(
     return image_grid(np.concatenate(rows), columns=len(originals), padding=padding)
 
 
+def scatter(points: ArrayLike, values: ArrayLike, side: int = 480) -> NDArray[np.uint8]:
+    """Points of the plane as a square picture on dark ground, from violet for small values to yellow for large ones.
+
+    Args:
+        points: (N, 2); the picture's edges are those of the points.
+        values: (N,), which colour the points by rank, so that a few large ones do not make the others alike.
+        side: of the picture in pixels.
+
+    Returns:
+        uint8, (side, side, 3).
+    """
+    points, values = np.asarray(points, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 2 or values.shape != points.shape[:1] or not len(points):
+        raise InputError(f"A scatter needs points (N, 2) and values (N,), not {points.shape} and {values.shape}.")
+    low, extent = points.min(0), np.maximum(np.ptp(points, axis=0), 1e-12)
+    columns, rows = (4 + (points - low) / extent * (side - 10)).astype(np.int64).T
+    rank = values.argsort().argsort() / max(len(values) - 1, 1)
+    stops = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=np.float64)
+    colours = np.stack([np.interp(rank, np.linspace(0, 1, len(stops)), channel) for channel in stops.T], axis=1)
+    picture = np.full((side, side, 3), 24, dtype=np.uint8)
+    order = values.argsort()  # the dense ones on top
+    for down in range(2):
+        for right in range(2):
+            picture[side - 1 - rows[order] - down, columns[order] + right] = colours[order]
+    return picture
+
+
 def _difference(a: NDArray[np.uint8], b: NDArray[np.uint8], gain: float) -> NDArray[np.uint8]:
     """Middle grey + gain * (b - a) of images with opacity."""
     shown = np.clip(np.rint(128 + gain * (b.astype(np.float64) - a)), 0, 255).astype(np.uint8)

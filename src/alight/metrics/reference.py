@@ -4,6 +4,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -63,39 +64,91 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
     return Reference(pool, spatial)
 
 
-def read_images(path: str | os.PathLike[str], batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
-    """Read the images of a reference or of samples, in their order, without ever holding all of them.
+class ImageFile:
+    """The images of a `.npz`, `arr_0` of (N, H, W, 3) uint8, read in parts without ever holding all of them.
 
     Args:
-        path: a `.npz` whose `arr_0` is (N, H, W, 3) uint8.
-        batch_size: images per batch.
+        path: of the file, as references and samples are published.
 
-    Yields:
-        (B, H, W, 3) uint8.
+    Attributes:
+        shape: (N, H, W, 3).
 
     Raises:
         InputError: the file is missing, damaged or no `.npz`, or has no such images.
     """
-    if not Path(path).is_file():
-        raise InputError(f"There are no images at {path}; give the path of a .npz with images in arr_0.")
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"There are no images at {path}; give the path of a .npz with images in arr_0.")
+        with _explained(path), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            self.shape = _image_shape(file)
+
+    def read(self, start: int, stop: int, batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
+        """Images `start` to `stop` in their order, as (B, H, W, 3) uint8.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        size = int(np.prod(self.shape[1:]))
+        with _explained(self.path), zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+            _image_shape(file)  # leaves the file where the pixels begin
+            file.seek(start * size, os.SEEK_CUR)
+            for first in range(start, stop, batch_size):
+                wanted = min(batch_size, stop - first) * size
+                data = file.read(wanted)
+                if len(data) < wanted:
+                    raise EOFError(f"it ends within image {first + len(data) // size}")
+                yield np.frombuffer(data, np.uint8).reshape(-1, *self.shape[1:])
+
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """The classes of the images, (N,), where the file has them as its second array."""
+        with _explained(self.path), np.load(self.path, allow_pickle=False) as file:
+            labels = file["arr_1"] if "arr_1" in file else None
+        if labels is None or labels.shape != self.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            return None
+        return labels.astype(np.int64)
+
+
+def read_images(path: str | os.PathLike[str], batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
+    """All images of a reference or of samples, in their order, as (B, H, W, 3) uint8; see `ImageFile`."""
+    file = ImageFile(path)
+    yield from file.read(0, file.shape[0], batch_size)
+
+
+def has_images(path: str | os.PathLike[str]) -> bool:
+    """Whether a `.npz` holds images, beside or instead of statistics."""
+    return _has("arr_0", path)
+
+
+def has_statistics(path: str | os.PathLike[str]) -> bool:
+    """Whether a `.npz` holds statistics of features."""
+    return _has("mu", path)
+
+
+def _has(name: str, path: str | os.PathLike[str]) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            shape = _image_shape(file)
-            size = int(np.prod(shape[1:]))
-            for start in range(0, shape[0], batch_size):
-                data = file.read(min(batch_size, shape[0] - start) * size)
-                yield np.frombuffer(data, np.uint8).reshape(-1, *shape[1:])
+        with zipfile.ZipFile(path) as archive:
+            return f"{name}.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+@contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path} cannot be used as images, a .npz whose arr_0 is (N, H, W, 3) uint8: {error}"
         ) from error
 
 
-def _image_shape(file: IO[bytes]) -> tuple[int, ...]:
+def _image_shape(file: IO[bytes]) -> tuple[int, int, int, int]:
     """The shape that the header of an array of images announces."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, column_major, dtype = read_header(file)
-    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or column_major:
+    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or column_major or not shape[0]:
         raise ValueError(f"it is {shape} of {dtype}")
     return shape

@@ -155,6 +155,7 @@ class Comparison:
     Attributes:
         columns: What is compared, by name.
         rows: Name of the measure -> a figure per column, None where it was not measured.
+        title: Heading.
 
     Raises:
         InputError: A row has not one entry per column.
@@ -162,6 +163,7 @@ class Comparison:
 
     columns: Sequence[str]
     rows: Mapping[str, Sequence[Figure | None]]
+    title: str = "Side by side"
 
     def __post_init__(self) -> None:
         for label, figures in self.rows.items():

@@ -89,6 +89,16 @@ def write_report(folder: str | Path, report: Report) -> Path:
     return page
 
 
+def figure_lines(report: Report) -> list[str]:
+    """The figures as a table for the terminal, each with what decides whether it compares with others."""
+    lines = [""]
+    for figure in report.figures:
+        value = f"{figure.value:,.{figure.digits}f}{f' {figure.unit}' if figure.unit else ''}"
+        compared = figure.conditions.get("comparable")
+        lines.append(f"{figure.label:<44} {value:>14}{f'   comparable {compared}' if compared else ''}")
+    return [*lines, ""]
+
+
 def write_table(path: str | Path, columns: Mapping[str, Sequence[object]]) -> None:
     """Write equally long columns as a CSV file in UTF-8, numbers with all their digits."""
     with Path(path).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:

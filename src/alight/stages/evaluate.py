@@ -1,15 +1,12 @@
-"""Stage 5: samples, and what their tokenizer reconstructs -> figures with their conditions, and the report."""
+"""Stage 5: generated images, and what their tokenizer reconstructs -> figures with their conditions, and a report."""
 
-import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from alight.artifacts import (
     Artifact,
@@ -22,240 +19,353 @@ from alight.artifacts import (
 )
 from alight.config import EvaluateConfig
 from alight.data.image_dataset import ImageDataset
-from alight.data.loading import open_dataset, sequential_batches
+from alight.data.image_npz import write_images_npz
+from alight.data.latents import LatentDataset
+from alight.data.loading import open_dataset
+from alight.evaluation.batches import contiguous_share, in_steps, load_batches, pixel_batches
+from alight.evaluation.features import (
+    FeatureNetworks,
+    ImageFeatures,
+    gather_features,
+    open_feature_networks,
+)
+from alight.evaluation.generated import GeneratedImages, SampledImages, open_generated
+from alight.evaluation.generation_report import generation_figures
+from alight.evaluation.label_figures import JudgedLabels, class_table, judge_labels, label_figure
+from alight.evaluation.latent_report import latent_figures, latent_plots, read_some
+from alight.evaluation.measure import Measurements, evenly_spread, reconstruct
 from alight.evaluation.measure import measure as measure_tokenizer
-from alight.evaluation.measure import reconstruct
-from alight.evaluation.subjects import Subject, open_judges, open_subjects
+from alight.evaluation.reference_set import ReferenceSet, measure_reference, open_reference_set
+from alight.evaluation.subjects import Judges, Subject, open_judges, open_subjects
 from alight.evaluation.tokenizer_report import log_curve, magnification, tokenizer_curves, tokenizer_figures
-from alight.metrics.features import FeatureExtractor, GreyPixels, ModelFeatures, feature_statistics
-from alight.metrics.frechet import frechet_distance
-from alight.metrics.label_accuracy import DigitJudge, SVCJudge
+from alight.metrics.neighbours import NearestNeighbours
 from alight.metrics.pictures import image_grid, pair_strip
 from alight.metrics.report import Curve, Figure, Picture, Report, Stage
-from alight.metrics.report_files import write_report
-from alight.models.foundation import FoundationModel
+from alight.metrics.report_files import figure_lines, write_report
+from alight.runtime.console import log, progress_bar
 from alight.runtime.device import resolve_device
-from alight.runtime.distributed import Processes
-from alight.runtime.errors import InputError
+from alight.runtime.distributed import Processes, process_group
+from alight.runtime.seeding import random_stream
 
 HEADLINES = ("reconstruction_psnr", "alignment_cosine")  # of the tokenizer's figures
-SHOWN_PER_CLASS, SHOWN_CLASSES, SHOWN_PAIRS = 10, 10, 16
-
-
-class Samples(NamedTuple):
-    """Generated images (N, H, W, 3) uint8 with their labels (N,), and the settings that made them."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    settings: dict[str, Any]
+SHOWN_PER_CLASS, SHOWN_CLASSES, SHOWN_PAIRS, SHOWN_UNLABELLED = 10, 10, 16, 50
+NEIGHBOURS = 3  # of every generated image that is shown with its own
+NPZ = "samples.npz"
 
 
 def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> Artifact:
-    """Measure samples, and the tokenizer that decoded them, and write `report.json` and `report.html`.
+    """Measure generated images, and the tokenizer that decoded them; several processes share the work.
 
     Args:
         config: what to measure.
         timings: seconds by stage, where somebody watched the stages from outside; otherwise each artifact's own.
 
     Returns:
-        The report artifact.
+        The report artifact: `report.json`, `report.html`, and where asked for `samples.npz`.
 
     Raises:
-        InputError: on unusable artifacts or images, or artifacts that do not belong together.
+        InputError: on unusable artifacts or images, or what does not belong together or cannot be compared.
     """
+    started = time.perf_counter()
     resolved = config.model_dump(mode="json")
-    check_output(config.output, resolved, "report")
-    report = measure(config, timings)
-    with writing_folder(config.output) as staging:
-        write_report(staging, report)
-        digest = file_hash(staging / "report.json")
-        write_manifest(staging, "report", resolved, digest)
+    with process_group(resolve_device(config.device)) as processes:
+        if processes.is_main:
+            check_output(config.output, resolved, "report")
+        images, artifacts = open_images(config, processes.device)
+        generation = measure_generation(config, images, processes)
+        reconstruction = measure_reconstruction(config, processes) if config.tokenizer is not None else None
+        if processes.is_main:
+            report = describe(config, images, generation, reconstruction, artifacts)
+            stages = [Stage(artifact.kind, artifact.seconds, _brief(artifact)) for artifact in artifacts]
+            if timings is not None:
+                stages = [Stage(name, seconds) for name, seconds in timings.items()]
+            report = replace(report, stages=[*stages, Stage("report", time.perf_counter() - started)])
+            with writing_folder(config.output) as staging:
+                write_report(staging, report)
+                if config.npz:
+                    export_npz(staging / NPZ, images, config)
+                digest = file_hash(staging / "report.json")
+                inputs = {artifact.kind: artifact.hash for artifact in artifacts}
+                write_manifest(staging, "report", resolved, digest, inputs, seconds=time.perf_counter() - started)
+            for line in figure_lines(report):
+                log.info(line)
+        processes.barrier()  # the artifact is there
     return read_artifact(config.output, "report")
 
 
-def measure(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> Report:
-    """Everything that the report says."""
-    started = time.perf_counter()
-    device = resolve_device(config.device)
-    (subject,) = open_subjects([config.tokenizer])
-    tokenizer = subject.artifact
-    transformer, made = read_artifact(config.transformer, "transformer"), read_artifact(config.samples, "samples")
-    made.require_input(transformer)
-    made.require_input(tokenizer)
-    samples = read_samples(config.samples)
-    dataset = open_dataset(config.images, config.split, augment=False)
-    judges, notes = open_judges(config, [subject])
-    reconstructions = measure_tokenizer(subject, dataset, config, judges.to(device), Processes(0, 1, device))
-    figures = [
-        replace(figure, headline=figure.name in HEADLINES)
-        for figure in tokenizer_figures(reconstructions, config, judges)
-    ]
-    artifacts = [tokenizer, transformer, made]
-    stages = [Stage(artifact.kind, artifact.seconds, _brief(artifact)) for artifact in artifacts]
-    if timings is not None:
-        stages = [Stage(name, seconds) for name, seconds in timings.items()]
-    figures += generation_figures(config, samples, device)
-    pictures = [samples_picture(samples), reconstruction_picture(subject, dataset, config, device)]
-    stages.append(Stage("report", time.perf_counter() - started))
-    aligned = "whose latents are aligned with a vision foundation model"
-    return Report(
-        title=f"Report on {Path(config.images.source).name}",
-        summary=(
-            f"A tokenizer {aligned if tokenizer.facts.get('foundation') else 'without alignment'}, a LightningDiT of "
-            f"{transformer.facts['parameters'] / 1e6:.1f} million parameters trained on these latents with rectified "
-            f"flow, and {len(samples.images)} images that it made."
-        ),
-        figures=figures,
-        pictures=pictures,
-        curves=[*tokenizer_curves([subject]), *transformer_curves(config.transformer)],
-        stages=stages,
-        configuration={artifact.kind: artifact.config for artifact in artifacts}
-        | {"evaluate": config.model_dump(mode="json")},
-        versions=library_versions(),
-        notes=[
-            *notes,
-            "PSNR and SSIM compare with the same centre crops that the tokenizer saw.",
-            "A Frechet distance in other features than Inception's is no FID, and compares with nothing published.",
-            "Distances are biased upwards for few images; compare only runs with the same count.",
-        ],
-    )
+def open_images(config: EvaluateConfig, device: torch.device) -> tuple[GeneratedImages, list[Artifact]]:
+    """The generated images, and the artifacts that they and the report are made of.
 
+    Raises:
+        InputError: something is missing, or does not belong together.
+    """
+    wanted = {"tokenizer": config.tokenizer, "transformer": config.transformer}
+    artifacts = []
+    for kind, path in wanted.items():
+        if path is not None:
+            own = open_subjects([path])[0].artifact if kind == "tokenizer" else read_artifact(path, kind)
+            artifacts.append(own)
+    if config.pipeline is not None:
+        from alight.pipelines.live_images import LiveImages, open_pipeline  # diffusers takes seconds to import
 
-def reconstruction_picture(
-    subject: Subject, dataset: ImageDataset, config: EvaluateConfig, device: torch.device
-) -> Picture:
-    """The first originals above their reconstructions."""
-    shown = range(min(SHOWN_PAIRS, len(dataset)))
-    originals, decoded = reconstruct(subject, dataset, shown, config, device)
-    caption = "Originals above, what the tokenizer makes of them below."
-    return Picture("Reconstructions", caption, pair_strip(originals, decoded), magnification(originals))
+        pipeline = open_pipeline(config.pipeline).to(device)
+        return LiveImages(pipeline, config.pipeline, config.draw, config.seed), artifacts
+    images = open_generated(config.samples)
+    if isinstance(images, SampledImages):
+        for artifact in artifacts:
+            images.artifact.require_input(artifact)
+        artifacts.append(images.artifact)
+    return images, artifacts
 
 
 # --- generation -------------------------------------------------------------------------------------------------
 
 
-def read_samples(folder: Path) -> Samples:
-    """The generated images of a folder.
+@dataclass(frozen=True)
+class Generation:
+    """What was measured of generated images.
 
-    Raises:
-        InputError: if an image is missing or damaged.
+    Attributes:
+        features: of the generated images.
+        reference: what they are held against.
+        judged: their labels before a judge, where there is one.
+        neighbours: of some of them among the training images, with the numbers of those that are shown.
+        dataset: the training images, where they were looked at.
+        space: in which neighbours were sought.
     """
-    settings = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    try:
-        paths = [folder / "images" / f"{number:06d}.png" for number in range(settings["count"])]
-        images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
-    except (OSError, ValueError) as error:
-        raise InputError(f"The samples in {folder} are not complete ({error}). Generate them again.") from error
-    return Samples(images, np.array(settings["labels"]), settings)
+
+    features: ImageFeatures
+    reference: ReferenceSet
+    judged: JudgedLabels | None
+    neighbours: NearestNeighbours | None
+    shown: list[int]
+    dataset: ImageDataset | None
+    space: str
 
 
-def generation_figures(config: EvaluateConfig, samples: Samples, device: torch.device) -> list[Figure]:
-    """How well generated images show their class, and how far they are from real ones in named features."""
-    real = open_dataset(config.images, "train", augment=False)
-    conditions = _sampling_conditions(samples)
-    figures = []
-    if len(real.source.class_names) > 1:
-        figures.append(label_accuracy_figure(config, samples, real, conditions))
-    for extractor in _extractors(config, device):
-        reference = feature_statistics(extractor, _pixel_batches(real, config))
-        generated = feature_statistics(extractor, [samples.images])
-        distance = frechet_distance(generated, reference)
-        figures.append(
-            Figure(
-                f"frechet_distance_{'foundation' if isinstance(extractor, ModelFeatures) else 'grey_pixels'}",
-                f"Frechet distance, {extractor.name}",
-                distance.value,
-                "",
-                3,
-                conditions | {"features": extractor.name, "reference": f"{len(real)} training images"},
-                explanation="Distance of two Gaussians fitted to the features of generated and real images.",
-                headline=False,
-            )
-        )
-    return figures
-
-
-def label_accuracy_figure(
-    config: EvaluateConfig, samples: Samples, real: ImageDataset, conditions: dict[str, str | int | float]
-) -> Figure:
-    """The share of generated images in which an independent judge sees the class that was asked for."""
-    if config.images.source == "digits":
-        judge: SVCJudge = DigitJudge()
+def measure_generation(config: EvaluateConfig, images: GeneratedImages, processes: Processes) -> Generation:
+    """Look at the reference and at the generated images, each once."""
+    networks = open_feature_networks(config, config.images.size, processes.device)
+    shown = evenly_spread(images.count, config.neighbours) if config.neighbours else []
+    dataset, neighbours = None, None
+    if config.reference is not None:
+        reference = open_reference_set(config.reference, networks, processes, config.batch_size)
+        reference.require_size(images.size, images.name)
     else:
-        images = np.concatenate(list(_pixel_batches(real, config)))
-        judge = SVCJudge.fit(GreyPixels(8), images, real.source.labels)
-    generated = judge.accuracy(samples.images, samples.labels)
-    compare = None
-    try:
-        held_out = open_dataset(config.images, "held_out", augment=False)
-    except InputError:  # nothing is held out of this folder
-        held_out = None
-    if held_out is not None:
-        real_images = np.concatenate(list(_pixel_batches(held_out, config)))
-        accuracy = judge.accuracy(real_images, held_out.source.labels)
-        compare = Figure(
-            "real_label_accuracy",
-            "Real held-out images",
-            accuracy.value,
-            "",
-            3,
-            {"judge": accuracy.judge, "images": accuracy.n},
-        )
-    return Figure(
-        "generated_label_accuracy",
-        "Label accuracy",
-        generated.value,
-        "",
-        3,
-        {"judge": generated.judge} | conditions,
-        explanation="Share of generated images in which an independent judge sees the class that was asked for.",
-        compare=compare,
+        dataset = open_dataset(config.images, "train", augment=False)
+        size = (config.images.size, config.images.size)
+        description = f"{len(dataset):,} training images"
+        ReferenceSet(description, {}, size=size).require_size(images.size, images.name)
+        if shown:
+            queries = ImageFeatures(networks).update(images.pick(shown))
+            neighbours = NearestNeighbours(queries[networks.nearest], NEIGHBOURS)
+        reference = look_at_training_images(config, networks, dataset, description, neighbours, processes)
+    start, stop = contiguous_share(images.count, config.batch_size, processes)
+    read = progress_bar(
+        images.read(start, stop, config.batch_size),
+        total=len(in_steps(start, stop, config.batch_size)),
+        desc="generated images",
+        unit="batch",
+    )
+    features = gather_features(networks, (start, stop), read, processes)
+    judged = judge_labels(images, dataset, config.images) if processes.is_main and dataset is not None else None
+    return Generation(features, reference, judged, neighbours, shown, dataset, space_name(networks))
+
+
+def look_at_training_images(
+    config: EvaluateConfig,
+    networks: FeatureNetworks,
+    dataset: ImageDataset,
+    description: str,
+    neighbours: NearestNeighbours | None,
+    processes: Processes,
+) -> ReferenceSet:
+    """The training images as the reference, and on the way the nearest of them to what is shown."""
+    share = contiguous_share(len(dataset), config.batch_size, processes)
+    key = networks.nearest
+
+    def watch(first: int, found: dict[str, torch.Tensor]) -> None:
+        if neighbours is not None:
+            neighbours.update(list(range(first, first + len(found[key]))), found[key])
+
+    reference = measure_reference(
+        networks,
+        share,
+        pixel_batches(dataset, share, config.batch_size, config.images.workers, "training images"),
+        len(dataset),
+        description,
+        (dataset.size, dataset.size),
+        processes,
+        seed=config.seed,
+        watch=watch,
+    )
+    if neighbours is not None:
+        for rank, other in enumerate(processes.gather(neighbours)):
+            if rank != processes.rank:
+                neighbours.merge(other)
+    return reference
+
+
+def space_name(networks: FeatureNetworks) -> str:
+    """What the space of the neighbours is called."""
+    extractor = networks.extractors.get(networks.nearest)
+    return extractor.name if extractor is not None else "Inception-v3, pool"
+
+
+def samples_picture(images: GeneratedImages) -> Picture:
+    """The first images of each class, a row per class; of unlabelled images, the first."""
+    if images.labels is None:
+        shown = images.pick(range(min(images.count, SHOWN_UNLABELLED)))
+        return Picture("Samples", "The first images, not chosen.", image_grid(shown, 10), magnification(shown))
+    classes = sorted(dict.fromkeys(images.labels.tolist()))[:SHOWN_CLASSES]
+    rows = [np.flatnonzero(images.labels == label)[:SHOWN_PER_CLASS] for label in classes]
+    columns = min(map(len, rows))
+    shown = images.pick([int(number) for row in rows for number in row[:columns]])
+    names = [images.class_names[label] if label < len(images.class_names) else str(label) for label in classes]
+    caption = "Generated images, a row per class: the first of each, not chosen."
+    return Picture("Samples", caption, image_grid(shown, columns), magnification(shown), names)
+
+
+def neighbours_picture(generation: Generation, images: GeneratedImages) -> Picture | None:
+    """Some generated images above the training images that are nearest to them."""
+    if generation.neighbours is None or generation.dataset is None:
+        return None
+    indices = generation.neighbours.indices  # (M, k)
+    rows = [images.pick(generation.shown)]
+    for rank in range(indices.shape[1]):
+        numbers = [int(number) for number in indices[:, rank]]
+        if min(numbers) < 0:  # fewer training images than neighbours
+            break
+        (pixels,) = load_batches(generation.dataset, [numbers], workers=0)
+        rows.append(pixels.permute(0, 2, 3, 1).numpy())
+    caption = (
+        f"Generated images above their nearest training images, by {generation.space}. An image that returns in the "
+        "row below was learned by heart."
+    )
+    labels = ["generated", "nearest", "second", "third"][: len(rows)]
+    grid = image_grid(np.concatenate(rows), len(generation.shown))
+    return Picture("Nearest training images", caption, grid, magnification(rows[0]), labels)
+
+
+def export_npz(path: Path, images: GeneratedImages, config: EvaluateConfig) -> None:
+    """`arr_0` in shuffled order, whatever order the images have."""
+    order = torch.randperm(images.count, generator=random_stream(config.seed, "npz order")).tolist()
+    batches = (images.pick(order[part.start : part.stop]) for part in in_steps(0, len(order), config.batch_size))
+    write_images_npz(path, (pixels for batch in batches for pixels in batch), images.count)
+
+
+# --- reconstruction ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What was measured of the tokenizer."""
+
+    subject: Subject
+    dataset: ImageDataset
+    measured: Measurements
+    judges: Judges
+    notes: list[str]
+
+
+def measure_reconstruction(config: EvaluateConfig, processes: Processes) -> Reconstruction:
+    """How well the tokenizer reconstructs the images of the split."""
+    assert config.tokenizer is not None
+    (subject,) = open_subjects([config.tokenizer])
+    dataset = open_dataset(config.images, config.split, augment=False)
+    judges, notes = open_judges(config, [subject])
+    measured = measure_tokenizer(subject, dataset, config, judges.to(processes.device), processes)
+    return Reconstruction(subject, dataset, measured, judges, notes)
+
+
+def reconstruction_picture(of: Reconstruction, config: EvaluateConfig) -> Picture:
+    """The first originals above their reconstructions."""
+    shown = range(min(SHOWN_PAIRS, len(of.dataset)))
+    originals, decoded = reconstruct(of.subject, of.dataset, shown, config, torch.device("cpu"))
+    caption = "Originals above, what the tokenizer makes of them below."
+    return Picture("Reconstructions", caption, pair_strip(originals, decoded), magnification(originals))
+
+
+# --- the report -------------------------------------------------------------------------------------------------
+
+
+def describe(
+    config: EvaluateConfig,
+    images: GeneratedImages,
+    generation: Generation,
+    reconstruction: Reconstruction | None,
+    artifacts: Sequence[Artifact],
+) -> Report:
+    """Everything that the report says, but for the time it took."""
+    figures: list[Figure] = []
+    pictures: list[Picture | None] = [samples_picture(images), neighbours_picture(generation, images)]
+    curves: list[Curve] = []
+    notes: list[str] = [*images.remarks]
+    if reconstruction is not None:
+        figures += [
+            replace(figure, headline=figure.name in HEADLINES)
+            for figure in tokenizer_figures(reconstruction.measured, config, reconstruction.judges)
+        ]
+        pictures.append(reconstruction_picture(reconstruction, config))
+        curves += tokenizer_curves([reconstruction.subject])
+        notes += [*reconstruction.notes, "PSNR and SSIM compare with the same centre crops that the tokenizer saw."]
+    if generation.judged is not None:
+        figures.append(label_figure(generation.judged, images))
+    figures += generation_figures(images, generation.features, generation.reference, config.seed)
+    if config.transformer is not None:
+        curves += transformer_curves(config.transformer)
+    plots: list[Curve] = []
+    if config.latents is not None:
+        dataset = LatentDataset(config.latents)
+        latents = read_some(dataset, config.seed)
+        figures += [replace(figure, headline=False) for figure in latent_figures(dataset, latents, config.seed)]
+        plots = latent_plots(latents)
+    return Report(
+        title=f"Report on {images.name if config.reference else Path(config.images.source).name}",
+        summary=summary(images, reconstruction, artifacts),
+        figures=figures,
+        comparison=class_table(generation.judged, images) if generation.judged is not None else None,
+        pictures=[picture for picture in pictures if picture is not None],
+        distributions=plots,
+        curves=curves,
+        configuration={artifact.kind: artifact.config for artifact in artifacts}
+        | {"evaluate": config.model_dump(mode="json")},
+        versions=library_versions(),
+        notes=[*notes, *remarks(config, generation)],
     )
 
 
-def samples_picture(samples: Samples) -> Picture:
-    """The first images of each class, a row per class."""
-    names = samples.settings["class_names"]
-    classes = list(dict.fromkeys(samples.labels.tolist()))[:SHOWN_CLASSES]
-    rows = [samples.images[samples.labels == label][:SHOWN_PER_CLASS] for label in classes]
-    columns = min(len(row) for row in rows)
-    image = image_grid(np.concatenate([row[:columns] for row in rows]), columns)
-    caption = "Generated images, a row per class: the first of each, not chosen."
-    labels = [names[label] for label in classes]
-    return Picture("Samples", caption, image, magnify=magnification(samples.images), row_labels=labels)
+def summary(images: GeneratedImages, reconstruction: Reconstruction | None, artifacts: Sequence[Artifact]) -> str:
+    """What the report is about, in a sentence."""
+    parts = []
+    if reconstruction is not None:
+        aligned = reconstruction.subject.artifact.facts.get("foundation")
+        kind = "whose latents are aligned with a vision foundation model" if aligned else "without alignment"
+        parts.append(f"a tokenizer {kind}")
+    for artifact in artifacts:
+        if artifact.kind == "transformer":
+            parts.append(
+                f"a LightningDiT of {artifact.facts['parameters'] / 1e6:.1f} million parameters trained on its "
+                "latents with rectified flow"
+            )
+    parts.append(f"{images.count:,} generated images of {images.size[1]}x{images.size[0]} pixels")
+    text = f"{', '.join(parts[:-1])}, and {parts[-1]}" if len(parts) > 1 else parts[0]
+    return f"{text[0].upper()}{text[1:]}."
 
 
-def _extractors(config: EvaluateConfig, device: torch.device) -> Iterator[FeatureExtractor]:
-    yield GreyPixels(8)
-    if config.foundation is not None:
-        model = FoundationModel.from_pretrained(config.foundation).to(device)
-        side = max(config.images.size // model.patch_size, 1)
-        name = f"mean patch feature of {Path(config.foundation).name}"
-        yield ModelFeatures(name, model.feature_dim, lambda images: model(images, (side, side)).mean((2, 3)), device)
-
-
-def _pixel_batches(dataset: ImageDataset, config: EvaluateConfig) -> Iterator[np.ndarray]:
-    for pixels, _ in sequential_batches(dataset, config.batch_size, config.images.workers):
-        yield pixels.permute(0, 2, 3, 1).numpy()
-
-
-def _sampling_conditions(samples: Samples) -> dict[str, str | int | float]:
-    settings = samples.settings
-    sampling = {name: "off" if value is None else value for name, value in settings["sampling"].items()}
-    sampling["guidance_channels"] = settings["sampling"]["guidance_channels"] or "all"
-    return {
-        "images": settings["count"],
-        "labels": settings["label_protocol"],
-        **{name: value if isinstance(value, int | float) else str(value) for name, value in sampling.items()},
-        "NFE": settings["nfe"],
-        "seed": settings["seed"],
-        "uint8 rule": settings["uint8_rule"],
-        "transformer": settings["transformer"][:12],
-        "tokenizer": settings["tokenizer"][:12],
-    }
-
-
-# --- training ---------------------------------------------------------------------------------------------------
+def remarks(config: EvaluateConfig, generation: Generation) -> list[str]:
+    """What was not measured, and what to bear in mind."""
+    notes = [
+        "A Frechet distance in other features than Inception's is no FID, and compares with nothing published.",
+        "Distances are biased upwards for few images; compare only runs with the same count.",
+    ]
+    if generation.features.inception is None:
+        notes.append("FID and what belongs to it were not measured; they need --inception-weights.")
+    elif generation.reference.inception is None:
+        notes.append("FID was not measured: the reference holds no statistics of Inception's features.")
+    if config.reference is not None and config.neighbours:
+        notes.append("Nearest training images were not sought: statistics stand for the training images here.")
+    return notes
 
 
 def transformer_curves(folder: Path) -> list[Curve]:

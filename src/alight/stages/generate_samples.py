@@ -2,11 +2,9 @@
 
 import json
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,16 +21,18 @@ from alight.artifacts import (
     writing_folder,
 )
 from alight.config import SampleConfig
-from alight.data.provenance import npz_member, software, write_npz_entry
+from alight.data.image_npz import write_images_npz
+from alight.data.provenance import software
 from alight.data.sample_folder import Request, SampleFolder
 from alight.metrics.pictures import image_grid
 from alight.models.lightning_dit import LightningDiT
 from alight.pipelines import LightningDiTPipeline
+from alight.pipelines.requests import label_protocol, plan_requests
 from alight.runtime.console import duration, log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
-from alight.runtime.seeding import derive_seed, random_stream
+from alight.runtime.seeding import random_stream
 
 SETTINGS, GRID, TRAJECTORY, NPZ = "samples.json", "grid.png", "trajectory.png", "samples.npz"
 GRID_ROWS, GRID_COLUMNS, TRAJECTORY_COLUMNS = 10, 10, 8
@@ -79,7 +79,7 @@ def run(config: SampleConfig) -> Artifact:
                 samples.require_input(artifact)
             return samples
         models = open_models(config, artifacts, processes.device)
-        requests = plan(models.pipeline, config)
+        requests = plan_requests(models.pipeline, config, config.seed)
         folder = SampleFolder(config.output, resolved, models.hashes)
         started = time.perf_counter()
         if processes.is_main:
@@ -120,33 +120,6 @@ def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: to
     guide = LightningDiT.from_pretrained(config.guide).to(device) if config.guide is not None else None
     pipeline.check_guidance(config.sampling.guidance_scale, config.sampling.guidance_channels, guide)
     return Models(pipeline, guide, artifacts)
-
-
-def plan(pipeline: LightningDiTPipeline, config: SampleConfig) -> list[Request]:
-    """Which images to make; image i has the i-th seed, whatever its class."""
-    if config.class_counts:
-        counts = torch.tensor(list(config.class_counts.values()))
-        labels = pipeline.resolve_labels(list(config.class_counts)).repeat_interleave(counts)
-    else:
-        classes: Sequence[int | str] = config.classes or range(pipeline.transformer.config.num_classes)
-        known = pipeline.resolve_labels(classes)
-        if config.labels == "random":
-            assert config.num_samples is not None  # the configuration saw to it
-            draws = torch.randint(len(known), (config.num_samples,), generator=random_stream(config.seed, "labels"))
-            labels = known[draws]
-        else:
-            labels = known.repeat_interleave(config.samples_per_class)
-    return [Request(label, derive_seed(config.seed, "sample", i)) for i, label in enumerate(labels.tolist())]
-
-
-def label_protocol(config: SampleConfig) -> str:
-    """How the labels came about, which belongs beside every figure measured on the images."""
-    if config.class_counts:
-        return "given counts per class"
-    chosen = f" of {len(config.classes)} chosen classes" if config.classes else ""
-    if config.labels == "random":
-        return f"random, drawn uniformly{chosen}"
-    return f"balanced, {config.samples_per_class} per class{chosen}"
 
 
 # --- generation -------------------------------------------------------------------------------------------------
@@ -228,7 +201,10 @@ def finish(
     with writing_folder(folder.path) as staging:
         write_text(staging / SETTINGS, json.dumps(settings, indent=2) + "\n")
         if config.npz:
-            write_npz(staging / NPZ, folder, settings)
+            order = torch.randperm(len(requests), generator=random_stream(config.seed, "npz order")).tolist()
+            shuffled = {name: [settings[name][number] for number in order] for name in ("labels", "seeds")}
+            said = software() | settings | shuffled
+            write_images_npz(staging / NPZ, folder.read(order), len(requests), said)  # classes mixed
         digest = file_hash(*(folder.image_path(number) for number in range(len(requests))))
         facts = {key: settings[key] for key in ("count", "nfe", "label_protocol", "class_names")}
         seconds = time.perf_counter() - started
@@ -272,26 +248,3 @@ def class_grid(requests: list[Request], folder: SampleFolder) -> np.ndarray:
     images = np.stack(list(folder.read([number for row in rows.values() for number in row])))
     labels = [label for label, row in rows.items() for _ in row]
     return image_grid(images, GRID_COLUMNS, labels=labels)
-
-
-def write_npz(path: Path, folder: SampleFolder, settings: Mapping[str, Any]) -> None:
-    """`arr_0`, uint8 NHWC, shuffled: the Inception score reads chunks in file order, so classes must be mixed.
-
-    The images stream into the file one by one: 50,000 of them need not fit into memory. Labels and seeds in the
-    settings that go with them are in the same shuffled order.
-    """
-    count = settings["count"]
-    order = torch.randperm(count, generator=random_stream(settings["seed"], "npz order")).tolist()
-    shuffled = {name: [settings[name][number] for number in order] for name in ("labels", "seeds")}
-    first = next(folder.read(order[:1]))
-    header = {
-        "descr": np.lib.format.dtype_to_descr(first.dtype),
-        "fortran_order": False,
-        "shape": (count, *first.shape),
-    }
-    with zipfile.ZipFile(path, "w") as archive:
-        with archive.open(npz_member("arr_0"), "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_2_0(cast(BinaryIO, file), header)
-            for pixels in folder.read(order):
-                file.write(pixels.tobytes())
-        write_npz_entry(archive, {**software(), **settings, **shuffled})

@@ -10,20 +10,9 @@ import numpy as np
 from alight.artifacts import Artifact, check_output, library_versions, read_artifact
 from alight.config import InspectLatentsConfig
 from alight.data.latents import LatentDataset
-from alight.metrics.latent_figures import (
-    covariance_spectrum,
-    density_evenness,
-    effective_dimension,
-    latent_vectors,
-    power_spectrum,
-)
-from alight.metrics.report import Curve, Figure, Report
+from alight.evaluation.latent_report import density_figures, latent_figures, latent_plots, read_some
+from alight.metrics.report import Figure, Picture, Report
 from alight.metrics.report_files import write_report
-from alight.runtime.seeding import derive_seed, random_stream
-
-CHECKED = 2_000  # latents, from first to last, that are read for everything but the checksums
-MAPPED = 10_000  # latents that the density figures draw from
-BINS = np.linspace(-5, 5, 42)  # of the histogram; training expects values of about unit size
 
 
 @dataclass(frozen=True)
@@ -71,8 +60,11 @@ def run(config: InspectLatentsConfig) -> Inspection:
         check_output(config.output, {}, "report")
     dataset = LatentDataset(config.latents)
     dataset.check_bytes(artifact.hash)
-    latents = read_some(dataset, CHECKED, config.seed)
-    figures = measure(dataset, latents, config)
+    latents = read_some(dataset, config.seed)
+    figures, pictures = latent_figures(dataset, latents, config.seed), []
+    if config.density_runs:
+        density, picture = density_figures(dataset, config.seed, config.density_runs)
+        figures, pictures = [*figures, *density], [picture]
     counts = np.bincount(dataset.labels.numpy(), minlength=dataset.num_classes)
     names = ", ".join(dataset.class_names[:8]) + (", ..." if dataset.num_classes > 8 else "")
     facts = {
@@ -83,14 +75,9 @@ def run(config: InspectLatentsConfig) -> Inspection:
     }
     report = None
     if config.output is not None:
-        report = write_report(config.output, build_report(artifact, dataset, latents, figures))
+        page = build_report(artifact, dataset, latents, figures, pictures)
+        report = write_report(config.output, page)
     return Inspection(config.latents, artifact.hash, facts, len(latents), figures, report)
-
-
-def read_some(dataset: LatentDataset, count: int, seed: int) -> np.ndarray:
-    """Normalised latents (N, C, h, w) from first to last; of stored moments, samples."""
-    chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), count)).astype(np.int64)
-    return dataset.gather(chosen, generator=random_stream(seed, "inspected")).latents.numpy()
 
 
 def describe(dataset: LatentDataset) -> str:
@@ -100,87 +87,18 @@ def describe(dataset: LatentDataset) -> str:
     return text + (", each also mirrored" if dataset.has_flips else "")
 
 
-def measure(dataset: LatentDataset, latents: np.ndarray, config: InspectLatentsConfig) -> list[Figure]:
-    """What can be said in single numbers."""
-    mean, std = latents.mean((0, 2, 3), dtype=np.float64), latents.std((0, 2, 3), dtype=np.float64)
-    generator = np.random.default_rng(derive_seed(config.seed, "positions"))
-    vectors = latent_vectors(latents, generator)
-    norms = np.linalg.norm(vectors, axis=1)
-    conditions: dict[str, str | int | float] = {"latents": len(latents), "seed": config.seed}
-
-    def figure(name: str, label: str, value: float, explanation: str, digits: int = 3, **more: float) -> Figure:
-        return Figure(name, label, float(value), digits=digits, conditions=conditions | more, explanation=explanation)
-
-    figures = [
-        figure(
-            "largest_mean",
-            "largest channel mean",
-            np.abs(mean).max(),
-            "Of any channel, in absolute value; 0 is ideal.",
-        ),
-        figure("smallest_std", "smallest channel std", std.min(), "Of any channel; 1 is ideal."),
-        figure("largest_std", "largest channel std", std.max(), "Of any channel; 1 is ideal."),
-        figure("largest_value", "largest value", np.abs(latents).max(), "Of any channel at any position.", 1),
-        figure("mean_norm", "mean vector norm", norms.mean(), "Length of the vector at one position.", 2),
-        figure(
-            "effective_dimension",
-            "effective dimension",
-            effective_dimension(covariance_spectrum(vectors)),
-            f"Participation ratio of the covariance between the {dataset.shape[0]} channels.",
-            1,
-        ),
-    ]
-    if config.density_runs:
-        many = latent_vectors(read_some(dataset, MAPPED, config.seed), generator)
-        evenness = density_evenness(many, generator, config.density_runs)
-        more = {"vectors": evenness.vectors, "maps": evenness.runs}
-        figures += [
-            figure("density_cv", "density CV", evenness.density_cv, "Of a t-SNE map; 0 = evenly filled.", **more),
-            figure("density_gini", "density Gini", evenness.gini, "Of a t-SNE map; 0 = evenly filled.", **more),
-            figure("density_entropy", "density entropy", evenness.entropy, "Normalised; 1 = evenly filled.", **more),
-        ]
-    return figures
-
-
-def build_report(artifact: Artifact, dataset: LatentDataset, latents: np.ndarray, figures: list[Figure]) -> Report:
+def build_report(
+    artifact: Artifact, dataset: LatentDataset, latents: np.ndarray, figures: list[Figure], pictures: list[Picture]
+) -> Report:
     """The figures, and plots of what they summarise."""
     return Report(
         title="Latents",
         summary=f"{artifact.path}: {describe(dataset)}, in {dataset.num_classes} classes. All checksums are right. "
         f"The figures and plots are of {len(latents):,} latents after normalisation, as training sees them.",
         figures=figures,
-        distributions=plots(latents, latent_vectors(latents, np.random.default_rng(0))),
+        pictures=pictures,
+        distributions=latent_plots(latents),
         configuration=artifact.config,
         versions=library_versions(),
         notes=[f"Latents {artifact.hash}, of tokenizer {artifact.inputs.get('tokenizer') or 'unknown'}."],
     )
-
-
-def plots(latents: np.ndarray, vectors: np.ndarray) -> list[Curve]:
-    """How normalised latents (N, C, h, w), and vectors (N, C) from them, are distributed."""
-    channels = np.arange(latents.shape[1])
-    mean, std = latents.mean((0, 2, 3), dtype=np.float64), latents.std((0, 2, 3), dtype=np.float64)
-    values, density = histogram(latents, BINS)
-    normal = np.exp(-(values**2) / 2) / np.sqrt(2 * np.pi)
-    norms = np.linalg.norm(vectors, axis=1)
-    spectrum, power = covariance_spectrum(vectors), power_spectrum(latents)
-    return [
-        curve("Channels", "channel", "after normalisation", mean=(channels, mean), std=(channels, std)),
-        curve("Values", "value", "density", latents=(values, density), normal=(values, normal)),
-        curve("Lengths of the vectors", "norm", "density", latents=histogram(norms, np.linspace(0, norms.max(), 41))),
-        curve("Covariance of channels", "eigenvalue", "variance", True, latents=(np.arange(len(spectrum)), spectrum)),
-        curve("Spatial frequencies", "cycles per grid", "power", True, latents=(np.arange(len(power)), power)),
-    ]
-
-
-def histogram(values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of the bins and the density of values in each."""
-    counts, _ = np.histogram(values, edges)
-    return (edges[1:] + edges[:-1]) / 2, counts / (values.size * np.diff(edges))
-
-
-def curve(
-    title: str, x_label: str, y_label: str, log_y: bool = False, **series: tuple[np.ndarray, np.ndarray]
-) -> Curve:
-    """A plot of arrays."""
-    return Curve(title, x_label, y_label, {name: (x.tolist(), y.tolist()) for name, (x, y) in series.items()}, log_y)

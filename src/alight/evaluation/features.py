@@ -1,0 +1,189 @@
+"""The feature spaces that sets of images are compared in, and one pass over a set for all of them.
+
+`FeatureNetworks` says which spaces there are; `ImageFeatures` is what a set leaves in each: statistics, and where they
+are kept the features themselves.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from alight.config import FeatureNetworksConfig
+from alight.metrics.features import FeatureExtractor, GreyPixels, ModelFeatures
+from alight.metrics.frechet import FeatureStatistics
+from alight.metrics.inception_set import InceptionSet
+from alight.models.dinov2_features import DINOv2ClassToken
+from alight.models.foundation import FoundationModel
+from alight.models.inception import InceptionV3
+from alight.runtime.distributed import Processes
+
+Pixels = npt.NDArray[np.uint8]
+
+INCEPTION, DINOV2, FOUNDATION, GREY_PIXELS = "inception", "dinov2", "foundation", "grey_pixels"
+DINOV2_FEATURES = "DINOv2 ViT-L/14 class token, Pillow bicubic to 224 pixels"
+GREY_SIDE = 8
+
+
+@dataclass(frozen=True)
+class FeatureNetworks:
+    """What images are looked at with.
+
+    Attributes:
+        device: where the networks are.
+        inception: for FID and its relatives, or None.
+        extractors: by key, every space but Inception's: `dinov2`, `foundation`, `grey_pixels`.
+    """
+
+    device: torch.device
+    inception: InceptionV3 | None
+    extractors: dict[str, FeatureExtractor] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> list[str]:
+        """All spaces, the one that sees most like people first."""
+        return [*([INCEPTION] if self.inception is not None else []), *self.extractors]
+
+    @property
+    def nearest(self) -> str:
+        """The space in which neighbours are sought."""
+        return next(key for key in (DINOV2, INCEPTION, FOUNDATION, GREY_PIXELS) if key in self.keys)
+
+
+class DINOv2Features:
+    """The extractor of FD-DINOv2, which resizes 8-bit pixels by itself."""
+
+    name = DINOV2_FEATURES
+
+    def __init__(self, network: DINOv2ClassToken) -> None:
+        self._network, self.dimension = network, network.dimension
+
+    def __call__(self, images: Tensor | Pixels) -> Tensor:
+        """Class tokens (B, D) of images (B, H, W, 3) uint8."""
+        return self._network(torch.as_tensor(images))
+
+
+def open_feature_networks(config: FeatureNetworksConfig, image_size: int, device: torch.device) -> FeatureNetworks:
+    """Load the networks that a configuration names.
+
+    Args:
+        config: which ones.
+        image_size: side of the images, which decides the patch grid of a foundation model.
+        device: where they go.
+
+    Raises:
+        InputError: a file or model is missing, damaged, or another one.
+    """
+    inception = None
+    if config.inception_weights is not None:
+        inception = InceptionV3.from_file(config.inception_weights).to(device)
+    extractors: dict[str, FeatureExtractor] = {}
+    if config.dinov2 is not None:
+        extractors[DINOV2] = DINOv2Features(DINOv2ClassToken.from_pretrained(config.dinov2).to(device))
+    if config.foundation is not None:
+        extractors[FOUNDATION] = foundation_extractor(config.foundation, image_size, device)
+    extractors[GREY_PIXELS] = GreyPixels(GREY_SIDE)
+    return FeatureNetworks(device, inception, extractors)
+
+
+def foundation_extractor(name: str, image_size: int, device: torch.device) -> FeatureExtractor:
+    """Mean patch features of any vision transformer, on its own input size for images of this size."""
+    model = FoundationModel.from_pretrained(name).to(device)
+    side = max(image_size // model.patch_size, 1)
+    label = f"mean patch feature of {Path(name).name}"
+    return ModelFeatures(label, model.feature_dim, lambda x: model(x, (side, side)).mean((2, 3)), device)
+
+
+class ImageFeatures:
+    """What one set of images, or a process's part of it, leaves in every space.
+
+    Args:
+        networks: look at the images.
+        keep: keep the features too, for precision, recall and the like.
+        first: number of the first image in the whole set.
+
+    Attributes:
+        inception: statistics, classes and features of the Inception network, or None.
+        statistics: by key, of the other spaces.
+        features: by key, (N, D) on the CPU; empty where they are not kept.
+    """
+
+    def __init__(self, networks: FeatureNetworks, keep: bool = True, first: int = 0) -> None:
+        self.inception: InceptionSet | None = None
+        if networks.inception is not None:
+            self.inception = InceptionSet(networks.inception, networks.device, keep, first)
+        self.statistics = {
+            key: FeatureStatistics(extractor.dimension, extractor.name)
+            for key, extractor in networks.extractors.items()
+        }
+        self._keep = keep
+        self._extractors = networks.extractors
+        self._kept: dict[str, list[Tensor]] = {key: [] for key in networks.extractors}
+
+    def update(self, images: Pixels) -> dict[str, Tensor]:
+        """Take in a batch (B, H, W, 3) uint8, and give its features by key, on the CPU."""
+        found = {key: extractor(images).cpu() for key, extractor in self._extractors.items()}
+        for key, features in found.items():
+            self.statistics[key].update(features)
+            if self._keep:
+                self._kept[key].append(features)
+        if self.inception is not None:
+            found[INCEPTION] = self.inception.update(images)
+        return found
+
+    def merge(self, other: "ImageFeatures") -> None:
+        """Take in the images that come after those of this set, gathered by another process."""
+        for key, statistics in self.statistics.items():
+            statistics.merge(other.statistics[key])
+            self._kept[key] += other._kept[key]
+        if self.inception is not None and other.inception is not None:
+            self.inception.merge(other.inception)
+
+    def features(self, key: str) -> Tensor | None:
+        """(N, D) of a space, or None where they are not kept."""
+        if key == INCEPTION:
+            return self.inception.features if self.inception is not None else None
+        return torch.cat(self._kept[key]) if self._kept.get(key) else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels between processes: everything but the networks."""
+        return {name: value for name, value in vars(self).items() if name != "_extractors"}
+
+
+Watcher = Callable[[int, dict[str, Tensor]], None]
+
+
+def gather_features(
+    networks: FeatureNetworks,
+    share: tuple[int, int],
+    batches: Iterable[Pixels],
+    processes: Processes,
+    keep: bool = True,
+    watch: Watcher | None = None,
+) -> ImageFeatures:
+    """Look at a set of images, each process at its part of it, and give every process the whole.
+
+    Args:
+        networks: look at the images.
+        share: numbers of this process's first image, and of the one after its last.
+        batches: those images, in order.
+        processes: share the work.
+        keep: keep the features too.
+        watch: told of every batch: the number of its first image, and its features by key.
+    """
+    own, number = ImageFeatures(networks, keep, share[0]), share[0]
+    for images in batches:
+        found = own.update(images)
+        if watch is not None:
+            watch(number, found)
+        number += len(images)
+    parts = processes.gather(own)
+    whole: ImageFeatures = parts[0]
+    for part in parts[1:]:
+        whole.merge(part)
+    return whole

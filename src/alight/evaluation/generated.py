@@ -1,0 +1,205 @@
+"""Generated images as scores take them, wherever they lie: of a sampling run, a plain folder, or a `.npz`.
+
+Scores depend on the order of the images, so each kind has one: that of the file, or of the sorted names.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from alight.artifacts import Artifact, is_complete, read_artifact
+from alight.metrics.reference import ImageFile
+from alight.runtime.errors import InputError
+
+Pixels = npt.NDArray[np.uint8]
+Conditions = dict[str, str | int | float]
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SETTINGS = "samples.json"
+
+
+class GeneratedImages(ABC):
+    """A set of generated images of one size, in a fixed order.
+
+    Attributes:
+        name: what reports call the set.
+        count: number of images.
+        size: (H, W) of each.
+        labels: (N,) the classes that were asked for, or None where nobody knows.
+        class_names: by label.
+        conditions: everything known of how they were made, which belongs beside every score.
+        remarks: what to bear in mind of scores on them.
+    """
+
+    name: str
+    count: int
+    size: tuple[int, int]
+    labels: npt.NDArray[np.int64] | None = None
+    class_names: Sequence[str] = ()
+    conditions: Conditions
+    remarks: Sequence[str] = ()
+
+    @abstractmethod
+    def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
+        """Images `start` to `stop`, in order, as (B, H, W, 3) uint8.
+
+        Raises:
+            InputError: one of them is missing, damaged, or not as large as the others.
+        """
+
+    @abstractmethod
+    def pick(self, numbers: Sequence[int]) -> Pixels:
+        """Some of them, (M, H, W, 3) uint8."""
+
+
+class FolderImages(GeneratedImages):
+    """The image files of a folder and its subfolders, in the order of their paths.
+
+    Args:
+        folder: holds nothing but 8-bit RGB images of one size, below any number of subfolders.
+
+    Raises:
+        InputError: there is no such folder, or it holds fewer than two images.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise InputError(f"There are no generated images at {folder}; give a folder of images or a .npz.")
+        paths = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()]
+        self.paths = sorted(path for path in paths if not path.name.startswith("."))
+        if len(self.paths) < 2:
+            raise InputError(
+                f"{folder} holds {len(self.paths)} images, and scores compare distributions: give two at least, and "
+                "thousands for scores that mean much."
+            )
+        self.name, self.count = folder.name, len(self.paths)
+        self.size = self._load(self.paths[0], None).shape[:2]
+        self.conditions = {"images": self.count, "labels": "unknown", "order": "by file name"}
+        lossy = sum(path.suffix.lower() in (".jpg", ".jpeg", ".webp") for path in self.paths)
+        if lossy:
+            self.remarks = [f"{lossy:,} of the images were compressed with loss, which moves every score. Use PNG."]
+
+    def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
+        """See `GeneratedImages`."""
+        for first in range(start, stop, batch_size):
+            yield self.pick(range(first, min(first + batch_size, stop)))
+
+    def pick(self, numbers: Sequence[int]) -> Pixels:
+        """See `GeneratedImages`."""
+        return np.stack([self._load(self.paths[number], self.size) for number in numbers])
+
+    def _load(self, path: Path, size: tuple[int, int] | None) -> Pixels:
+        try:
+            with Image.open(path) as image:
+                mode, pixels = image.mode, np.asarray(image)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a damaged file
+            raise InputError(
+                f"The generated image {path} cannot be read ({error}). Make it again, or remove it."
+            ) from error
+        if mode != "RGB":
+            raise InputError(
+                f"{path} is an image of mode {mode}, but scores are taken of 8-bit RGB images. Convert all of them "
+                "the same way, and say how beside the scores."
+            )
+        if size is not None and pixels.shape[:2] != size:
+            (height, width), (first_height, first_width) = pixels.shape[:2], size
+            raise InputError(
+                f"{path} has {width}x{height} pixels, but {self.paths[0].name} {first_width}x{first_height}. Scores "
+                "compare images of one size: resize them all the same way, or take away what does not belong."
+            )
+        return pixels
+
+
+class SampledImages(FolderImages):
+    """What 'alight sample' has made, with every setting that made it.
+
+    Args:
+        folder: a finished samples artifact.
+
+    Raises:
+        InputError: an image or a record is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.artifact: Artifact = read_artifact(folder, "samples")
+        try:
+            self.settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            self.paths = [folder / "images" / f"{number:06d}.png" for number in range(self.settings["count"])]
+            self.labels = np.array(self.settings["labels"], dtype=np.int64)
+            self.class_names = self.settings["class_names"]
+            self.conditions = sampling_conditions(self.settings)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"The record {folder / SETTINGS} cannot be read ({error}). Generate the samples again."
+            ) from error
+        missing = next((path for path in self.paths if not path.is_file()), None)
+        if missing is not None or len(self.paths) < 2:
+            raise InputError(
+                f"The samples in {folder} are not complete ({missing or 'fewer than two images'}). Generate them "
+                "again, two at least."
+            )
+        self.name, self.count = folder.name, len(self.paths)
+        self.size = self._load(self.paths[0], None).shape[:2]
+
+
+class NpzImages(GeneratedImages):
+    """The images of a `.npz`, as evaluators exchange them.
+
+    Args:
+        path: its `arr_0` is (N, H, W, 3) uint8; its `arr_1`, if any, the labels.
+
+    Raises:
+        InputError: the file is missing or damaged, or has fewer than two such images.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = ImageFile(path)
+        self.name = path.name
+        self.count, height, width, _ = self._file.shape
+        if self.count < 2:
+            raise InputError(f"{path} holds a single image, and scores compare distributions: give two at least.")
+        self.size = (height, width)
+        self.labels = self._file.labels()
+        known = "unknown" if self.labels is None else "of the file"
+        self.conditions = {"images": self.count, "labels": known, "order": "of the file"}
+
+    def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
+        """See `GeneratedImages`."""
+        return self._file.read(start, stop, batch_size)
+
+    def pick(self, numbers: Sequence[int]) -> Pixels:
+        """See `GeneratedImages`."""
+        return np.concatenate([next(self._file.read(number, number + 1)) for number in numbers])
+
+
+def open_generated(path: Path) -> GeneratedImages:
+    """Open generated images, wherever they come from.
+
+    Raises:
+        InputError: there are none, or they cannot be used.
+    """
+    if path.suffix == ".npz":
+        return NpzImages(path)
+    return SampledImages(path) if is_complete(path) or not path.is_dir() else FolderImages(path)
+
+
+def sampling_conditions(settings: dict[str, Any]) -> Conditions:
+    """What belongs beside a score, from the settings that a sampling run records."""
+    sampling = {name: "off" if value is None else value for name, value in settings["sampling"].items()}
+    sampling["guidance_channels"] = settings["sampling"]["guidance_channels"] or "all"
+    return {
+        "images": settings["count"],
+        "labels": settings["label_protocol"],
+        **{name: value if isinstance(value, int | float) else str(value) for name, value in sampling.items()},
+        "NFE": settings["nfe"],
+        "seed": settings["seed"],
+        "uint8 rule": settings["uint8_rule"],
+        "transformer": settings["transformer"][:12],
+        "tokenizer": settings["tokenizer"][:12],
+    }

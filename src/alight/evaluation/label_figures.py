@@ -1,0 +1,98 @@
+"""Whether generated images show the classes that were asked for, all together and class by class."""
+
+import numpy as np
+
+from alight.config import ImagesConfig
+from alight.data.image_dataset import ImageDataset
+from alight.data.loading import open_dataset, sequential_batches
+from alight.evaluation.generated import GeneratedImages
+from alight.metrics.features import GreyPixels
+from alight.metrics.label_accuracy import DigitJudge, LabelAccuracy, SVCJudge
+from alight.metrics.report import Comparison, Figure
+from alight.runtime.errors import InputError
+
+MOST_FOR_A_JUDGE = 20_000  # a support vector classifier takes a time that grows with the square of the images
+JUDGED_SIDE = 8  # pixels of the side that a judge of a folder sees
+SHOWN_CLASSES = 20
+BATCH = 64
+
+
+class JudgedLabels:
+    """Generated and real held-out images before the same judge.
+
+    Attributes:
+        generated: of all images.
+        real: of the held-out images, where some are held out.
+    """
+
+    def __init__(self, generated: LabelAccuracy, real: LabelAccuracy | None) -> None:
+        self.generated, self.real = generated, real
+
+
+def judge_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConfig) -> JudgedLabels | None:
+    """Ask an independent classifier, fitted to real training images, what it sees.
+
+    Returns:
+        None where labels or classes are not known, or there are too many images for it.
+    """
+    if images.labels is None or len(real.source.class_names) < 2 or max(len(real), images.count) > MOST_FOR_A_JUDGE:
+        return None
+    if config.source == "digits":
+        judge: SVCJudge = DigitJudge()
+    else:
+        judge = SVCJudge.fit(GreyPixels(JUDGED_SIDE), pixels_of(real), real.source.labels)
+    pixels = np.concatenate(list(images.read(0, images.count, BATCH)))
+    generated = judge.accuracy(pixels, images.labels)
+    try:
+        held_out = open_dataset(config, "held_out", augment=False)
+    except InputError:  # nothing is held out of this folder
+        return JudgedLabels(generated, None)
+    return JudgedLabels(generated, judge.accuracy(pixels_of(held_out), held_out.source.labels))
+
+
+def pixels_of(dataset: ImageDataset) -> np.ndarray:
+    """All crops of a small data set, (N, H, W, 3) uint8."""
+    return np.concatenate([pixels.permute(0, 2, 3, 1).numpy() for pixels, _ in sequential_batches(dataset, BATCH)])
+
+
+def label_figure(judged: JudgedLabels, images: GeneratedImages) -> Figure:
+    """The share of images in which the judge sees the class that was asked for."""
+    compare = None
+    if judged.real is not None:
+        compare = Figure(
+            "real_label_accuracy",
+            "Real held-out images",
+            judged.real.value,
+            "",
+            3,
+            {"judge": judged.real.judge, "images": judged.real.n},
+        )
+    return Figure(
+        "generated_label_accuracy",
+        "Label accuracy",
+        judged.generated.value,
+        "",
+        3,
+        {"judge": judged.generated.judge} | images.conditions,
+        explanation="Share of generated images in which an independent judge sees the class that was asked for.",
+        compare=compare,
+        better="higher",
+    )
+
+
+def class_table(judged: JudgedLabels, images: GeneratedImages) -> Comparison:
+    """Class by class, the worst first."""
+    assert images.labels is not None
+    counts = np.bincount(images.labels)
+    worst_first = sorted(judged.generated.per_class, key=lambda label: judged.generated.per_class[label])
+    rows: dict[str, list[Figure | None]] = {}
+    for label in worst_first[:SHOWN_CLASSES]:
+        name = images.class_names[label] if label < len(images.class_names) else str(label)
+        row: list[Figure | None] = [
+            Figure("label_accuracy", f"{name} ({counts[label]:,})", judged.generated.per_class[label], digits=3)
+        ]
+        real = judged.real.per_class.get(label) if judged.real is not None else None
+        row.append(None if real is None else Figure("label_accuracy", name, real, digits=3))
+        rows[f"{name} ({counts[label]:,} images)"] = row
+    shown = f", the {SHOWN_CLASSES} worst of {len(worst_first)}" if len(worst_first) > SHOWN_CLASSES else ""
+    return Comparison(["generated", "real held-out"], rows, title=f"Label accuracy by class{shown}")

@@ -1,0 +1,126 @@
+"""Images that are generated while they are measured, and never lie on the disk."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.utils import logging as diffusers_logging
+
+from alight.artifacts import file_hash
+from alight.config import DrawConfig
+from alight.evaluation.batches import in_steps
+from alight.evaluation.generated import Conditions, GeneratedImages, Pixels, sampling_conditions
+from alight.models.pretrained import WEIGHTS_FILE
+from alight.pipelines.lightning_dit import LightningDiTPipeline
+from alight.pipelines.requests import label_protocol, plan_requests
+from alight.runtime.device import autocast
+from alight.runtime.errors import InputError
+
+UINT8_RULE = "clamp(127.5 x + 128, 0, 255), truncated"
+
+
+class LiveImages(GeneratedImages):
+    """What 'alight sample' would make with the same settings, batch by batch.
+
+    The order is shuffled from the seed, as in a `.npz`: the Inception score reads chunks, so classes must be mixed.
+
+    Args:
+        pipeline: on its device.
+        folder: that it was opened from.
+        draw: labels and settings.
+        seed: all randomness follows from it.
+
+    Raises:
+        InputError: an unknown class, fewer than two images, or settings that the transformer cannot be sampled with.
+    """
+
+    def __init__(self, pipeline: LightningDiTPipeline, folder: Path, draw: DrawConfig, seed: int) -> None:
+        sampling = draw.sampling
+        pipeline.check_guidance(sampling.guidance_scale, sampling.guidance_channels)
+        requests = plan_requests(pipeline, draw, seed)
+        if len(requests) < 2:
+            raise InputError("A single image is no distribution: raise draw.samples_per_class or draw.num_samples.")
+        order = np.random.default_rng(seed).permutation(len(requests))
+        self._requests = [requests[number] for number in order]
+        self._pipeline, self._draw, self._seed = pipeline, draw, seed
+        self.hashes = {part: file_hash(folder / part / WEIGHTS_FILE) for part in ("transformer", "tokenizer")}
+        self.evaluations: list[int] = []  # of every batch that was made
+        self.name, self.count = folder.name, len(requests)
+        self.labels = np.array([request.label for request in self._requests])
+        classes = pipeline.transformer.config.num_classes
+        self.class_names = pipeline.class_names or [str(label) for label in range(classes)]
+        height, width = _latent_grid(pipeline)
+        factor = pipeline.tokenizer.downsampling_factor
+        self.size = (height * factor, width * factor)
+
+    @property
+    def conditions(self) -> Conditions:  # type: ignore[override]
+        """As those of stored samples; the number of evaluations is known once images were made."""
+        of_sde = set() if self._draw.sampling.stochastic else {"diffusion_form", "last_step"}
+        return sampling_conditions(
+            {
+                "count": self.count,
+                "label_protocol": label_protocol(self._draw),
+                "sampling": self._draw.sampling.model_dump(exclude=of_sde),
+                "nfe": float(np.mean(self.evaluations)) if self.evaluations else "unknown",
+                "seed": self._seed,
+                "uint8_rule": UINT8_RULE,
+                **self.hashes,
+            }
+        ) | {"precision": self._draw.precision, "order": "shuffled"}
+
+    def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
+        """See `GeneratedImages`."""
+        for numbers in in_steps(start, stop, batch_size):
+            yield self.pick(numbers)
+
+    def pick(self, numbers: Sequence[int]) -> Pixels:
+        """See `GeneratedImages`."""
+        requests = [self._requests[number] for number in numbers]
+        with torch.no_grad(), autocast(self._pipeline.device, self._draw.precision):
+            result = self._pipeline(
+                class_labels=[request.label for request in requests],
+                seeds=[request.seed for request in requests],
+                output_type="uint8",
+                **self._draw.sampling.model_dump(),
+            )
+        self.evaluations.append(result.nfe)
+        pixels: Pixels = result.images.cpu().numpy()
+        return pixels
+
+
+def open_pipeline(folder: Path) -> LightningDiTPipeline:
+    """The pipeline in a folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise InputError(
+            f"{folder} is no pipeline: it has no model_index.json. Give a folder that save_pretrained wrote, such as "
+            "runs/quickstart/pipeline."
+        )
+    with quiet_diffusers():
+        pipeline: LightningDiTPipeline = LightningDiTPipeline.from_pretrained(folder)
+    return pipeline
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """No bars and remarks of the library while a pipeline is opened: it takes a moment, and errors are raised."""
+    verbosity, bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+        if bars:
+            diffusers_logging.enable_progress_bar()
+
+
+def _latent_grid(pipeline: LightningDiTPipeline) -> tuple[int, int]:
+    size = pipeline.transformer.config.sample_size
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

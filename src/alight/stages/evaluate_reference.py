@@ -1,0 +1,112 @@
+"""Real images -> the statistics that generated ones are held against, once for many evaluations."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from alight.artifacts import (
+    Artifact,
+    check_output,
+    file_hash,
+    is_complete,
+    read_artifact,
+    write_manifest,
+    writing_folder,
+)
+from alight.config import EvaluateReferenceConfig
+from alight.data.latents import LatentDataset
+from alight.data.loading import open_dataset
+from alight.evaluation.batches import contiguous_share, in_steps, pixel_batches
+from alight.evaluation.features import open_feature_networks
+from alight.evaluation.reference_set import measure_reference, reference_facts, write_reference_set
+from alight.interop.tokenizer_sources import open_tokenizer
+from alight.models.vavae import VAVAE
+from alight.runtime.console import progress_bar
+from alight.runtime.device import resolve_device
+from alight.runtime.distributed import Processes, process_group
+from alight.runtime.errors import InputError
+from alight.runtime.pixels import to_uint8
+from alight.runtime.seeding import random_stream
+
+Pixels = np.ndarray
+
+
+def run(config: EvaluateReferenceConfig) -> Artifact:
+    """Measure real images, or what latents decode to; several processes share the work.
+
+    Returns:
+        The reference artifact: `inception.npz` in the layout of the ADM evaluator, a `.npz` for every other feature
+        space, and the features of some images for precision, recall and the kernel distance.
+
+    Raises:
+        InputError: on unusable images, latents, tokenizer or networks, or an output folder that cannot be written.
+    """
+    started = time.perf_counter()
+    resolved = config.model_dump(mode="json")
+    with process_group(resolve_device(config.device)) as processes:
+        if processes.is_main:
+            check_output(config.output, resolved, "reference")
+        if not is_complete(config.output):
+            count, size, description, read = open_real(config, processes)
+            networks = open_feature_networks(config, size[0], processes.device)
+            share = contiguous_share(count, config.batch_size, processes)
+            reference = measure_reference(
+                networks, share, read, count, description, size, processes, config.keep_features, config.seed
+            )
+            if processes.is_main:
+                with writing_folder(config.output) as staging:
+                    digest = file_hash(*write_reference_set(staging, reference))
+                    facts, seconds = reference_facts(reference, count), time.perf_counter() - started
+                    write_manifest(staging, "reference", resolved, digest, facts=facts, seconds=seconds)
+        processes.barrier()  # the artifact is there
+    return read_artifact(config.output, "reference")
+
+
+def open_real(
+    config: EvaluateReferenceConfig, processes: Processes
+) -> tuple[int, tuple[int, int], str, Iterable[Pixels]]:
+    """How many images there are, their size, what they are, and this process's batches of them."""
+    if config.latents is not None:
+        return open_decoded(config, processes)
+    dataset = open_dataset(config.images, config.split, augment=False)
+    share = contiguous_share(len(dataset), config.batch_size, processes)
+    batches = pixel_batches(dataset, share, config.batch_size, config.images.workers, "real images")
+    split = {"train": "training images", "held_out": "held-out images", "all": "images"}[config.split]
+    size = (dataset.size, dataset.size)
+    description = f"{len(dataset):,} {split} of {dataset.source.description}, centre crops of {dataset.size} pixels"
+    return len(dataset), size, description, batches
+
+
+def open_decoded(
+    config: EvaluateReferenceConfig, processes: Processes
+) -> tuple[int, tuple[int, int], str, Iterable[Pixels]]:
+    """The images that latents decode to: the best that a generator trained on them can do."""
+    assert config.latents is not None
+    artifact = read_artifact(config.latents, "latents")
+    source = config.tokenizer or artifact.config.get("tokenizer")
+    if source is None:
+        raise InputError(
+            f"The latents in {config.latents} do not say which tokenizer made them; name it: --tokenizer."
+        )
+    vae, tokenizer = open_tokenizer(source)
+    artifact.require_input(tokenizer)
+    dataset = LatentDataset(config.latents)
+    vae.set_latents_statistics(dataset.mean.flatten(), dataset.std.flatten())
+    side = tuple(extent * vae.downsampling_factor for extent in dataset.shape[1:])
+    share = contiguous_share(len(dataset), config.batch_size, processes)
+    description = f"{len(dataset):,} latents of {config.latents.name}, decoded"
+    batches = decoded(vae.to(processes.device).eval(), dataset, share, config, processes.device)
+    return len(dataset), (side[0], side[1]), description, batches
+
+
+@torch.no_grad()
+def decoded(
+    vae: VAVAE, dataset: LatentDataset, share: tuple[int, int], config: EvaluateReferenceConfig, device: torch.device
+) -> Iterator[Pixels]:
+    """Latents of a share as images (B, H, W, 3) uint8; of stored moments, samples."""
+    for numbers in progress_bar(in_steps(*share, config.batch_size), desc="decoded latents", unit="batch"):
+        generator = random_stream(config.seed, "moments", numbers.start)
+        latents = dataset.gather(np.arange(numbers.start, numbers.stop), generator=generator).latents
+        yield to_uint8(vae.decode_latents(latents.to(device))).cpu().numpy()

@@ -1,0 +1,117 @@
+"""What a search found: quality against cost, the best settings, and what their images look like."""
+
+import math
+from collections.abc import Sequence
+
+from alight.artifacts import library_versions
+from alight.config import SolverConfig, TuneConfig
+from alight.evaluation.generation_report import short_count
+from alight.evaluation.tokenizer_report import magnification
+from alight.metrics.pictures import image_grid
+from alight.metrics.report import Curve, Figure, Picture, Report, Stage
+from alight.tune.settings import brief
+from alight.tune.trial import NAMES, Judge, Trial, front
+
+TABLE = "settings.csv"
+SHOWN_IMAGES = 10  # in each of two rows
+
+
+def describe(config: TuneConfig, judge: Judge, trials: Sequence[Trial], best: Trial, seconds: float) -> Report:
+    """Quality against cost, the best settings, and what their images look like."""
+    images = judge.images(best.settings)
+    shown = images.pick(range(min(SHOWN_IMAGES * 2, images.count)))
+    name = f"{NAMES[judge.key]}-{short_count(images.count)}"
+    features = judge.reference.statistics[judge.key].features or judge.key
+    conditions = {
+        **images.conditions,
+        "NFE": best.nfe,
+        "features": features,
+        "reference": judge.reference.description,
+        "comparable": judge.comparable,
+    }
+    first, optimal = trials[0], front(trials)
+    figures = [
+        Figure(
+            "best_distance",
+            name,
+            best.distance,
+            digits=3,
+            conditions=conditions,
+            reference=("before", first.distance),
+            explanation=f"With {brief(best.settings)}.",
+            better="lower",
+        ),
+        Figure("best_nfe", "Model evaluations per image", best.nfe, digits=0, reference=("before", first.nfe)),
+    ]
+    curves = [
+        Curve(
+            "Quality against cost",
+            "model evaluations per image",
+            name,
+            {
+                "best for its cost": ([trial.nfe for trial in optimal], [trial.distance for trial in optimal]),
+                **by_solver(trials),
+            },
+        ),
+        Curve(
+            "Guidance",
+            "guidance scale",
+            name,
+            {"best of its scale": best_at([(trial.settings.guidance_scale, trial.distance) for trial in trials])},
+        ),
+    ]
+    stored = f" They are stored in {config.pipeline} as recommended_sampling." if config.store else ""
+    return Report(
+        title=f"Sampling settings of {config.pipeline.name}",
+        summary=f"{len(trials)} settings were tried on the same {images.count:,} labels and noises. The best: "
+        f"{brief(best.settings)}.{stored}",
+        figures=figures,
+        pictures=[
+            Picture(
+                "With the best settings", brief(best.settings), image_grid(shown, SHOWN_IMAGES), magnification(shown)
+            )
+        ],
+        distributions=[curve for curve in curves if finite(curve)],
+        stages=[Stage("tune", seconds, {"trials": len(trials)})],
+        configuration={"tune": config.model_dump(mode="json"), "best": best.settings.model_dump(mode="json")},
+        versions=library_versions(),
+        notes=[
+            f"Every trial, with all its settings, is in {TABLE} beside this page.",
+            "The best of many trials looks a little better than it is: measure it again with another seed.",
+            "The cheapest settings for every quality: "
+            + "; ".join(f"NFE {trial.nfe:g}: {trial.distance:.4g} ({brief(trial.settings)})" for trial in optimal)
+            + ".",
+        ],
+    )
+
+
+def by_solver(trials: Sequence[Trial]) -> dict[str, tuple[list[float], list[float]]]:
+    """The best of every solver for every cost, the cheapest first."""
+    solvers = dict.fromkeys(trial.settings.solver for trial in trials)
+    return {
+        solver: best_at([(trial.nfe, trial.distance) for trial in trials if trial.settings.solver == solver])
+        for solver in solvers
+    }
+
+
+def best_at(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Of points (x, y) the lowest at every x, from left to right."""
+    lowest: dict[float, float] = {}
+    for x, y in sorted(points):
+        lowest[x] = min(y, lowest.get(x, math.inf))
+    return list(lowest), list(lowest.values())
+
+
+def finite(curve: Curve) -> bool:
+    """Whether there is anything to draw."""
+    return any(math.isfinite(value) for _, values in curve.series.values() for value in values)
+
+
+def table(trials: Sequence[Trial]) -> dict[str, list[object]]:
+    """A column per setting and result, a row per trial, the best first."""
+    ordered = sorted(trials, key=lambda trial: trial.distance)
+    columns: dict[str, list[object]] = {
+        name: [getattr(trial.settings, name) for trial in ordered] for name in SolverConfig.model_fields
+    }
+    results = {name: [getattr(trial, name) for trial in ordered] for name in ("distance", "nfe", "seconds")}
+    return columns | results

@@ -1,0 +1,118 @@
+"""A trained pipeline -> the sampling settings that make the best images for every cost."""
+
+import json
+import time
+from pathlib import Path
+
+from alight.artifacts import (
+    Artifact,
+    check_output,
+    file_hash,
+    is_complete,
+    read_artifact,
+    write_manifest,
+    write_text,
+    writing_folder,
+)
+from alight.config import SolverConfig, TuneConfig
+from alight.data.loading import open_dataset
+from alight.evaluation.batches import contiguous_share, pixel_batches
+from alight.evaluation.features import (
+    DINOV2,
+    FOUNDATION,
+    INCEPTION,
+    FeatureNetworks,
+    open_feature_networks,
+)
+from alight.evaluation.reference_set import ReferenceSet, measure_reference, open_reference_set
+from alight.metrics.report_files import figure_lines, write_report, write_table
+from alight.pipelines.live_images import LiveImages, open_pipeline
+from alight.runtime.console import log
+from alight.runtime.device import resolve_device
+from alight.runtime.distributed import Processes, process_group
+from alight.runtime.errors import InputError
+from alight.tune.report import TABLE, describe, table
+from alight.tune.trial import PROGRESS, Judge
+
+
+def run(config: TuneConfig) -> Artifact:
+    """Try settings, write a report of quality against cost, and store the best in the pipeline.
+
+    Every trial generates the same labels from the same noise, so that only the settings differ. Trials that an
+    interrupted run has finished are not repeated.
+
+    Returns:
+        The report artifact, with `settings.csv`.
+
+    Raises:
+        InputError: on an unusable pipeline, reference or network, or settings that do not go together.
+    """
+    started = time.perf_counter()
+    resolved = config.model_dump(mode="json")
+    pipeline = open_pipeline(config.pipeline)
+    with process_group(resolve_device(config.device)) as processes:
+        if processes.is_main:
+            check_output(config.output, resolved, "report")
+        if is_complete(config.output):
+            return read_artifact(config.output, "report")
+        pipeline.to(processes.device)
+        size = LiveImages(pipeline, config.pipeline, config.draw, config.seed).size
+        networks, key = choose_space(config, size[0], processes)
+        reference = open_reference(config, networks, size, processes)
+        if key not in reference.statistics:
+            raise InputError(f"The reference ({reference.description}) knows nothing of the features of '{key}'.")
+        judge = Judge(config, pipeline, networks, reference, key, processes)
+        trials = judge.search()
+        best = min(trials, key=lambda trial: trial.distance)
+        if processes.is_main:
+            report = describe(config, judge, trials, best, time.perf_counter() - started)
+            with writing_folder(config.output) as staging:
+                write_report(staging, report)
+                write_table(staging / TABLE, table(trials))
+                digest, seconds = file_hash(staging / "report.json"), time.perf_counter() - started
+                write_manifest(staging, "report", resolved, digest, seconds=seconds)
+            (config.output / PROGRESS).unlink(missing_ok=True)
+            if config.store:
+                store_settings(config.pipeline, best.settings)
+            for line in figure_lines(report):
+                log.info(line)
+        processes.barrier()  # the artifact is there
+    return read_artifact(config.output, "report")
+
+
+def store_settings(folder: Path, settings: SolverConfig) -> None:
+    """Write settings into a pipeline's `model_index.json`, where `recommended_sampling` gives them back."""
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text(encoding="utf-8"))
+    index["recommended_sampling"] = settings.model_dump(mode="json")
+    write_text(path, json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def choose_space(config: TuneConfig, image_size: int, processes: Processes) -> tuple[FeatureNetworks, str]:
+    """The networks, and the key of the space whose distance is made small.
+
+    Raises:
+        InputError: the space that was asked for needs a network that was not given.
+    """
+    networks = open_feature_networks(config, image_size, processes.device)
+    key = networks.keys[0] if config.measure == "auto" else config.measure
+    if key not in networks.keys:
+        option = {INCEPTION: "--inception-weights", DINOV2: "--dinov2", FOUNDATION: "--foundation"}[key]
+        raise InputError(f"measure {key} needs its network; give {option}, or set measure to auto.")
+    return networks, key
+
+
+def open_reference(
+    config: TuneConfig, networks: FeatureNetworks, size: tuple[int, int], processes: Processes
+) -> ReferenceSet:
+    """Statistics from a file, or the training images looked at now."""
+    if config.reference is not None:
+        reference = open_reference_set(config.reference, networks, processes, config.batch_size)
+        reference.require_size(size, config.pipeline.name)
+        return reference
+    dataset = open_dataset(config.images, "train", augment=False)
+    description = f"{len(dataset):,} training images"
+    ReferenceSet(description, {}, size=(dataset.size, dataset.size)).require_size(size, config.pipeline.name)
+    share = contiguous_share(len(dataset), config.batch_size, processes)
+    batches = pixel_batches(dataset, share, config.batch_size, config.images.workers, "training images")
+    return measure_reference(networks, share, batches, len(dataset), description, size, processes, keep=0)

@@ -1,0 +1,152 @@
+"""Trials of sampling settings: the same labels from the same noise, generated and measured, each once."""
+
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alight.artifacts import write_text
+from alight.config import DrawConfig, SolverConfig, TuneConfig
+from alight.evaluation.batches import contiguous_share
+from alight.evaluation.features import (
+    DINOV2,
+    FOUNDATION,
+    GREY_PIXELS,
+    INCEPTION,
+    FeatureNetworks,
+    gather_features,
+)
+from alight.evaluation.generation_report import comparable
+from alight.evaluation.reference_set import ReferenceSet, statistics_of
+from alight.metrics.frechet import frechet_distance
+from alight.pipelines import LightningDiTPipeline
+from alight.pipelines.live_images import LiveImages
+from alight.runtime.console import log, progress_bar
+from alight.runtime.distributed import Processes
+from alight.runtime.errors import InputError
+from alight.tune.settings import brief, changed, choices, grid
+
+PROGRESS = "unfinished.json"
+NAMES = {INCEPTION: "FID", DINOV2: "FD-DINOv2", FOUNDATION: "Frechet distance", GREY_PIXELS: "Frechet distance"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried, what they cost and how good they were; less is better."""
+
+    settings: SolverConfig
+    distance: float
+    nfe: float
+    seconds: float
+
+
+class Judge:
+    """Tries settings and remembers what came of them, also beyond an interruption.
+
+    Args:
+        config: which settings there are.
+        pipeline: on its device.
+        networks, reference, key: how quality is measured.
+        processes: share the images of every trial.
+    """
+
+    def __init__(
+        self,
+        config: TuneConfig,
+        pipeline: LightningDiTPipeline,
+        networks: FeatureNetworks,
+        reference: ReferenceSet,
+        key: str,
+        processes: Processes,
+    ) -> None:
+        self.config, self.pipeline, self.networks = config, pipeline, networks
+        self.reference, self.key, self.processes = reference, key, processes
+        self.comparable = ""
+        self._done: dict[str, Trial] = {}
+        self._path = config.output / PROGRESS
+        self._record = {"config": config.model_dump(mode="json"), "weights": self.images(config.draw.sampling).hashes}
+        self._resume()
+
+    def search(self) -> list[Trial]:
+        """All trials, in the order in which they were first made."""
+        if self.config.search == "grid":
+            for settings in grid(self.config):
+                self.trial(settings)
+            return list(self._done.values())
+        best = self.trial(self.config.draw.sampling)
+        for name, values in choices(self.config).items():
+            for value in values:
+                candidate = changed(best.settings, **{name: value})
+                if candidate is not None:
+                    best = min(best, self.trial(candidate), key=lambda trial: trial.distance)
+        # what fewer and more steps cost, by every solver, at the guidance and shift that were found
+        for solver, steps in itertools.product(self.config.solvers, self.config.steps):
+            candidate = changed(best.settings, solver=solver, num_inference_steps=steps)
+            if candidate is not None:
+                self.trial(candidate)
+        return list(self._done.values())
+
+    def trial(self, settings: SolverConfig) -> Trial:
+        """Generate and measure, or remember."""
+        name = settings.model_dump_json()
+        if name not in self._done:
+            started = time.perf_counter()
+            images = self.images(settings)
+            share = contiguous_share(images.count, self.config.batch_size, self.processes)
+            batches = progress_bar(
+                images.read(*share, self.config.batch_size),
+                total=-(-(share[1] - share[0]) // self.config.batch_size),
+                desc=brief(settings),
+                unit="batch",
+            )
+            seen = gather_features(self.networks, share, batches, self.processes, keep=False)
+            found = frechet_distance(statistics_of(seen)[self.key], self.reference.statistics[self.key])
+            self.comparable = comparable(found, images.count)
+            nfe = float(np.mean([value for part in self.processes.gather(images.evaluations) for value in part]))
+            self._done[name] = Trial(settings, found.value, nfe, time.perf_counter() - started)
+            log.info("tune: %s: %s %.4g, NFE %g.", brief(settings), NAMES[self.key], found.value, nfe)
+            self._save()
+        return self._done[name]
+
+    def images(self, settings: SolverConfig) -> LiveImages:
+        """What these settings make, not yet made."""
+        draw: DrawConfig = self.config.draw.model_copy(update={"sampling": settings})
+        return LiveImages(self.pipeline, self.config.pipeline, draw, self.config.seed)
+
+    def _save(self) -> None:
+        if self.processes.is_main:
+            trials = [
+                {"settings": trial.settings.model_dump(mode="json")}
+                | {"distance": trial.distance, "nfe": trial.nfe, "seconds": trial.seconds}
+                for trial in self._done.values()
+            ]
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._path, json.dumps(self._record | {"comparable": self.comparable, "trials": trials}) + "\n")
+
+    def _resume(self) -> None:
+        try:
+            state: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # nothing there, or cut off: begin anew
+            return
+        if {key: state.get(key) for key in self._record} != self._record:
+            raise InputError(
+                f"{self.config.output} holds an unfinished search of another configuration or pipeline. Choose "
+                "another --output, or delete that folder to start anew."
+            )
+        self.comparable = state["comparable"]
+        for values in state["trials"]:
+            settings = SolverConfig.model_validate(values.pop("settings"))
+            self._done[settings.model_dump_json()] = Trial(settings, **values)
+
+
+def front(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that no other beats at the same or a lower cost, the cheapest first."""
+    kept: list[Trial] = []
+    for trial in sorted(trials, key=lambda trial: (trial.nfe, trial.distance)):
+        if not kept or trial.distance < kept[-1].distance:
+            kept.append(trial)
+    return kept
