@@ -44,7 +44,7 @@ class Manners(NamedTuple):
     """What every command can be told about its output."""
 
     quiet: bool = False  # results only
-    verbose: bool = False  # the configuration, library warnings, and where in the code a mistake was noticed
+    verbose: bool = False  # also the whole configuration, and where in the code a mistake was noticed
     as_json: bool = False  # the result for programs
 
 
