@@ -13,6 +13,7 @@ from alight.show.description import Description, size_text
 from alight.show.files import weights_details
 
 TRAINING = "training"
+ARROW = ("foundation", "tokenizer", "latents", "transformer", "pipeline", "samples", "reference", "report")
 
 
 def describe_folder(folder: Path) -> Description:
@@ -37,7 +38,7 @@ def describe_folder(folder: Path) -> Description:
         return Description(folder, f"a model ({kind})", weights_of(folder) | {"configuration": config})
     artifacts = [read_artifact(path, _kind(path)) for path in sorted(folder.iterdir()) if is_complete(path)]
     if artifacts:
-        artifacts.sort(key=lambda artifact: artifact.created)
+        artifacts.sort(key=lambda artifact: (artifact.created, _place(artifact.kind)))
         return Description(folder, "a run", {artifact.path.name: _in_short(artifact) for artifact in artifacts})
     return _anything(folder)
 
@@ -60,6 +61,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def weights_of(folder: Path) -> dict[str, Any]:
     """The weights files in a folder, by name."""
     return {path.name: weights_details(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _place(kind: str) -> int:
+    """Where in the arrow a kind of artifact stands; several can be finished within one second."""
+    return ARROW.index(kind) if kind in ARROW else len(ARROW)
 
 
 def _kind(folder: Path) -> str:
