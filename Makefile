@@ -20,7 +20,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 
 bench: .venv/installed-dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/alight bench
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -25,6 +25,8 @@ from typing import Any
 from alight.runtime.errors import InputError
 
 MANIFEST = "alight.json"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"  # of a model, as diffusers has it
+PIPELINE_INDEX = "model_index.json"  # of a pipeline, likewise
 FORMAT = 1
 _PARTIAL = ".partial"
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
@@ -36,6 +38,7 @@ _COMMANDS = {  # that make an artifact, where its name does not say it
     "report": "evaluate",
     "latents": "latents extract",
     "reference": "evaluate reference",
+    "pipeline": "export",
 }
 _LIBRARIES = ("alight", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pillow", "safetensors")
 
@@ -46,7 +49,7 @@ class Artifact:
 
     Attributes:
         path: the folder.
-        kind: foundation, tokenizer, latents, transformer, samples or report.
+        kind: foundation, tokenizer, latents, transformer, samples, report or pipeline.
         config: the resolved configuration that made it.
         hash: identity of its payload (weights, or shards); what later stages record as their input.
         inputs: kind -> hash of the artifacts that it was made from.
@@ -66,6 +69,17 @@ class Artifact:
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
     format: int = FORMAT
+
+    def as_data(self) -> dict[str, Any]:
+        """For programs: what it is, where, and what it says of itself."""
+        return {
+            "kind": self.kind,
+            "path": str(self.path),
+            "hash": self.hash,
+            "inputs": self.inputs,
+            "facts": self.facts,
+            "seconds": self.seconds,
+        }
 
     def require_input(self, other: Artifact) -> None:
         """Refuse to combine this artifact with another one than it was made from.
@@ -95,13 +109,7 @@ def read_artifact(folder: Path, kind: str) -> Artifact:
     Raises:
         InputError: if the folder is missing, unfinished, of another kind or has an unreadable manifest.
     """
-    commands = {
-        "samples": "sample",
-        "report": "evaluate",
-        "latents": "latents extract",
-        "reference": "evaluate reference",
-    }
-    make = commands.get(kind, f"{kind} train")
+    make = _COMMANDS.get(kind, f"{kind} train")
     if not folder.is_dir():
         raise InputError(f"There is no {kind} folder {folder}. Check the path, or make one with 'alight {make}'.")
     if not is_complete(folder):

@@ -11,18 +11,22 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from alight.config import JOBS, Section
 from alight.recipes import explain, read_recipe, validate
 from alight.runtime.errors import InputError
+from alight.runtime.terminal import paint
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # the shell's convention for a process ended by Ctrl-C
+EXIT_BROKEN_PIPE = 141  # and for one that wrote to a program which had gone
+COMPLETION = "--print-completion"
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,15 @@ class Command:
     summary: str
     report: str = ""  # what to say when it is done; {path} is the artifact's folder, empty = what `run` returns
     distributed: bool = False  # whether several processes can share the work
-    answers: bool = False  # whether `run` returns an answer with `as_data`, which --json prints, and an `exit_code`
+    operand: str = ""  # the option that words before the first option belong to
+
+
+class Manners(NamedTuple):
+    """What every command can be told about its output."""
+
+    quiet: bool = False  # results only
+    verbose: bool = False  # also the whole configuration, and where in the code a mistake was noticed
+    as_json: bool = False  # the result for programs
 
 
 COMMANDS = {
@@ -89,21 +101,33 @@ COMMANDS = {
         distributed=True,
     ),
     "convert": Command("alight.stages.convert", "published checkpoints and latents, in and out", "Converted: {path}"),
-    "plan": Command("alight.plan.estimate", "what a training recipe costs on this machine", answers=True),
-    "doctor": Command("alight.doctor.examine", "what is wrong, and its mend", answers=True),
+    "export": Command(
+        "alight.stages.export", "a folder for others, with a model card", "Exported: {path}", operand="--pipeline"
+    ),
+    "report": Command("alight.show.reports", "the figures of reports, side by side", operand="--folders"),
+    "info": Command("alight.show.info", "what a file or folder is, and how it was made", operand="--path"),
+    "bench": Command("alight.bench", "the library against a plain version of the same maths", operand="--work"),
+    "plan": Command("alight.plan.estimate", "what a training recipe costs on this machine"),
+    "doctor": Command("alight.doctor.examine", "what is wrong, and its mend"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0, 2 for a user's mistake, 130 or 143 after a signal."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        code = dispatch(words)
     except InputError as error:
-        print(f"alight: {error}", file=sys.stderr)
+        if "--verbose" in words:
+            traceback.print_exc()
+        print(f"{paint('alight:', 'red', sys.stderr)} {error}", file=sys.stderr)
         code = EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
         print("alight: interrupted.", file=sys.stderr)
         code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # whoever read the output has seen enough; nothing is left to be flushed to them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_BROKEN_PIPE
     sys.exit(code)
 
 
@@ -115,33 +139,42 @@ def dispatch(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"alight {metadata.version('alight')}")
         return 0
+    if arguments[0].startswith(COMPLETION):
+        from alight.completion import completion_script
+
+        print(completion_script(_take_option(arguments, COMPLETION, "bash, zsh or fish")[0]))
+        return 0
     name, rest = _split_command(arguments)
     command = COMMANDS[name]
-    as_json = command.answers and "--json" in rest
-    config, quiet = parse(name, [argument for argument in rest if not (as_json and argument == "--json")])
+    config, manners = parse(name, rest)
     rank, world_size = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if world_size > 1 and not command.distributed:
         raise InputError(f"'alight {name}' runs in one process. Start it without torchrun.")
-    _set_up_logging(quiet or rank > 0)
+    _set_up_logging(manners if rank == 0 else Manners(quiet=True))
+    logging.getLogger("alight").debug("%s: %s", name, config.model_dump_json(indent=2))
     run: Callable[[Any], Any] = import_module(command.module).run
     result = run(config)
     if rank == 0:
-        if as_json:
+        if manners.as_json:
             print(json.dumps(result.as_data(), indent=2, allow_nan=False))
         else:
             print(command.report.format(path=result.path) if command.report else result)
-    return result.exit_code if command.answers else 0
+        sys.stdout.flush()
+    return int(getattr(result, "exit_code", 0))
 
 
-def parse(name: str, arguments: list[str]) -> tuple[Section, bool]:
-    """The configuration of a command: its defaults, then the recipe, then dotted overrides."""
+def parse(name: str, arguments: list[str]) -> tuple[Section, Manners]:
+    """The configuration of a command: its defaults, then the recipe, then dotted overrides.
+
+    Raises:
+        InputError: something in it is wrong; names it, and its mend.
+    """
     import tyro
     from pydantic import ValidationError
 
-    recipe, arguments = _take_option(arguments, "--config")
-    quiet = "--quiet" in arguments
-    arguments = [argument for argument in arguments if argument != "--quiet"]
-    kind, source = JOBS[name], f"alight {name}"
+    arguments, manners = _take_manners(arguments)
+    recipe, arguments = _take_option(arguments, "--config", "the path or the name of a recipe")
+    kind, source, operand = JOBS[name], f"alight {name}", COMMANDS[name].operand
     values: dict[str, Any] = {}
     if recipe is None and name == "quickstart":
         recipe = "quickstart"
@@ -156,11 +189,12 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, bool]:
         with contextlib.redirect_stderr(boxed):
             config = tyro.cli(
                 kind,
-                prog=f"alight {name}",
+                prog=f"alight {name} {operand.removeprefix('--').upper()}".rstrip(),
                 description=f"{kind.__doc__}\n\nA recipe (--config FILE, or the name of a shipped one) changes "
-                "the defaults shown here; options change the recipe. --quiet shows results only.",
+                "the defaults shown here; options change the recipe. --quiet shows results only, --verbose more than "
+                "usual, --json the result for programs.",
                 default=default,
-                args=_spell_out_flags(kind, arguments),
+                args=_spell_out_flags(kind, _name_operand(operand, arguments)),
                 config=(tyro.conf.FlagConversionOff,),
             )
     except ValidationError as error:
@@ -173,7 +207,7 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, bool]:
             raise InputError(explain(kind, cause)) from stop
         sys.stderr.write(boxed.getvalue())
         raise
-    return config, quiet
+    return config, manners
 
 
 def usage() -> str:
@@ -182,13 +216,14 @@ def usage() -> str:
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: alight COMMAND [--config RECIPE] [--KEY VALUE ...]",
+            "usage: alight COMMAND [--config RECIPE] [--KEY VALUE ...] [--json] [--quiet | --verbose]",
             "",
             "Aligned latents and LightningDiT: train a tokenizer and a transformer on its latents, sample, measure.",
             "",
             *lines,
             "",
             "alight COMMAND --help lists every option with its default; alight --version says which version this is.",
+            "alight --print-completion bash, zsh or fish prints what lets the shell complete all of it.",
         ]
     )
 
@@ -221,19 +256,34 @@ def _spell_out_flags(kind: type[Section], arguments: list[str]) -> list[str]:
     return spelt
 
 
-def _take_option(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
+def _name_operand(option: str, arguments: list[str]) -> list[str]:
+    """Words before the first option are the value of the command's main option."""
+    given = bool(option and arguments and not arguments[0].startswith("-"))
+    return [option, *arguments] if given else arguments
+
+
+def _take_manners(arguments: list[str]) -> tuple[list[str], Manners]:
+    """Take what is about the output out of the arguments."""
+    flags = {"--quiet": "quiet", "--verbose": "verbose", "--json": "as_json"}
+    manners = Manners(**{name: flag in arguments for flag, name in flags.items()})
+    if manners.quiet and manners.verbose:
+        raise InputError("--quiet and --verbose contradict each other; give one of them.")
+    return [argument for argument in arguments if argument not in flags], manners
+
+
+def _take_option(arguments: list[str], name: str, meaning: str) -> tuple[str | None, list[str]]:
     """Take `--name VALUE` or `--name=VALUE` out of the arguments."""
     for index, argument in enumerate(arguments):
         if argument == name:
             if index + 1 >= len(arguments):
-                raise InputError(f"{name} needs a value: the path or the name of a recipe.")
+                raise InputError(f"{name} needs a value: {meaning}.")
             return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
         if argument.startswith(f"{name}="):
             return argument.removeprefix(f"{name}="), arguments[:index] + arguments[index + 1 :]
     return None, arguments
 
 
-def _set_up_logging(quiet: bool) -> None:
+def _set_up_logging(manners: Manners) -> None:
     from alight.runtime.console import show_progress
 
-    show_progress(logging.WARNING if quiet else logging.INFO)
+    show_progress(logging.DEBUG if manners.verbose else logging.WARNING if manners.quiet else logging.INFO)

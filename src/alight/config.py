@@ -21,7 +21,6 @@ from alight.config_generation import (  # noqa: F401 (every configuration can be
     TuneConfig,
 )
 from alight.config_parts import (
-    Device,
     Fraction,
     ImagesConfig,
     Job,
@@ -46,6 +45,7 @@ from alight.config_tokenizer import (  # noqa: F401 (every configuration can be 
     TrainFoundationConfig,
     TrainTokenizerConfig,
 )
+from alight.config_tools import BenchConfig, DoctorConfig, ExportConfig, InfoConfig, PlanConfig, ReportConfig
 
 # --- latents ------------------------------------------------------------------------------------------------------
 
@@ -165,40 +165,6 @@ class ConvertConfig(Section):
     tokenizer: Path | None = None  # the tokenizer artifact that transformer or latents were made with
 
 
-# --- tools --------------------------------------------------------------------------------------------------------
-
-
-class PlanConfig(Section):
-    """Estimate memory and time of a training recipe on this machine from a short measured run; --json for programs."""
-
-    recipe: str | None = None  # of 'transformer train' or 'tokenizer train': a file or a shipped name; always needed
-    processes: Positive = 1  # that will share the batch, on as many machines or devices like this one
-    seconds: PositiveReal = 60.0  # about how long to measure; a model too large for that is measured in part
-    device: Device | None = None  # None = the recipe's
-    latent_shape: tuple[Positive, Positive, Positive] = (32, 16, 16)  # channels, height, width; if not there yet
-    num_classes: Positive = 1000  # likewise
-    num_images: Positive | None = None  # of an epoch; None = of the recipe's data, or ImageNet's if not there yet
-
-
-class DoctorConfig(Section):
-    """Check the installation, and a recipe, a run or a tokenizer, and name the mend; --json for programs."""
-
-    recipe: str | None = None  # also check that it loads and has what it needs, and compare the run with it
-    run: Path | None = None  # a training run, finished or not: look for trouble in its log
-    tokenizer: Path | None = None  # encode and decode images with it; a folder, a hub id or a published checkpoint
-    images: str | None = None  # a folder, or anything that images.source may be
-    num_images: Positive = 16  # so many of them
-    output: Path = Path("runs")  # where results are going to be written
-    network: bool = False  # also see whether the Hugging Face hub can be reached
-    device: Device = "auto"
-
-    @model_validator(mode="after")
-    def _images_and_tokenizer(self) -> Self:
-        if (self.images is None) != (self.tokenizer is None):
-            raise ValueError("a tokenizer is tried on images: give both images and tokenizer, or neither")
-        return self
-
-
 JOBS: dict[str, type[Section]] = {
     "quickstart": QuickstartConfig,
     "foundation train": TrainFoundationConfig,
@@ -213,6 +179,10 @@ JOBS: dict[str, type[Section]] = {
     "evaluate reference": EvaluateReferenceConfig,
     "tune": TuneConfig,
     "convert": ConvertConfig,
+    "export": ExportConfig,
+    "report": ReportConfig,
+    "info": InfoConfig,
+    "bench": BenchConfig,
     "plan": PlanConfig,
     "doctor": DoctorConfig,
 }

@@ -43,6 +43,13 @@ def recipes_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
 
 
+def shipped_recipes() -> dict[str, str]:
+    """The names of the shipped recipes, in order, each with the job it is for."""
+    folder = recipes_folder()
+    names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    return {name: read_recipe(folder / f"{name}.yaml")[0] for name in names}
+
+
 def find_recipe(name: str | Path) -> Path:
     """The file of a recipe, given as a path or as the name of a shipped recipe such as `quickstart`.
 

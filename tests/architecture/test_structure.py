@@ -12,11 +12,33 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # a layer may import those with a smaller number, and its own
 LAYERS = [
-    {"config", "config_parts", "config_tokenizer", "config_generation", "recipes", "artifacts", "runtime"},
+    {
+        "config",
+        "config_parts",
+        "config_tokenizer",
+        "config_generation",
+        "config_tools",
+        "recipes",
+        "artifacts",
+        "runtime",
+    },
     {"models", "losses", "flow"},
     {"training", "data", "metrics", "interop", "evaluation"},
-    {"stages", "pipelines"},
-    {"cli", "web", "quickstart", "study", "plan", "doctor", "tune", "__main__", "__init__"},
+    {"stages", "pipelines", "sharing"},
+    {
+        "cli",
+        "web",
+        "quickstart",
+        "study",
+        "plan",
+        "doctor",
+        "tune",
+        "show",
+        "bench",
+        "completion",
+        "__main__",
+        "__init__",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OPTIONAL = {"gradio", "datasets", "webdataset", "timm", "torchvision", "torch_fidelity", "torchmetrics", "wandb"}

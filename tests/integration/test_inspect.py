@@ -31,7 +31,7 @@ def latents(tmp_path_factory):
 
 
 def test_a_description(latents):
-    text = run(InspectLatentsConfig(latents=latents))
+    text = str(run(InspectLatentsConfig(latents=latents)))
     assert "240 of shape 2 x 4 x 4; all checksums are right" in text
     assert "3: cats, dogs, mice" in text
     assert "80 to 80" in text
@@ -76,7 +76,7 @@ def test_no_damage_is_called_right(latents, seed):
         with pytest.raises(InputError):
             run(InspectLatentsConfig(latents=latents))
         path.write_bytes(whole)
-    assert "all checksums are right" in run(InspectLatentsConfig(latents=latents))
+    assert "all checksums are right" in str(run(InspectLatentsConfig(latents=latents)))
 
 
 def test_shards_of_another_folder_are_noticed(tmp_path):

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from alight.artifacts import differences, explained_disk_errors, write_text
+from alight.data.provenance import png_text
 from alight.runtime.errors import InputError
 
 UNFINISHED = "unfinished.json"
@@ -90,18 +90,16 @@ class SampleFolder:
         except (OSError, SyntaxError, ValueError):  # Pillow's words for a damaged file
             return False
 
-    def write(self, number: int, pixels: np.ndarray, request: Request, nfe: int) -> None:
-        """Store image `number`, (H, W, 3) uint8, with what made it and its cost."""
-        text = PngInfo()
-        for key, value in {"label": request.label, "seed": request.seed, "nfe": nfe}.items():
-            text.add_text(key, str(value))
+    def write(self, number: int, pixels: np.ndarray, request: Request, nfe: int, settings: Mapping[str, Any]) -> None:
+        """Store image `number`, (H, W, 3) uint8, with what made it, its cost, and what else it is to say of itself."""
+        text = png_text({"label": request.label, "seed": request.seed, "nfe": nfe, **settings})
         with _replacing(self.image_path(number)) as temporary:
             Image.fromarray(pixels).save(temporary, format="png", pnginfo=text)
 
-    def write_picture(self, name: str, image: np.ndarray) -> None:
-        """Store a picture that belongs to no single sample, as it comes."""
+    def write_picture(self, name: str, image: np.ndarray, settings: Mapping[str, Any]) -> None:
+        """Store a picture of several samples, with what they have in common."""
         with _replacing(self.path / name) as temporary:
-            Image.fromarray(image).save(temporary, format="png")
+            Image.fromarray(image).save(temporary, format="png", pnginfo=png_text(settings))
 
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         """The pixels of images, (H, W, 3) uint8, one after another."""

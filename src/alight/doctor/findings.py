@@ -1,17 +1,16 @@
 """What a check says, and all of them together."""
 
-import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from alight.runtime.errors import InputError
+from alight.runtime.terminal import Colour, paint
 
 Verdict = Literal["ok", "warning", "problem"]
 
-COLOURS = {"ok": "\033[32m", "warning": "\033[33m", "problem": "\033[31m"}
-PLAIN = "\033[0m"
+COLOURS: dict[Verdict, Colour] = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
 class Finding(NamedTuple):
@@ -46,13 +45,10 @@ class Examination:
         return {"healthy": not self.exit_code, "findings": [finding._asdict() for finding in self.findings]}
 
     def __str__(self) -> str:
-        coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         width = max(len(finding.subject) for finding in self.findings)
         lines = []
         for finding in self.findings:
-            verdict = f"{finding.verdict:<9}"
-            if coloured:
-                verdict = f"{COLOURS[finding.verdict]}{verdict}{PLAIN}"
+            verdict = paint(f"{finding.verdict:<9}", COLOURS[finding.verdict], sys.stdout)
             lines.append(f"{verdict}{finding.subject:<{width}}  {finding.sentence}")
             if finding.mend:
                 lines.append(f"{'':<9}{'':<{width}}  -> {finding.mend}")

@@ -15,10 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from alight.artifacts import CONFIG_FILE, WEIGHTS_FILE
 from alight.runtime.errors import InputError
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 ModelT = TypeVar("ModelT", bound=ModelMixin)
 

@@ -113,6 +113,14 @@ class LightningDiTPipeline(DiffusionPipeline):
         options.setdefault("low_cpu_mem_usage", False)  # it needs a package that is otherwise unused, and says so
         return super().from_pretrained(pretrained_model_name_or_path, **options)
 
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
+        """What diffusers knows of a folder; exported ones lead it to this class by code of theirs, not needed here."""
+        index: dict[str, Any] = super()._dict_from_json_file(json_file)
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][-1]
+        return index
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names by which classes can be asked for, by label; empty if there are none."""
@@ -277,3 +285,8 @@ def latent_shape(transformer: LightningDiT) -> tuple[int, int, int]:
     size = transformer.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return transformer.config.in_channels, height, width
+
+
+def image_size(pipeline: LightningDiTPipeline) -> int:
+    """Height in pixels of the images that a pipeline makes."""
+    return latent_shape(pipeline.transformer)[1] * int(pipeline.tokenizer.downsampling_factor)

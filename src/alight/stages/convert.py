@@ -53,7 +53,12 @@ UNRECORDED = ""  # in place of a hash: nobody knows what it was made with, and `
 class Exported(NamedTuple):
     """Where a published file, or a folder of them, was written."""
 
+    kind: str
     path: Path
+
+    def as_data(self) -> dict[str, Any]:
+        """For programs."""
+        return {"kind": f"published {self.kind}", "path": str(self.path)}
 
 
 def run(config: ConvertConfig) -> Artifact | Exported:
@@ -71,7 +76,7 @@ def run(config: ConvertConfig) -> Artifact | Exported:
     if config.to == "published":
         exporters = {"transformer": to_transformer_file, "tokenizer": to_tokenizer_file, "latents": to_latents_folder}
         exporters[config.kind](config.source, config.output)
-        return Exported(config.output)
+        return Exported(config.kind, config.output)
     check_output(config.output, config.model_dump(mode="json"), config.kind)
     if is_complete(config.output):
         return require_origin(read_artifact(config.output, config.kind), config.source)

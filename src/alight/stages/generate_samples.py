@@ -22,6 +22,7 @@ from alight.artifacts import (
 )
 from alight.config import SampleConfig
 from alight.data.image_npz import write_images_npz
+from alight.data.provenance import software
 from alight.data.sample_folder import Request, SampleFolder
 from alight.metrics.pictures import image_grid
 from alight.models.lightning_dit import LightningDiT
@@ -48,6 +49,12 @@ class Models(NamedTuple):
     def hashes(self) -> dict[str, str]:
         """What the images are made with."""
         return {kind: artifact.hash for kind, artifact in self.artifacts.items()}
+
+    @property
+    def class_names(self) -> list[str]:
+        """By label; the labels themselves where the classes have no names."""
+        known = self.pipeline.class_names
+        return list(known) or [str(label) for label in range(self.pipeline.transformer.config.num_classes)]
 
 
 def run(config: SampleConfig) -> Artifact:
@@ -150,6 +157,7 @@ def make_batch(
 ) -> None:
     """Generate and store a few images; the first batch also shows some of them on their way."""
     shown = config.trajectory_images if batch[0][0] == 0 else 0
+    common = common_settings(models, config)
     states: list[Tensor] = []
     with autocast(device, config.precision):
         result = models.pipeline(
@@ -163,9 +171,10 @@ def make_batch(
         frames = [models.pipeline.decode(state) for state in states]
     if frames:  # before the images, so that whoever finds them finds it, too
         strip = torch.stack(frames, dim=1).flatten(0, 1)  # (images * columns, H, W, 3), a row per image
-        folder.write_picture(TRAJECTORY, image_grid(strip.cpu().numpy(), len(frames)))
+        folder.write_picture(TRAJECTORY, image_grid(strip.cpu().numpy(), len(frames)), software() | common)
     for (number, request), pixels in zip(batch, result.images.cpu().numpy(), strict=True):
-        folder.write(number, pixels, request, result.nfe)
+        own = {"class": models.class_names[request.label]}
+        folder.write(number, pixels, request, result.nfe, software() | own | common)
 
 
 def trajectory_recorder(states: list[Tensor], images: int, steps: int) -> Callable[[int, Tensor], None]:
@@ -188,12 +197,14 @@ def finish(
 ) -> None:
     """Add to the images what describes them, the manifest last."""
     settings = describe(models, requests, folder, config)
-    folder.write_picture(GRID, class_grid(requests, folder))
+    folder.write_picture(GRID, class_grid(requests, folder), software() | common_settings(models, config))
     with writing_folder(folder.path) as staging:
         write_text(staging / SETTINGS, json.dumps(settings, indent=2) + "\n")
         if config.npz:
             order = torch.randperm(len(requests), generator=random_stream(config.seed, "npz order")).tolist()
-            write_images_npz(staging / NPZ, folder.read(order), len(requests))  # classes mixed
+            shuffled = {name: [settings[name][number] for number in order] for name in ("labels", "seeds")}
+            said = software() | settings | shuffled
+            write_images_npz(staging / NPZ, folder.read(order), len(requests), said)  # classes mixed
         digest = file_hash(*(folder.image_path(number) for number in range(len(requests))))
         facts = {key: settings[key] for key in ("count", "nfe", "label_protocol", "class_names")}
         seconds = time.perf_counter() - started
@@ -203,22 +214,28 @@ def finish(
 
 def describe(models: Models, requests: list[Request], folder: SampleFolder, config: SampleConfig) -> dict[str, Any]:
     """Every setting that determined the images."""
-    of_sde = set() if config.sampling.stochastic else {"diffusion_form", "last_step"}
     costs = [folder.evaluations(number) for number in range(len(requests))]
-    num_classes = models.pipeline.transformer.config.num_classes
     return {
         "count": len(requests),
         "label_protocol": label_protocol(config),
-        "sampling": config.sampling.model_dump(exclude=of_sde),
         "nfe": costs[0] if len(set(costs)) == 1 else sum(costs) / len(costs),  # adaptive solvers differ by batch
         "seed": config.seed,
+        **common_settings(models, config),
+        "labels": [request.label for request in requests],
+        "seeds": [request.seed for request in requests],
+        "class_names": models.class_names,
+    }
+
+
+def common_settings(models: Models, config: SampleConfig) -> dict[str, Any]:
+    """What all images have in common: a label and a seed are all that is missing to make one again."""
+    of_sde = set() if config.sampling.stochastic else {"diffusion_form", "last_step"}
+    return {
+        "sampling": config.sampling.model_dump(exclude=of_sde),
         "precision": config.precision,
         "batch_size": config.batch_size,
         "uint8_rule": "clamp(127.5 x + 128, 0, 255), truncated",
         **models.hashes,
-        "labels": [request.label for request in requests],
-        "seeds": [request.seed for request in requests],
-        "class_names": list(models.pipeline.class_names) or [str(label) for label in range(num_classes)],
     }
 
 

@@ -1,5 +1,10 @@
 """A look at a folder of latents: whether every byte is what was written, and what a generator will see."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from alight.artifacts import Artifact, check_output, library_versions, read_artifact
@@ -10,11 +15,42 @@ from alight.metrics.report import Figure, Picture, Report
 from alight.metrics.report_files import write_report
 
 
-def run(config: InspectLatentsConfig) -> str:
+@dataclass(frozen=True)
+class Inspection:
+    """What was seen; `facts` by name as they are printed, `report` where one was written."""
+
+    path: Path
+    hash: str
+    facts: Mapping[str, str]
+    checked: int
+    figures: Sequence[Figure]
+    report: Path | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        """For programs."""
+        figures = {figure.name: figure.value for figure in self.figures}
+        report = str(self.report) if self.report is not None else None
+        facts = {**self.facts, "checked": self.checked}
+        return {"kind": "latents", "path": str(self.path), "hash": self.hash, "facts": facts, "figures": figures} | (
+            {"report": report} if report else {}
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            *(f"{name:<12} {fact}" for name, fact in self.facts.items()),
+            f"hash         {self.hash[:12]}",
+            "",
+            f"After normalisation, over {self.checked:,} latents:",
+            *(f"{figure.label:<24} {figure.value:.{figure.digits}f}" for figure in self.figures),
+        ]
+        return "\n".join([*lines, *(["", f"Report: {self.report}"] if self.report is not None else [])])
+
+
+def run(config: InspectLatentsConfig) -> Inspection:
     """Check all shards, and describe the latents as training will see them, after normalisation.
 
     Returns:
-        A text for the terminal; with `output` also a report with plots is written there.
+        What was seen, as text and `as_data`; with `output` also a report with plots is written there.
 
     Raises:
         InputError: if the folder is no finished latents artifact, or anything in it is damaged.
@@ -31,20 +67,17 @@ def run(config: InspectLatentsConfig) -> str:
         figures, pictures = [*figures, *density], [picture]
     counts = np.bincount(dataset.labels.numpy(), minlength=dataset.num_classes)
     names = ", ".join(dataset.class_names[:8]) + (", ..." if dataset.num_classes > 8 else "")
-    lines = [
-        f"latents      {describe(dataset)}; all checksums are right",
-        f"classes      {dataset.num_classes}: {names}",
-        f"per class    {counts.min():,} to {counts.max():,}",
-        f"tokenizer    {artifact.inputs.get('tokenizer', '')[:12] or 'unknown'}",
-        f"hash         {artifact.hash[:12]}",
-        "",
-        f"After normalisation, over {len(latents):,} latents:",
-        *(f"{figure.label:<24} {figure.value:.{figure.digits}f}" for figure in figures),
-    ]
+    facts = {
+        "latents": f"{describe(dataset)}; all checksums are right",
+        "classes": f"{dataset.num_classes}: {names}",
+        "per class": f"{counts.min():,} to {counts.max():,}",
+        "tokenizer": artifact.inputs.get("tokenizer", "")[:12] or "unknown",
+    }
+    report = None
     if config.output is not None:
-        report = build_report(artifact, dataset, latents, figures, pictures)
-        lines += ["", f"Report: {write_report(config.output, report)}"]
-    return "\n".join(lines)
+        page = build_report(artifact, dataset, latents, figures, pictures)
+        report = write_report(config.output, page)
+    return Inspection(config.latents, artifact.hash, facts, len(latents), figures, report)
 
 
 def describe(dataset: LatentDataset) -> str:

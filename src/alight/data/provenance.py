@@ -1,0 +1,80 @@
+"""How an image was made, inside the file itself: text chunks of a PNG, an entry of an npz archive.
+
+Images are copied out of their folders, and their settings should go with them. What is written is a function of the
+settings alone, without a time, so that the same image is the same file.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+SOFTWARE = "Software"  # a keyword of the PNG specification
+NPZ_ENTRY = "provenance"
+_STRUCTURED = ("sampling",)  # what is no plain text or number
+
+
+def software() -> dict[str, str]:
+    """Which version of this package is at work."""
+    return {SOFTWARE: f"alight {metadata.version('alight')}"}
+
+
+def png_text(settings: Mapping[str, Any]) -> PngInfo:
+    """Settings as text chunks, one each; what is structured becomes JSON."""
+    chunks = PngInfo()
+    for name, value in settings.items():
+        text = json.dumps(value) if name in _STRUCTURED else str(value)
+        # tEXt chunks hold Latin-1 alone, and class names are in every script
+        chunks.add_itxt(name, text) if _beyond_latin_1(text) else chunks.add_text(name, text)
+    return chunks
+
+
+def read_png(path: Path) -> dict[str, Any]:
+    """The settings in a PNG file; of a picture from elsewhere, whatever text it holds.
+
+    Raises:
+        OSError: it is no image, or damaged.
+    """
+    with Image.open(path) as image:
+        image.load()  # text may stand behind the pixels
+        chunks = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
+    return {name: _structured(value) if name in _STRUCTURED else value for name, value in chunks.items()}
+
+
+def write_npz_entry(archive: zipfile.ZipFile, settings: Mapping[str, Any]) -> None:
+    """Add settings to an open npz archive: `json.loads(str(numpy.load(file)["provenance"]))` reads them."""
+    array = BytesIO()
+    np.lib.format.write_array(array, np.array(json.dumps(settings)), allow_pickle=False)
+    archive.writestr(npz_member(NPZ_ENTRY), array.getvalue())
+
+
+def read_npz_entry(path: Path) -> dict[str, Any]:
+    """The settings in an npz archive; none in one from elsewhere."""
+    with np.load(path, allow_pickle=False) as arrays:
+        if NPZ_ENTRY not in arrays:
+            return {}
+        settings = _structured(str(arrays[NPZ_ENTRY]))
+    return settings if isinstance(settings, dict) else {}
+
+
+def npz_member(name: str) -> zipfile.ZipInfo:
+    """An entry of an npz archive without the time of day that the zip format would put there."""
+    return zipfile.ZipInfo(f"{name}.npy")
+
+
+def _beyond_latin_1(text: str) -> bool:
+    return any(ord(character) > 255 for character in text)
+
+
+def _structured(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # another program's chunk of the same name
+        return text

@@ -1,0 +1,292 @@
+"""The model card: README.md of an exported folder, told from the run's own records and from nothing else.
+
+What the records do not say, the card does not say either, and no figure stands there without its conditions.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from alight.artifacts import Artifact
+from alight.metrics.report_page import plain_text
+from alight.runtime.console import duration
+from alight.sharing.source import portable
+
+PAPER = "arXiv [2501.01423](https://arxiv.org/abs/2501.01423)"
+NAMED_CLASSES = 30  # more are in model_index.json
+FOREMOST = {  # settings that a reader asks for first, and what they are called
+    "training.global_batch_size": "batch",
+    "optimizer.lr": "learning rate",
+    "optimizer.betas": "Adam betas",
+    "training.ema_decay": "EMA decay",
+    "training.precision": "precision",
+    "alignment.foundation": "aligned with",
+    "alignment.weight": "alignment weight",
+    "flow.path": "path",
+    "flow.prediction": "prediction",
+    "flow.time_sampling": "time sampling",
+    "seed": "seed",
+}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What is exported, as far as a reader of the card wants to know.
+
+    Attributes:
+        name: of the model.
+        license: of the weights, as the hub spells it; None if that is still open.
+        tokenizer: its record.
+        transformer: likewise; None where the tokenizer is shared alone.
+        shape: of the latents, such as f16d32.
+        image_size: in pixels.
+        parameters: by kind.
+        class_names: by label; empty where there are no classes.
+        sampling: the settings of the pictured samples; None where there are none.
+        report: figures of these networks, and the configuration they were measured with.
+        pictures: file name -> caption.
+        address: what a reader gives to `from_pretrained`.
+    """
+
+    name: str
+    license: str | None
+    tokenizer: Artifact
+    transformer: Artifact | None
+    shape: str
+    image_size: int
+    parameters: Mapping[str, int]
+    class_names: Sequence[str] = ()
+    sampling: Mapping[str, Any] | None = None
+    report: Mapping[str, Any] | None = None
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    address: str = "FOLDER"
+
+    @property
+    def records(self) -> list[Artifact]:
+        """In the order in which they were made."""
+        return [record for record in (self.tokenizer, self.transformer) if record is not None]
+
+
+def model_card(shared: Shared) -> str:
+    """The whole card, its metadata first."""
+    sections = [
+        f"# {shared.name}\n\n{_summary(shared)}",
+        *(f"![{caption}]({file})\n\n*{caption}*" for file, caption in shared.pictures.items()),
+        f"## Use\n\n{_use(shared)}",
+        _classes(shared),
+        f"## Training\n\n{_training(shared)}",
+        f"## Figures\n\n{_figures(shared)}",
+        f"## Files and identity\n\n{_identity(shared)}",
+        f"## Licence\n\n{_licence(shared)}",
+        f"## Method\n\n{_method()}",
+    ]
+    card = ModelCard(f"---\n{metadata(shared).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
+    return str(card)
+
+
+def metadata(shared: Shared) -> ModelCardData:
+    """What the hub files the model under."""
+    tags = ["vavae", "tokenizer"] if shared.transformer is None else ["lightningdit", "vavae", "flow-matching"]
+    if shared.class_names:
+        tags.append("class-conditional")
+    results = list(_results(shared))
+    return ModelCardData(
+        license=shared.license,
+        library_name="diffusers",
+        pipeline_tag=None if shared.transformer is None else "unconditional-image-generation",
+        tags=["alight", *tags],
+        datasets=_hub_dataset(shared.tokenizer),
+        model_name=shared.name if results else None,
+        eval_results=results or None,
+    )
+
+
+def _hub_dataset(tokenizer: Artifact) -> list[str] | None:
+    """The data set, where it is one of the hub: hf:owner/name or hf:owner/name:split."""
+    kind, _, name = _image_source(tokenizer).partition(":")
+    return [name.split(":")[0]] if kind == "hf" else None
+
+
+def _image_source(record: Artifact) -> str:
+    return str(portable(record.config.get("images", {}).get("source", "")))
+
+
+def _results(shared: Shared) -> list[EvalResult]:
+    """The foremost figures for the hub's own tables, conditions included."""
+    if shared.report is None:
+        return []
+    measured_on = shared.report.get("configuration", {}).get("evaluate", {}).get("images", {}).get("source")
+    images = str(portable(measured_on or "unknown"))
+    return [
+        EvalResult(
+            task_type="unconditional-image-generation" if "transformer" in figure["conditions"] else "image-to-image",
+            dataset_type=images,
+            dataset_name=images,
+            metric_type=figure["name"],
+            metric_name=figure["label"],
+            metric_value=figure["value"],
+            metric_args=portable(figure["conditions"]),
+        )
+        for figure in shared.report["figures"]
+        if figure["headline"] and figure["value"] is not None
+    ]
+
+
+def _summary(shared: Shared) -> str:
+    foundation = shared.tokenizer.facts.get("foundation")
+    aligned = f", aligned with a vision foundation model ({portable(foundation)})" if foundation else ""
+    size = f"images of {shared.image_size} pixels"
+    if shared.transformer is None:
+        return (
+            f"An {shared.shape} tokenizer for {size} ({_millions(shared, 'tokenizer')}){aligned}: a variational "
+            "autoencoder in the format of diffusers' `AutoencoderKL`."
+        )
+    conditional = f" in {len(shared.class_names)} classes" if len(shared.class_names) > 1 else ""
+    return (
+        f"A latent diffusion transformer, LightningDiT, of {_millions(shared, 'transformer')} that makes {size}"
+        f"{conditional}, on the latents of an {shared.shape} tokenizer ({_millions(shared, 'tokenizer')}){aligned}."
+    )
+
+
+def _millions(shared: Shared, kind: str) -> str:
+    return f"{shared.parameters[kind] / 1e6:.1f} million parameters"
+
+
+def _use(shared: Shared) -> str:
+    if shared.transformer is None:
+        return _code(
+            "import torch\nfrom diffusers import AutoencoderKL",
+            f'vae = AutoencoderKL.from_pretrained("{shared.address}")',
+            f"images = torch.zeros(1, 3, {shared.image_size}, {shared.image_size})  # in [-1, 1]",
+            "reconstructions = vae.decode(vae.encode(images).latent_dist.mode()).sample",
+        )
+    settings = (shared.sampling or {}).get("sampling", {})
+    named = ("num_inference_steps", "guidance_scale", "guidance_interval", "timestep_shift", "solver")
+    options = {name: settings[name] for name in named if settings.get(name) is not None}
+    options.setdefault("num_inference_steps", 50)
+    given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    label = repr(shared.class_names[0].split(",")[0]) if shared.class_names else "0"
+    return (
+        _code(
+            "from alight import LightningDiTPipeline",
+            f'pipeline = LightningDiTPipeline.from_pretrained("{shared.address}")',
+            f"images = pipeline(class_labels=[{label}], seeds=[0], {given}).images",
+        )
+        + "\n\nWith alight installed, diffusers opens it, too:\n\n"
+        + _code(
+            "from diffusers import DiffusionPipeline",
+            f'pipeline = DiffusionPipeline.from_pretrained("{shared.address}", trust_remote_code=True)',
+        )
+        + "\n\nThe code that has to be trusted is `pipeline.py` here, which imports the class from alight. The "
+        "tokenizer needs diffusers alone:\n\n"
+        + _code(
+            "from diffusers import AutoencoderKL",
+            f'vae = AutoencoderKL.from_pretrained("{shared.address}", subfolder="tokenizer")',
+        )
+    )
+
+
+def _code(imports: str, *lines: str) -> str:
+    return "\n".join(["```python", imports, "", *lines, "```"])
+
+
+def _classes(shared: Shared) -> str:
+    if not shared.class_names:
+        return ""
+    names = [name.split(",")[0] for name in shared.class_names[:NAMED_CLASSES]]
+    more = len(shared.class_names) - len(names)
+    rest = f", and {more:,} more, which `model_index.json` lists" if more else ""
+    return f"## Classes\n\n{', '.join(names)}{rest}."
+
+
+def _training(shared: Shared) -> str:
+    return "\n\n".join(map(_recipe, shared.records))
+
+
+def _recipe(record: Artifact) -> str:
+    """What a reader asks first, and, folded away, everything that was configured."""
+    config, facts = portable(record.config), portable(record.facts)
+    settings = {name: value for name, value in _flat(config).items() if value not in (None, [], "")}
+    first: dict[str, Any] = {
+        "images": settings.get("images.source"),
+        "converted from": facts.get("converted_from"),
+        "SHA-256 of that file": facts.get("converted_from_sha256"),
+        "steps": facts.get("steps"),
+        **{FOREMOST[name]: value for name, value in settings.items() if name in FOREMOST},
+        "time": duration(record.seconds) if record.seconds and "training" in config else None,
+        "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()) or None,
+    }
+    rows = [(name, setting_text(value)) for name, value in first.items() if value is not None]
+    if not rows:
+        return f"The {record.kind} came without records of its training."
+    table = _table(("", record.kind), rows)
+    if "training" not in config:
+        return table
+    everything = _table(("Setting", "Value"), [(name, setting_text(value)) for name, value in settings.items()])
+    return f"{table}\n\n<details><summary>All settings of the {record.kind}</summary>\n\n{everything}\n\n</details>"
+
+
+def setting_text(value: Any) -> str:
+    """A setting as text; a list keeps its brackets, so that it does not run into the next setting."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {setting_text(item)}" for name, item in value.items())
+    return f"[{plain_text(value)}]" if isinstance(value, list | tuple) else plain_text(value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _figures(shared: Shared) -> str:
+    if shared.report is None:
+        return "None were measured, or none were given when this folder was made."
+    rows = []
+    for figure in shared.report["figures"]:
+        for each in filter(None, (figure, figure.get("compare"))):
+            conditions = "; ".join(
+                f"{name} {plain_text(value)}" for name, value in portable(each["conditions"]).items()
+            )
+            rows.append((each["label"], _number(each), conditions))
+    notes = [f"- {note}" for note in shared.report.get("notes", ())]
+    return _table(("Figure", "Value", "Conditions"), rows) + ("\n\n" + "\n".join(notes) if notes else "")
+
+
+def _number(figure: Mapping[str, Any]) -> str:
+    value = figure["value"]
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    return f"{value:.{figure['digits']}f} {figure['unit']}".rstrip()
+
+
+def _identity(shared: Shared) -> str:
+    rows = [(record.kind, f"`{record.hash}`") for record in shared.records]
+    return _table(("Network", "SHA-256 of its `diffusion_pytorch_model.safetensors`"), rows)
+
+
+def _licence(shared: Shared) -> str:
+    if shared.license is None:
+        return "Whoever trained this model has not chosen a licence for its weights. Ask them before you use it."
+    return (
+        f"The weights: {shared.license}. The data, and a foundation model that took part, may have terms of their own."
+    )
+
+
+def _method() -> str:
+    return (
+        f"VA-VAE and LightningDiT: Yao, Yang, Wang, *Reconstruction vs. Generation: Taming Optimization Dilemma in "
+        f"Latent Diffusion Models*, CVPR 2025, {PAPER}. Made with alight, an independent implementation."
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; a bar within a cell would end it."""
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [heads, ["---"] * len(heads), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,177 @@
+"""What is to be shared: which weights, and the records that belong to exactly these weights."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from alight.artifacts import (
+    CONFIG_FILE,
+    PIPELINE_INDEX,
+    WEIGHTS_FILE,
+    Artifact,
+    file_hash,
+    is_complete,
+    read_artifact,
+)
+from alight.config import ExportConfig
+from alight.runtime.console import log
+from alight.runtime.errors import InputError
+
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)*([^/\s'\"]+)")  # within a sentence; no part of an address
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the networks are.
+
+    Attributes:
+        tokenizer: its folder.
+        transformer: its folder; None where a tokenizer is shared alone.
+        pipeline: the folder of a pipeline that holds both, if they come in one.
+        run: the folder that holds the folders of the whole run, if there is one.
+    """
+
+    tokenizer: Path
+    transformer: Path | None = None
+    pipeline: Path | None = None
+    run: Path | None = None
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """By kind."""
+        found = {"tokenizer": self.tokenizer, "transformer": self.transformer}
+        return {kind: folder for kind, folder in found.items() if folder is not None}
+
+
+def find_source(config: ExportConfig) -> Source:
+    """What the configuration means by its pipeline, or its transformer and tokenizer.
+
+    Raises:
+        InputError: nothing was named, or nothing that can be shared is there.
+    """
+    folder = config.pipeline
+    if folder is None and config.tokenizer is None:
+        raise InputError("Say what is to be exported, for example 'alight export runs/quickstart'.")
+    if folder is None:
+        assert config.tokenizer is not None  # just seen
+        return Source(config.tokenizer, config.transformer, run=(config.transformer or config.tokenizer).parent)
+    if (folder / PIPELINE_INDEX).is_file():
+        return Source(folder / "tokenizer", folder / "transformer", pipeline=folder, run=folder.parent)
+    if is_complete(folder) or (folder / CONFIG_FILE).is_file():
+        return _single_model(folder)
+    if (folder / "tokenizer").is_dir():
+        transformer = folder / "transformer"
+        return Source(folder / "tokenizer", transformer if transformer.is_dir() else None, run=folder)
+    raise InputError(
+        f"{folder} is no pipeline, no run and no tokenizer: it has no {PIPELINE_INDEX}, no {CONFIG_FILE} and no "
+        "subfolder 'tokenizer'. Give a folder that 'alight quickstart' or save_pretrained wrote, or --transformer "
+        "and --tokenizer."
+    )
+
+
+def _single_model(folder: Path) -> Source:
+    kind = json.loads((folder / CONFIG_FILE).read_text("utf-8")).get("_class_name") if _has_config(folder) else None
+    if kind == "LightningDiT":
+        raise InputError(
+            f"{folder} holds a transformer, which makes no images without its tokenizer. Give both: --transformer "
+            f"{folder} --tokenizer FOLDER."
+        )
+    return Source(folder, run=folder.parent)
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file()
+
+
+def records_of(source: Source) -> dict[str, Artifact]:
+    """The manifest of each network, found in its folder or beside the pipeline; a bare one where there is none.
+
+    Raises:
+        InputError: a manifest is damaged, or belongs to other weights than those beside it.
+    """
+    records = {}
+    for kind, folder in source.folders.items():
+        record = read_artifact(folder, kind) if is_complete(folder) else None
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise InputError(f"{folder} holds no {kind}: it has no {WEIGHTS_FILE}. Give a finished one.")
+        digest = file_hash(folder / WEIGHTS_FILE)
+        beside = (source.run or folder.parent) / kind
+        if record is not None:
+            records[kind] = record
+            if record.hash != digest:
+                raise InputError(
+                    f"The weights in {folder} are others than those that its manifest describes. Make the {kind} "
+                    "again, or restore the file."
+                )
+        elif is_complete(beside) and (recorded := read_artifact(beside, kind)).hash == digest:
+            records[kind] = recorded
+        else:
+            records[kind] = Artifact(path=folder, kind=kind, config={}, hash=digest)
+    return records
+
+
+def samples_of(source: Source, records: Mapping[str, Artifact], named: Path | None) -> Artifact | None:
+    """Samples of exactly these networks: the named ones, or those of the same run.
+
+    Raises:
+        InputError: the named ones were made by others.
+    """
+    if named is not None:
+        samples = read_artifact(named, "samples")
+        for record in records.values():
+            samples.require_input(record)
+        return samples
+    beside = source.run / "samples" if source.run is not None else None
+    if "transformer" not in records or beside is None or not is_complete(beside):
+        return None
+    samples = read_artifact(beside, "samples")
+    same = all(samples.inputs.get(kind) == record.hash for kind, record in records.items())
+    return samples if same and "guide" not in samples.inputs else None
+
+
+def figures_of(source: Source, records: Mapping[str, Artifact], named: Path | None) -> dict[str, Any] | None:
+    """A report reduced to the figures of exactly these networks: the named one, or that of the same run.
+
+    Raises:
+        InputError: the named one is none, or measured others.
+    """
+    folder = named or (source.run / "report" if source.run is not None else Path())
+    path = folder if folder.suffix == ".json" else folder / "report.json"
+    if named is None and not path.is_file():
+        return None
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        figures = [figure for figure in report["figures"] if _measures(figure["conditions"], records)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no report of alight ({error}). Give the folder of a finished report.") from error
+    if not figures:
+        message = f"The report {path} says nothing about these networks: its figures are of others."
+        if named is not None:
+            raise InputError(f"{message} Give the report that measured what is exported.")
+        log.warning("%s It is left out.", message)
+        return None
+    return report | {"figures": figures}
+
+
+def _measures(conditions: Mapping[str, Any], records: Mapping[str, Artifact]) -> bool:
+    """Whether a figure names these networks, by the beginnings of their hashes, and no other."""
+    named = {kind: conditions[kind] for kind in ("tokenizer", "transformer") if kind in conditions}
+    return bool(named) and all(kind in records and records[kind].hash.startswith(h) for kind, h in named.items())
+
+
+def portable(value: Any) -> Any:
+    """The same with every path that only this machine knows reduced to its last part."""
+    match value:
+        case Mapping():
+            return {key: portable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [portable(item) for item in value]
+        case str() if PurePath(value).is_absolute():
+            return PurePath(value).name
+        case str():
+            return _ABSOLUTE_PATH.sub(r"\1", value)
+        case _:
+            return value

@@ -1,0 +1,1 @@
+"""What is on the disk, said in words: `alight info` and `alight report`."""

@@ -1,0 +1,36 @@
+"""What can be said about something on the disk."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alight.runtime.terminal import paint
+from alight.show.layout import facts
+
+
+@dataclass(frozen=True)
+class Description:
+    """A kind in a few words, and what is known, nested where there is much of it."""
+
+    path: Path
+    kind: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_data(self) -> dict[str, Any]:
+        """For programs."""
+        return {"path": str(self.path), "kind": self.kind, **self.details}
+
+    def __str__(self) -> str:
+        heading = paint(f"{self.path}: {self.kind}", "bold", sys.stdout)
+        return f"{heading}\n{facts(self.details, indent=2)}".rstrip()
+
+
+def size_text(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,136 @@
+"""Folders: artifacts, finished or not, whole runs, models and pipelines of diffusers, and what else people keep."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from alight.artifacts import CONFIG_FILE, MANIFEST, PIPELINE_INDEX, Artifact, is_complete, read_artifact
+from alight.data.sample_folder import UNFINISHED
+from alight.runtime.console import duration
+from alight.runtime.errors import InputError
+from alight.show.description import Description, size_text
+from alight.show.files import weights_details
+
+TRAINING = "training"
+ARROW = ("foundation", "tokenizer", "latents", "transformer", "pipeline", "samples", "reference", "report")
+
+
+def describe_folder(folder: Path) -> Description:
+    """The first of these that it is: artifact, unfinished artifact, pipeline, model, run, anything.
+
+    Raises:
+        InputError: what says what it is cannot be read.
+    """
+    if is_complete(folder):
+        return _artifact(folder)
+    if checkpoints := _checkpoints(folder):
+        step, path = checkpoints[-1]
+        details = {"last checkpoint": path.name, "steps done": step, "to go on": "run the same command again"}
+        return Description(folder, "an unfinished training run", details)
+    if (folder / UNFINISHED).is_file():
+        return _unfinished_samples(folder)
+    if (folder / PIPELINE_INDEX).is_file():
+        return _pipeline(folder)
+    if (folder / CONFIG_FILE).is_file():
+        config = read_json(folder / CONFIG_FILE)
+        kind = config.pop("_class_name", None) or config.get("model_type", "model")
+        return Description(folder, f"a model ({kind})", weights_of(folder) | {"configuration": config})
+    artifacts = [read_artifact(path, _kind(path)) for path in sorted(folder.iterdir()) if is_complete(path)]
+    if artifacts:
+        artifacts.sort(key=lambda artifact: (artifact.created, _place(artifact.kind)))
+        return Description(folder, "a run", {artifact.path.name: _in_short(artifact) for artifact in artifacts})
+    return _anything(folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Restore it.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no mapping, so it does not say what {path.parent} is. Restore it.")
+    return values
+
+
+def weights_of(folder: Path) -> dict[str, Any]:
+    """The weights files in a folder, by name."""
+    return {path.name: weights_details(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _place(kind: str) -> int:
+    """Where in the arrow a kind of artifact stands; several can be finished within one second."""
+    return ARROW.index(kind) if kind in ARROW else len(ARROW)
+
+
+def _kind(folder: Path) -> str:
+    return str(read_json(folder / MANIFEST).get("kind"))
+
+
+def _artifact(folder: Path) -> Description:
+    artifact = read_artifact(folder, _kind(folder))
+    details: dict[str, Any] = {
+        "hash": artifact.hash,
+        "made": artifact.created,
+        "time": duration(artifact.seconds),
+        "made from": artifact.inputs,
+        "facts": artifact.facts,
+        "files": {path.name: size_text(path.stat().st_size) for path in sorted(folder.iterdir()) if path.is_file()},
+    }
+    if checkpoints := _checkpoints(folder):
+        details["checkpoints"] = {path.name: size_text(path.stat().st_size) for _, path in checkpoints}
+    details |= {"configuration": artifact.config, "versions": artifact.versions}
+    return Description(folder, f"a {artifact.kind} artifact", {key: value for key, value in details.items() if value})
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    if not (folder / TRAINING).is_dir():
+        return []
+    from alight.training.checkpoint import list_checkpoints  # needs torch, and a look at a folder should be quick
+
+    return list_checkpoints(folder / TRAINING)
+
+
+def _in_short(artifact: Artifact) -> dict[str, Any]:
+    brief: dict[str, Any] = {
+        key: artifact.facts[key] for key in ("steps", "count", "parameters", "nfe") if key in artifact.facts
+    }
+    return {"kind": artifact.kind, "hash": artifact.hash[:12], "time": duration(artifact.seconds), **brief}
+
+
+def _unfinished_samples(folder: Path) -> Description:
+    state = read_json(folder / UNFINISHED)
+    details = {
+        "images so far": sum(1 for _ in (folder / "images").glob("*.png")),
+        "time so far": duration(float(state.get("seconds", 0.0))),
+        "to go on": "run the same command again",
+        "made from": state.get("inputs", {}),
+        "configuration": state.get("config", {}),
+    }
+    return Description(folder, "unfinished samples", details)
+
+
+def _pipeline(folder: Path) -> Description:
+    index = read_json(folder / PIPELINE_INDEX)
+    name = index.pop("_class_name", "pipeline")
+    parts = {key: value for key, value in index.items() if isinstance(value, list) and (folder / key).is_dir()}
+    details: dict[str, Any] = {
+        "class": ".".join(name) if isinstance(name, list) else name,
+        "settings": {key: value for key, value in index.items() if key not in parts and not key.startswith("_")},
+    }
+    for key, (library, kind) in parts.items():
+        details[key] = {"class": f"{library}.{kind}", **weights_of(folder / key)}
+    return Description(folder, "a pipeline in the layout of diffusers", details)
+
+
+def _anything(folder: Path) -> Description:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    types = Counter(path.suffix.lower() or "without suffix" for path in files)
+    subfolders = sum(path.is_dir() for path in folder.iterdir())
+    details = {"files": len(files), "subfolders": subfolders, "by type": dict(types.most_common())}
+    return Description(folder, "a folder without records of alight", details)

@@ -1,0 +1,33 @@
+"""`alight info`: what a file or folder is, and how it was made."""
+
+from pathlib import Path
+
+from alight.config import InfoConfig
+from alight.recipes import find_recipe
+from alight.runtime.errors import InputError
+from alight.show.description import Description
+from alight.show.files import describe_file
+from alight.show.folders import describe_folder
+
+
+def run(config: InfoConfig) -> Description:
+    """Look at what the configuration names.
+
+    Returns:
+        Its kind, and what is known of it, as text and `as_data`.
+
+    Raises:
+        InputError: there is nothing of that name, or it is damaged.
+    """
+    if config.path is None:
+        raise InputError("Say what to look at: a file or a folder, for example 'alight info runs/quickstart'.")
+    if config.path.is_dir():
+        return describe_folder(config.path)
+    return describe_file(config.path if config.path.is_file() else _recipe_of_that_name(config.path))
+
+
+def _recipe_of_that_name(path: Path) -> Path:
+    try:
+        return find_recipe(path)
+    except InputError as error:
+        raise InputError(f"There is no file, no folder and no recipe {path}. Check the path.") from error

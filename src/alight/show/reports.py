@@ -1,0 +1,154 @@
+"""`alight report`: the figures of finished reports with their conditions, several side by side."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alight.config import ReportConfig
+from alight.runtime.errors import InputError
+from alight.show.layout import hanging, ranges, setting, table
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one report.
+
+    Attributes:
+        name: of the report: the last part of its path that tells it from the others.
+        path: of its `report.json`.
+        title: its own.
+        figures: as in the file, each followed by what it is compared with.
+    """
+
+    name: str
+    path: Path
+    title: str
+    figures: Sequence[dict[str, Any]]
+
+    def find(self, name: str) -> dict[str, Any] | None:
+        """The figure of that name."""
+        return next((figure for figure in self.figures if figure["name"] == name), None)
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Reports, in the order in which they were named."""
+
+    reports: Sequence[Figures]
+
+    def as_data(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "reports": [
+                {"name": each.name, "path": str(each.path), "title": each.title, "figures": list(each.figures)}
+                for each in self.reports
+            ]
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """Of all figures, in their order."""
+        return list(dict.fromkeys(figure["name"] for each in self.reports for figure in each.figures))
+
+    def __str__(self) -> str:
+        alone = len(self.reports) == 1
+        heads = ("", "figure", *(["value"] if alone else [each.name for each in self.reports]))
+        rows = [
+            (str(number), self._label(name), *(_value(each.find(name)) for each in self.reports))
+            for number, name in enumerate(self.names, start=1)
+        ]
+        figures = table(heads, rows, right=[0, *range(2, len(heads))])
+        title = f"{self.reports[0].title}\n\n" if alone else ""
+        return f"{title}{figures}\n\nConditions, by the numbers of the figures they belong to\n{self._conditions()}"
+
+    def _label(self, name: str) -> str:
+        return next(str(figure["label"]) for each in self.reports if (figure := each.find(name)) is not None)
+
+    def _conditions(self) -> str:
+        """Everything that the figures depend on; what several of them have in common stands there once."""
+        belongs: dict[tuple[str, str], list[int]] = {}  # (report or nothing, condition) -> numbers of figures
+        for number, name in enumerate(self.names, start=1):
+            for whose, condition in self._conditions_of(name):
+                belongs.setdefault((whose, condition), []).append(number)
+        together: dict[tuple[str, str], list[str]] = {}  # (numbers, report or nothing) -> conditions
+        for (whose, condition), numbers in belongs.items():
+            together.setdefault((ranges(numbers), whose), []).append(condition)
+        return "\n".join(
+            hanging(f"{numbers}{f', {whose}' if whose else ''}:  ", "; ".join(conditions))
+            for (numbers, whose), conditions in together.items()
+        )
+
+    def _conditions_of(self, name: str) -> Iterator[tuple[str, str]]:
+        """The conditions of a figure, with the report's name before those in which the reports differ."""
+        found = {each.name: figure["conditions"] for each in self.reports if (figure := each.find(name)) is not None}
+        for key in dict.fromkeys(key for conditions in found.values() for key in conditions):
+            said = {report: f"{key} {setting(conditions.get(key))}" for report, conditions in found.items()}
+            if len(set(said.values())) == 1:
+                yield "", next(iter(said.values()))
+            else:
+                yield from said.items()
+
+
+def run(config: ReportConfig) -> SideBySide:
+    """Read the reports.
+
+    Returns:
+        All of them, as text and `as_data`.
+
+    Raises:
+        InputError: there is no report, or it cannot be read.
+    """
+    paths = [find_report(folder) for folder in config.folders]
+    names = _distinct_names([path.parent for path in paths])
+    return SideBySide([read_report(path, name) for path, name in zip(paths, names, strict=True)])
+
+
+def find_report(folder: Path) -> Path:
+    """The `report.json` of a report, of a run that has one, or the file itself."""
+    places = (folder / REPORT, folder / "report" / REPORT, folder)
+    found = next((path for path in places if path.is_file() and path.suffix == ".json"), None)
+    if found is None:
+        raise InputError(
+            f"There is no finished report in {folder}: neither {REPORT} nor report/{REPORT}. 'alight evaluate' and "
+            "'alight tokenizer evaluate' write one."
+        )
+    return found
+
+
+def read_report(path: Path, name: str) -> Figures:
+    """The figures of one file.
+
+    Raises:
+        InputError: it is no report of this package.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        figures = [
+            each for figure in content["figures"] for each in (figure, figure.get("compare")) if each is not None
+        ]
+        for figure in figures:
+            _ = figure["name"], figure["label"], figure["value"], figure["conditions"]
+        return Figures(name, path, str(content["title"]), figures)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no report of alight ({error!r}). Make it again.") from error
+
+
+def _distinct_names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of paths, as many as tell them apart; every one is called 'report' at the end."""
+    for depth in range(1, max(len(folder.resolve().parts) for folder in folders) + 1):
+        names = ["/".join(folder.resolve().parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return [name.removesuffix("/report") for name in names]
+
+
+def _value(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    if figure["value"] is None:
+        return "not finite"
+    return f"{figure['value']:,.{figure.get('digits', 3)}f} {figure.get('unit', '')}".rstrip()
