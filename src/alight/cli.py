@@ -34,6 +34,7 @@ class Command:
     report: str = ""  # what to say when it is done; {path} is the artifact's folder, empty = what `run` returns
     distributed: bool = False  # whether several processes can share the work
     answers: bool = False  # whether `run` returns an answer with `as_data`, which --json prints, and an `exit_code`
+    operand: str = ""  # the option that a first word without dashes stands for
 
 
 COMMANDS = {
@@ -77,6 +78,7 @@ COMMANDS = {
     "convert": Command("alight.stages.convert", "published checkpoints and latents, in and out", "Converted: {path}"),
     "plan": Command("alight.plan.estimate", "what a training recipe costs on this machine", answers=True),
     "doctor": Command("alight.doctor.examine", "what is wrong, and its mend", answers=True),
+    "serve": Command("alight.web.serve", "a pipeline in the browser", operand="--pipeline"),
 }
 
 
@@ -103,6 +105,8 @@ def dispatch(arguments: list[str]) -> int:
         return 0
     name, rest = _split_command(arguments)
     command = COMMANDS[name]
+    if command.operand and rest and not rest[0].startswith("-"):
+        rest = [command.operand, *rest]
     as_json = command.answers and "--json" in rest
     config, quiet = parse(name, [argument for argument in rest if not (as_json and argument == "--json")])
     rank, world_size = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))

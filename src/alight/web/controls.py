@@ -1,0 +1,109 @@
+"""The groups of controls that several tabs have: classes, seed, and the solver's settings."""
+
+from typing import Any, NamedTuple
+
+from alight.config import SolverConfig
+from alight.runtime.solver_names import ODE_SOLVERS, SDE_SOLVERS
+from alight.web.sampling import MAX_GUIDANCE, MAX_STEPS
+from alight.web.served import ServedPipeline
+
+CLASSES_AT_FIRST = 10  # where there are no more, all are chosen
+SUGGESTED = 4  # else so many
+MAX_SHIFT = 5.0
+
+
+class SolverControls(NamedTuple):
+    """The components of a solver's settings; `settings` understands their values in this order."""
+
+    steps: Any
+    guidance: Any
+    low: Any
+    high: Any
+    shift: Any
+    solver: Any
+    channels: Any
+
+
+def class_control(which: ServedPipeline, element: str, several: bool = True, value: Any = None) -> Any:
+    """Classes by name; typing searches in all names and synonyms."""
+    import gradio as gr
+
+    count = which.num_classes
+    first = list(range(count if count <= CLASSES_AT_FIRST else SUGGESTED)) if several else 0
+    return gr.Dropdown(
+        [(which.class_name(label), label) for label in range(count)],
+        value=first if value is None else value,
+        multiselect=several,
+        label="Classes" if several else "Class",
+        info=f"{count:,} to choose from; type to search" if count > 1 else None,
+        elem_id=element,
+    )
+
+
+def seed_control(element: str) -> Any:
+    """The seed that everything random follows from."""
+    import gradio as gr
+
+    return gr.Number(0, label="Seed", info="the same seed gives the same images", precision=0, elem_id=element)
+
+
+def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
+    """Steps and guidance, and the rest behind a fold."""
+    import gradio as gr
+
+    start = which.sampling
+    low, high = start.guidance_interval or (0.0, 1.0)
+    shift = start.timestep_shift or 1 / which.pipeline.scheduler.config.shift
+    steps = gr.Slider(
+        1, MAX_STEPS, start.num_inference_steps, step=1, label="Steps", info="more are slower and more exact",
+        elem_id=f"{element}-steps",
+    )  # fmt: skip
+    guidance = gr.Slider(
+        0, MAX_GUIDANCE, start.guidance_scale, step=0.1, label="Guidance scale", info="1 = off",
+        elem_id=f"{element}-guidance",
+    )  # fmt: skip
+    with gr.Accordion("More settings", open=False):
+        with gr.Row():
+            low_control = gr.Slider(0, 1, low, step=0.01, label="Guide from t", info="t = 0 is noise", min_width=120)
+            high_control = gr.Slider(0, 1, high, step=0.01, label="Guide until t", info="t = 1 is data", min_width=120)
+        shift_control = gr.Slider(
+            0.05, MAX_SHIFT, shift, step=0.05, label="Timestep shift", info="1 = even steps; less = more near noise"
+        )
+        solver = gr.Dropdown(
+            [*ODE_SOLVERS, *SDE_SOLVERS], value=start.solver, label="Solver", elem_id=f"{element}-solver",
+            info="euler and ab2 evaluate once a step, heun twice, rk4 four times; sde_ solvers add noise",
+        )  # fmt: skip
+        channels = gr.Number(
+            start.guidance_channels, label="Guided channels", precision=0, info="empty = all of the latent's"
+        )
+    return SolverControls(steps, guidance, low_control, high_control, shift_control, solver, channels)
+
+
+def settings(values: tuple[Any, ...]) -> dict[str, Any]:
+    """What stands in a `SolverControls`, as the fields of a `SolverConfig`, which checks them."""
+    now = SolverControls(*values)
+    chosen: dict[str, Any] = {
+        "num_inference_steps": now.steps,
+        "guidance_scale": now.guidance,
+        "guidance_interval": None if (now.low, now.high) == (0, 1) else (now.low, now.high),
+        "timestep_shift": now.shift,
+        "solver": now.solver,
+        "guidance_channels": now.channels or None,
+    }
+    if now.solver in SDE_SOLVERS and now.shift == 1:
+        chosen["timestep_shift"] = None  # they know even steps only, and want to hear of no others
+    return chosen
+
+
+def in_words(sampling: SolverConfig) -> str:
+    """The settings in one line: euler, 50 steps, guidance 1.5 on t in [0.1, 1]."""
+    words = [sampling.solver, f"{sampling.num_inference_steps} steps"]
+    if sampling.guidance_scale == 1:
+        words.append("no guidance")
+    else:
+        low, high = sampling.guidance_interval or (0, 1)
+        interval = f" on t in [{low:g}, {high:g}]" if (low, high) != (0, 1) else ""
+        words.append(f"guidance {sampling.guidance_scale:g}{interval}")
+    if sampling.timestep_shift not in (None, 1):
+        words.append(f"shift {sampling.timestep_shift:g}")
+    return ", ".join(words)
