@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from alight.runtime.errors import InputError
-from alight.web.controls import SolverControls, class_control, in_words, seed_control, settings, solver_controls
+from alight.web.controls import (
+    SolverControls,
+    class_control,
+    fragment,
+    in_words,
+    seed_control,
+    settings,
+    solver_controls,
+)
 from alight.web.events import Desk, Outputs, connect
 from alight.web.markup import heading, hint, status
 from alight.web.sampling import SampleRequest, Samples, sample_request, watch_samples
@@ -26,19 +34,19 @@ def compare_tab(desk: Desk) -> None:
             )
             seed = seed_control("compare-seed")
         with gr.Row():
-            sides = []
+            sides, titles = [], []
             for letter, which in zip("ab", (first, second), strict=True):
                 with gr.Column(min_width=300, elem_classes="side"):
-                    title = which.name if first is not second else f"Setting {letter.upper()}"
-                    gr.HTML(heading(title))
+                    titles.append(which.name if first is not second else f"Setting {letter.upper()}")
+                    fragment(heading(titles[-1]))
                     sides.append(solver_controls(which, f"compare-{letter}"))
         with gr.Row():
             start = gr.Button("Compare", variant="primary", elem_id="compare-start", min_width=120)
             stop = gr.Button("Stop", elem_id="compare-stop", min_width=80)
-    state = gr.HTML(status(""), elem_id="compare-status")
+    state = fragment(status(""), "compare-status")
     with gr.Row():
         shown = [
-            gr.HTML(hint(text), elem_id=f"compare-{letter}-images", min_width=300)
+            fragment(hint(text), f"compare-{letter}-images")
             for letter, text in zip("ab", ("Both sides get the same classes and seeds.", ""), strict=True)
         ]
 
@@ -51,16 +59,18 @@ def compare_tab(desk: Desk) -> None:
         ]
         fragments: list[Any] = ["", ""]
         for side, (which, request) in enumerate(zip((first, second), requests, strict=True)):
-            for line, fragment in one_side(which, request, stop):
-                fragments[side] = fragment or fragments[side]
-                yield f"{line}", *fragments
+            for line, seen in one_side(which, titles[side], request, stop):
+                fragments[side] = seen or fragments[side]
+                yield line, *fragments
         yield status("Done."), *fragments
 
-    def one_side(which: ServedPipeline, request: SampleRequest, stop: threading.Event) -> Iterator[tuple[str, str]]:
-        head = heading(which.name, in_words(request.sampling))
+    def one_side(
+        which: ServedPipeline, title: str, request: SampleRequest, stop: threading.Event
+    ) -> Iterator[tuple[str, str]]:
+        head = heading(title, in_words(request.sampling))
         for news in watch_samples(desk.served, which, request, stop):
             if isinstance(news, Samples):
-                yield status(f"{which.name} is done."), head + results(news, which, request, desk.pictures)
+                yield status(f"{title} is done."), head + results(news, which, request, desk.pictures)
             else:
                 seen = "" if news.images is None else head + previews(news.images, which, request)
                 yield progress_line(news, request), seen

@@ -10,6 +10,7 @@ from alight.web.served import ServedPipeline
 CLASSES_AT_FIRST = 10  # where there are no more, all are chosen
 SUGGESTED = 4  # else so many
 MAX_SHIFT = 5.0
+SOLVER_NOTE = "euler and ab2 evaluate once a step, heun twice, rk4 four times; sde_ solvers add noise"
 
 
 class SolverControls(NamedTuple):
@@ -24,18 +25,25 @@ class SolverControls(NamedTuple):
     channels: Any
 
 
-def class_control(which: ServedPipeline, element: str, several: bool = True, value: Any = None) -> Any:
-    """Classes by name; typing searches in all names and synonyms."""
+def fragment(content: str, element: str | None = None) -> Any:
+    """A place for our own HTML, without the component's ideas of how it should look."""
+    import gradio as gr
+
+    return gr.HTML(content, elem_id=element, apply_default_css=False)
+
+
+def class_control(which: ServedPipeline, element: str, label: str = "Classes", one: int | None = None) -> Any:
+    """Classes by name, or one of them that is `one` at first; typing searches in all names and synonyms."""
     import gradio as gr
 
     count = which.num_classes
-    first = list(range(count if count <= CLASSES_AT_FIRST else SUGGESTED)) if several else 0
     return gr.Dropdown(
-        [(which.class_name(label), label) for label in range(count)],
-        value=first if value is None else value,
-        multiselect=several,
-        label="Classes" if several else "Class",
+        [(which.class_name(index), index) for index in range(count)],
+        value=list(range(count if count <= CLASSES_AT_FIRST else SUGGESTED)) if one is None else one,
+        multiselect=one is None,
+        label=label,
         info=f"{count:,} to choose from; type to search" if count > 1 else None,
+        scale=3,
         elem_id=element,
     )
 
@@ -44,7 +52,7 @@ def seed_control(element: str) -> Any:
     """The seed that everything random follows from."""
     import gradio as gr
 
-    return gr.Number(0, label="Seed", info="the same seed gives the same images", precision=0, elem_id=element)
+    return gr.Number(0, label="Seed", precision=0, elem_id=element)
 
 
 def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
@@ -54,29 +62,23 @@ def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
     start = which.sampling
     low, high = start.guidance_interval or (0.0, 1.0)
     shift = start.timestep_shift or 1 / which.pipeline.scheduler.config.shift
-    steps = gr.Slider(
-        1, MAX_STEPS, start.num_inference_steps, step=1, label="Steps", info="more are slower and more exact",
-        elem_id=f"{element}-steps",
-    )  # fmt: skip
+    taken, scale = min(start.num_inference_steps, MAX_STEPS), min(start.guidance_scale, MAX_GUIDANCE)
+    steps = gr.Slider(1, MAX_STEPS, taken, step=1, label="Steps", elem_id=f"{element}-steps")
     guidance = gr.Slider(
-        0, MAX_GUIDANCE, start.guidance_scale, step=0.1, label="Guidance scale", info="1 = off",
-        elem_id=f"{element}-guidance",
-    )  # fmt: skip
+        0, MAX_GUIDANCE, scale, step=0.1, label="Guidance scale", info="1 = off", elem_id=f"{element}-guidance"
+    )
     with gr.Accordion("More settings", open=False):
         with gr.Row():
-            low_control = gr.Slider(0, 1, low, step=0.01, label="Guide from t", info="t = 0 is noise", min_width=120)
-            high_control = gr.Slider(0, 1, high, step=0.01, label="Guide until t", info="t = 1 is data", min_width=120)
-        shift_control = gr.Slider(
+            low_slider = gr.Slider(0, 1, low, step=0.01, label="Guide from t", info="t = 0 is noise", min_width=140)
+            high_slider = gr.Slider(0, 1, high, step=0.01, label="Guide until t", info="t = 1 is data", min_width=140)
+        shift_slider = gr.Slider(
             0.05, MAX_SHIFT, shift, step=0.05, label="Timestep shift", info="1 = even steps; less = more near noise"
         )
-        solver = gr.Dropdown(
-            [*ODE_SOLVERS, *SDE_SOLVERS], value=start.solver, label="Solver", elem_id=f"{element}-solver",
-            info="euler and ab2 evaluate once a step, heun twice, rk4 four times; sde_ solvers add noise",
-        )  # fmt: skip
+        solver = gr.Dropdown([*ODE_SOLVERS, *SDE_SOLVERS], value=start.solver, label="Solver", info=SOLVER_NOTE)
         channels = gr.Number(
             start.guidance_channels, label="Guided channels", precision=0, info="empty = all of the latent's"
         )
-    return SolverControls(steps, guidance, low_control, high_control, shift_control, solver, channels)
+    return SolverControls(steps, guidance, low_slider, high_slider, shift_slider, solver, channels)
 
 
 def settings(values: tuple[Any, ...]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from alight.web.controls import class_control, in_words, seed_control, settings, solver_controls
+from alight.web.controls import class_control, fragment, in_words, seed_control, settings, solver_controls
 from alight.web.events import Desk, Outputs, connect
 from alight.web.markup import hint, status
 from alight.web.sampling import Samples, sample_request, watch_samples
@@ -33,8 +33,8 @@ def generate_tab(desk: Desk) -> None:
                 "Generate with another seed", elem_id="generate-another", size="sm", variant="secondary"
             )
         with gr.Column(scale=8, min_width=320):
-            state = gr.HTML(status(""), elem_id="generate-status")
-            shown = gr.HTML(hint("Choose classes and press Generate."), elem_id="generate-images")
+            state = fragment(status(""), "generate-status")
+            shown = fragment(hint("Choose classes and press Generate."), "generate-images")
 
     def work(stop: threading.Event, labels: list[int], count: Any, seed: Any, *values: Any) -> Iterator[Outputs]:
         request = sample_request(labels, count, seed, settings(values), desk.served.config.max_images)

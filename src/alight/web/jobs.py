@@ -73,6 +73,8 @@ def stream(work: Callable[[Callable[[NewsT], None]], None], stop: threading.Even
             yield item
         if failure:
             raise failure[0]
-    finally:
+    except GeneratorExit:
         stop.set()
+        raise
+    finally:
         thread.join()

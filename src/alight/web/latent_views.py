@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NEGATIVE, ZERO, POSITIVE = (43, 92, 138), (252, 251, 248), (180, 100, 30)  # the colours of the report
-EXTREME = 3.0  # normalised latents have standard deviation 1; beyond this the colour is full
+EXTREME = 2.0  # normalised latents have standard deviation 1; beyond two of them the colour is full
 CLIPPED = 0.01  # share of the values at either end of a PCA picture that are drawn as the end
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from alight.runtime.device import autocast
 from alight.runtime.pixels import from_uint8
+from alight.web.between_section import between_section
+from alight.web.controls import fragment
 from alight.web.events import Desk, Outputs, connect
 from alight.web.jobs import Stopped
 from alight.web.latent_views import channel_maps, pca_pictures
@@ -32,8 +34,8 @@ def latents_tab(desk: Desk) -> None:
                 start = gr.Button("Look inside", variant="primary", elem_id="latents-start", min_width=120)
                 stop = gr.Button("Stop", elem_id="latents-stop", min_width=80)
         with gr.Column(scale=8, min_width=320):
-            state = gr.HTML(status(""), elem_id="latents-status")
-            shown = gr.HTML(hint(f"Drop up to {MOST_IMAGES} images to see their latents."), elem_id="latents-images")
+            state = fragment(status(""), "latents-status")
+            shown = fragment(hint(f"Drop up to {MOST_IMAGES} images to see their latents."), "latents-images")
 
     def work(stop: threading.Event, files: list[str] | None) -> Iterator[Outputs]:
         originals = read_uploads(files, desk.served.main.image_size, MOST_IMAGES)
@@ -44,6 +46,8 @@ def latents_tab(desk: Desk) -> None:
         yield status("Done."), structure(desk, originals, latents, features) + channels(desk, latents[0])
 
     connect(desk, "latents", work, (start, stop), [files], [state, shown])
+    fragment('<hr class="between">')
+    between_section(desk)
 
 
 @torch.no_grad()

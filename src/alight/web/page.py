@@ -3,8 +3,8 @@
 from html import escape
 from typing import Any
 
-from alight.web.between_tab import between_tab
 from alight.web.compare_tab import compare_tab
+from alight.web.controls import fragment
 from alight.web.events import Desk
 from alight.web.generate_tab import generate_tab
 from alight.web.jobs import Jobs
@@ -17,7 +17,6 @@ TABS = {
     "Generate": generate_tab,
     "Reconstruct": reconstruct_tab,
     "Latents": latents_tab,
-    "Between": between_tab,
     "Compare": compare_tab,
 }
 SWEEP_SECONDS, UPLOAD_SECONDS = 60, 1800  # how often to look for old uploads, and when they are old
@@ -28,10 +27,10 @@ def build_page(served: Served, jobs: Jobs, pictures: PictureStore) -> Any:
     import gradio as gr
 
     desk = Desk(served, jobs, pictures)
-    with gr.Blocks(
-        title=f"alight: {served.main.name}", analytics_enabled=False, delete_cache=(SWEEP_SECONDS, UPLOAD_SECONDS)
-    ) as page:
-        gr.HTML(head(served))
+    sweep = (SWEEP_SECONDS, UPLOAD_SECONDS)
+    title = f"alight: {served.main.name}"
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=sweep) as page:
+        fragment(head(served))
         with gr.Tabs(elem_id="tabs"):
             for name, build in TABS.items():
                 with gr.Tab(name, id=name.lower()):

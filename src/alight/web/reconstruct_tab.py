@@ -13,6 +13,7 @@ from alight.models.vavae import VAVAE
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import from_uint8, to_uint8
+from alight.web.controls import fragment
 from alight.web.events import Desk, Outputs, connect
 from alight.web.jobs import Stopped
 from alight.web.markup import Shown, figures, heading, hint, status
@@ -34,7 +35,7 @@ class Reconstruction(NamedTuple):
 
 @torch.no_grad()
 def reconstruct(served: Served, vae: VAVAE, original: Picture) -> Reconstruction:
-    """Encode and decode an image (H, W, 3) uint8 without chance: by the mean of the posterior."""
+    """Encode and decode an image (H, W, 3) uint8, by the mean of the posterior and so without chance."""
     image = from_uint8(torch.from_numpy(original)[None]).to(served.device)
     with served.lock, autocast(served.device, served.config.precision):
         raw_latents: Tensor = vae.encode_raw_latents(image)
@@ -72,12 +73,10 @@ def reconstruct_tab(desk: Desk) -> None:
                 start = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct-start", min_width=120)
                 stop = gr.Button("Stop", elem_id="reconstruct-stop", min_width=80)
             size = served.main.image_size
-            gr.HTML(hint(f"The central square of each image is taken, at {size} x {size} pixels."))
+            fragment(hint(f"The central square of each image is taken, at {size} x {size} pixels."))
         with gr.Column(scale=8, min_width=320):
-            state = gr.HTML(status(""), elem_id="reconstruct-status")
-            shown = gr.HTML(
-                hint("Drop images, and see what the tokenizer keeps of them."), elem_id="reconstruct-images"
-            )
+            state = fragment(status(""), "reconstruct-status")
+            shown = fragment(hint("Drop images, and see what the tokenizer keeps of them."), "reconstruct-images")
 
     def work(stop: threading.Event, files: list[str] | None) -> Iterator[Outputs]:
         originals = read_uploads(files, image_size_for(served), served.config.max_images)
@@ -94,11 +93,12 @@ def reconstruct_tab(desk: Desk) -> None:
     def show(number: int, original: Picture, row: list[Reconstruction]) -> str:
         pictures = [shown_picture(f"original-{number}.png", original, "Original")]
         for name, result in zip(served.tokenizers, row, strict=True):
-            caption = f"{name}: {result.psnr:.1f} dB, SSIM {result.ssim:.3f}"
+            whose = f"{name}: " if len(served.tokenizers) > 1 else ""
+            caption = f"{whose}{result.psnr:.1f} dB, SSIM {result.ssim:.3f}"
             facts = {"tokenizer": name, "psnr": result.psnr, "ssim": result.ssim}
             pictures += [
                 shown_picture(f"reconstruction-{number}.png", result.pixels, caption, facts),
-                shown_picture(f"difference-{number}.png", result.difference, f"Difference, {DIFFERENCE_GAIN:g} times"),
+                shown_picture(f"difference-{number}.png", result.difference, f"{DIFFERENCE_GAIN:g} x difference"),
             ]
         return figures(pictures, served.main.image_size, "row")
 

@@ -23,8 +23,8 @@ from alight.web.served import Served, ServedPipeline
 
 Pixels = npt.NDArray[np.uint8]  # (N, H, W, 3)
 
-MAX_STEPS = 1000
-MAX_GUIDANCE = 30.0
+MAX_STEPS = 250
+MAX_GUIDANCE = 10.0
 PREVIEW_EVERY = 0.4  # seconds at least
 PREVIEW_SHARE = 0.2  # of the time at most
 

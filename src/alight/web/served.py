@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging as quiet
 
 from alight.artifacts import file_hash, is_complete, read_artifact
 from alight.config import ServeConfig, SolverConfig
@@ -94,7 +95,7 @@ def open_served(config: ServeConfig) -> Served:
         raise InputError("Which pipeline? Give its folder: 'alight serve runs/quickstart'.")
     device = resolve_device(config.device)
     folders = [config.pipeline, *([config.compare] if config.compare else [])]
-    names = short_names([folder.resolve() for folder in folders])
+    names = short_names([_named_folder(folder) for folder in folders])
     pipelines = tuple(_open_pipeline(*pair, device) for pair in zip(folders, names, strict=True))
     tokenizers = {
         f"Tokenizer of {names[0]}" if config.compare_tokenizer else "Tokenizer": pipelines[0].pipeline.tokenizer
@@ -122,8 +123,16 @@ def pipeline_folder(folder: Path) -> Path:
     )
 
 
+def _named_folder(folder: Path) -> Path:
+    """The folder that says most about a pipeline: not `pipeline`, but the one it is in."""
+    whole = folder.resolve()
+    return whole.parent if whole.name == QUICKSTART_PIPELINE else whole
+
+
 def _open_pipeline(folder: Path, name: str, device: torch.device) -> ServedPipeline:
     place = pipeline_folder(folder)
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
     try:
         pipeline = LightningDiTPipeline.from_pretrained(place).to(device)
     except InputError:

@@ -42,6 +42,8 @@ DAY = {
     "checkbox_label_text_color": "#1c1c1a",
     "checkbox_label_text_color_selected": "#1c1c1a",
     "loader_color": "#2b5c8a",
+    "table_even_background_fill": "#fcfbf8",
+    "table_odd_background_fill": "#f5f3ed",
 }
 NIGHT = {
     "body_background_fill": "#151618",
@@ -77,6 +79,8 @@ NIGHT = {
     "checkbox_label_text_color": "#e6e4de",
     "checkbox_label_text_color_selected": "#e6e4de",
     "loader_color": "#86b4de",
+    "table_even_background_fill": "#151618",
+    "table_odd_background_fill": "#1c1e21",
 }
 PLAIN = {
     "block_border_width": "0px",
@@ -84,6 +88,7 @@ PLAIN = {
     "block_shadow": "none",
     "block_label_border_width": "0px",
     "block_title_text_weight": "600",
+    "input_border_width": "1px",
     "input_shadow": "none",
     "input_shadow_focus": "none",
     "button_primary_shadow": "none",

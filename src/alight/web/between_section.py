@@ -1,4 +1,4 @@
-"""Tab *Between*: from one class to another on the same noise, or from one image's latent to another's."""
+"""The second part of tab *Latents*: from one class to another, or from one image to another."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from alight.metrics.pictures import image_grid
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import from_uint8, to_uint8
-from alight.web.controls import class_control, in_words, seed_control
+from alight.web.controls import class_control, fragment, in_words, seed_control
 from alight.web.events import Desk, Outputs, connect
 from alight.web.interpolation import between_classes, between_latents
 from alight.web.markup import Shown, figures, hint, status, summary
@@ -23,19 +23,17 @@ from alight.web.uploads import SUFFIXES, read_uploads
 LEAST, AT_FIRST, MOST = 3, 8, 24  # pictures from one end to the other
 
 
-def between_tab(desk: Desk) -> None:
-    """Lay out the tab and connect it."""
+def between_section(desk: Desk) -> None:
+    """Lay out the part and connect it."""
     import gradio as gr
 
     which = desk.served.main
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
-            ends = gr.Radio(
-                ["Classes", "Images"], value="Classes", label="From one to another of", elem_id="between-ends"
-            )
+            ends = gr.Radio(["Classes", "Images"], value="Classes", label="Between two", elem_id="between-ends")
             with gr.Column(elem_classes="plain") as of_classes:
-                first = class_control(which, "between-first", several=False, value=0)
-                last = class_control(which, "between-last", several=False, value=min(1, which.num_classes - 1))
+                first = class_control(which, "between-first", "From", one=0)
+                last = class_control(which, "between-last", "To", one=min(1, which.num_classes - 1))
                 seed = seed_control("between-seed")
             with gr.Column(visible=False, elem_classes="plain") as of_images:
                 files = gr.File(
@@ -46,8 +44,8 @@ def between_tab(desk: Desk) -> None:
                 start = gr.Button("Interpolate", variant="primary", elem_id="between-start", min_width=120)
                 stop = gr.Button("Stop", elem_id="between-stop", min_width=80)
         with gr.Column(scale=8, min_width=320):
-            state = gr.HTML(status(""), elem_id="between-status")
-            shown = gr.HTML(hint("Choose two ends, and see what lies between them."), elem_id="between-images")
+            state = fragment(status(""), "between-status")
+            shown = fragment(hint("Choose two ends, and see what lies between them."), "between-images")
     ends.change(
         lambda chosen: (gr.update(visible=chosen == "Classes"), gr.update(visible=chosen == "Images")),
         ends,
