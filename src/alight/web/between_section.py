@@ -62,7 +62,8 @@ def between_section(desk: Desk) -> None:
         pictures = decoded(desk.served, latents_of, stop)
         yield status(f"Done: {how}."), strip(desk, pictures, names)
 
-    connect(desk, "between", work, (start, stop), [ends, first, last, seed, files, frames], [state, shown])
+    inputs = {"ends": ends, "first": first, "last": last, "seed": seed, "files": files, "pictures": frames}
+    connect(desk, "between", work, (start, stop), inputs, [state, shown])
 
 
 Between = tuple[tuple[str, str], str, Callable[[], Tensor]]

@@ -75,7 +75,9 @@ def compare_tab(desk: Desk) -> None:
                 seen = "" if news.images is None else head + previews(news.images, which, request)
                 yield progress_line(news, request), seen
 
-    inputs = [classes, count, seed, *sides[0], *sides[1]]
+    inputs = {"classes": classes, "per_class": count, "seed": seed}
+    for letter, side in zip("ab", sides, strict=True):
+        inputs |= {f"{name}_{letter}": control for name, control in side._asdict().items()}
     connect(desk, "compare", work, (start, stop), inputs, [state, *shown])
 
 

@@ -76,7 +76,7 @@ def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
         )
         solver = gr.Dropdown([*ODE_SOLVERS, *SDE_SOLVERS], value=start.solver, label="Solver", info=SOLVER_NOTE)
         channels = gr.Number(
-            start.guidance_channels, label="Guided channels", precision=0, info="empty = all of the latent's"
+            start.guidance_channels or 0, label="Guided channels", precision=0, info="0 = all of the latent's"
         )
     return SolverControls(steps, guidance, low_slider, high_slider, shift_slider, solver, channels)
 

@@ -1,6 +1,7 @@
 """How the page's buttons start work: one piece at a time, and whatever goes wrong ends as a sentence in the page."""
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ Work = Callable[..., Iterator[Outputs]]
 
 
 def connect(
-    desk: Desk, name: str, work: Work, buttons: tuple[Any, Any], inputs: list[Any], outputs: list[Any]
+    desk: Desk, name: str, work: Work, buttons: tuple[Any, Any], inputs: dict[str, Any], outputs: list[Any]
 ) -> None:
     """Let one button start some work and another one stop it.
 
@@ -42,7 +43,7 @@ def connect(
         name: of the endpoint, for programs.
         work: what is done with the values of the inputs.
         buttons: the one that starts it, and the one that stops it.
-        inputs: components whose values the work gets.
+        inputs: components whose values the work gets, by the names that programs use.
         outputs: components that it fills, the status line first.
     """
     import gradio as gr
@@ -68,8 +69,8 @@ def connect(
 
     start, stop = buttons
     started = start.click(
-        begin,
-        inputs,
+        _with_parameters(begin, inputs),
+        list(inputs.values()),
         outputs,
         api_name=name,
         concurrency_limit=1,
@@ -78,6 +79,14 @@ def connect(
         show_progress_on=outputs[0],
     )
     stop.click(end, None, outputs[0], queue=False, show_progress="hidden", cancels=[started], api_visibility="private")
+
+
+def _with_parameters(begin: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
+    """The same function, which says that its values after the request have these names."""
+    first = next(iter(inspect.signature(begin).parameters.values()))
+    values = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    begin.__signature__ = inspect.Signature([first, *values])  # type: ignore[attr-defined]
+    return begin
 
 
 def explanation(error: Exception) -> str:

@@ -46,7 +46,8 @@ def generate_tab(desk: Desk) -> None:
                 seen = gr.skip() if news.images is None else previews(news.images, which, request)
                 yield progress_line(news, request), seen
 
-    connect(desk, "generate", work, (start, stop), [classes, per_class, seed, *controls], [state, shown])
+    inputs = {"classes": classes, "per_class": per_class, "seed": seed, **controls._asdict()}
+    connect(desk, "generate", work, (start, stop), inputs, [state, shown])
     another.click(
         lambda: random.randrange(2**31), None, seed, queue=False, api_visibility="private", show_progress="hidden"
     ).then(None, js="() => document.querySelector('#generate-start').click()")

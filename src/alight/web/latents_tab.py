@@ -45,7 +45,7 @@ def latents_tab(desk: Desk) -> None:
             raise Stopped
         yield status("Done."), structure(desk, originals, latents, features) + channels(desk, latents[0])
 
-    connect(desk, "latents", work, (start, stop), [files], [state, shown])
+    connect(desk, "latents", work, (start, stop), {"files": files}, [state, shown])
     fragment('<hr class="between">')
     between_section(desk)
 

@@ -114,4 +114,4 @@ def reconstruct_tab(desk: Desk) -> None:
             for name, results in zip(served.tokenizers, zip(*rows, strict=True), strict=True)
         )
 
-    connect(desk, "reconstruct", work, (start, stop), [files], [state, shown])
+    connect(desk, "reconstruct", work, (start, stop), {"files": files}, [state, shown])

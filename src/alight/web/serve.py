@@ -1,5 +1,6 @@
 """`alight serve`: models in memory, a page in the browser, and a server that ends in good order."""
 
+import gc
 import importlib.util
 import os
 import socket
@@ -35,6 +36,7 @@ def run(config: ServeConfig) -> NoReturn:
 
         jobs = Jobs()
         app = build_app(open_served(config), jobs)
+        gc.freeze()  # nothing of this goes before the end, and the end need not look through it
         announce(config, listener.getsockname()[1])
         with deferred_interrupt() as signal_number:
             serve(app, listener, jobs)
