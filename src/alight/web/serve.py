@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import logging
 import os
 import socket
 import tempfile
@@ -12,21 +13,23 @@ from alight.config import ServeConfig
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.interrupt import Interrupted, deferred_interrupt
+from alight.web.folders import pipeline_folders
 from alight.web.gate import LOOPBACK, Gate
 from alight.web.jobs import Jobs
 from alight.web.pictures import PICTURES, PictureStore
 
-PATIENCE = 2  # seconds that open connections have to end
+PATIENCE = 1  # second that open connections have to end
 
 
 def run(config: ServeConfig) -> NoReturn:
     """Serve until a signal comes.
 
     Raises:
-        InputError: gradio is missing, the address is taken, or a model cannot be opened.
+        InputError: gradio is missing, a model cannot be opened, or the address is taken.
         Interrupted: the signal that ended it.
     """
     require_gradio()
+    pipeline_folders(config)  # before anything heavy is imported
     with (
         listening_socket(config.host, config.port) as listener,
         tempfile.TemporaryDirectory(prefix="alight-") as files,
@@ -137,6 +140,7 @@ def serve(app: Gate, listener: socket.socket, jobs: Jobs) -> None:
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             jobs.stop_all()  # or it would wait for the images that are on their way
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages left open are cut off; they may be
             await super().shutdown(sockets)
 
     settings = uvicorn.Config(

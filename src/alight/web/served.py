@@ -19,9 +19,9 @@ from alight.pipelines.lightning_dit import latent_shape
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.errors import InputError
+from alight.web.folders import QUICKSTART_PIPELINE, pipeline_folder, pipeline_folders
 
-MODEL_INDEX = "model_index.json"
-QUICKSTART_PIPELINE, QUICKSTART_FOUNDATION, QUICKSTART_SAMPLES = "pipeline", "foundation", "samples"
+QUICKSTART_FOUNDATION, QUICKSTART_SAMPLES = "foundation", "samples"
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,7 @@ def open_served(config: ServeConfig) -> Served:
     Raises:
         InputError: no pipeline was given, or something cannot be opened.
     """
-    if config.pipeline is None:
-        raise InputError("Which pipeline? Give its folder: 'alight serve runs/quickstart'.")
-    device = resolve_device(config.device)
-    folders = [config.pipeline, *([config.compare] if config.compare else [])]
+    device, folders = resolve_device(config.device), pipeline_folders(config)
     names = short_names([_named_folder(folder) for folder in folders])
     pipelines = tuple(_open_pipeline(*pair, device) for pair in zip(folders, names, strict=True))
     tokenizers = {
@@ -103,24 +100,6 @@ def open_served(config: ServeConfig) -> Served:
     if config.compare_tokenizer is not None:
         tokenizers[config.compare_tokenizer.name] = open_tokenizer(config.compare_tokenizer).vae.to(device).eval()
     return Served(pipelines, tokenizers, _open_foundation(config, device), config)
-
-
-def pipeline_folder(folder: Path) -> Path:
-    """The pipeline itself, or the one in the folder of a quickstart.
-
-    Raises:
-        InputError: there is none.
-    """
-    for place in (folder, folder / QUICKSTART_PIPELINE):
-        if (place / MODEL_INDEX).is_file():
-            return place
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}. Check the path, or make a pipeline with 'alight quickstart'.")
-    raise InputError(
-        f"{folder} holds no pipeline: there is no {MODEL_INDEX} in it, nor in {folder / QUICKSTART_PIPELINE}. Give "
-        "the folder of a quickstart, or one that LightningDiTPipeline.save_pretrained wrote; LightningDiTPipeline."
-        "from_artifacts joins a transformer with its tokenizer."
-    )
 
 
 def _named_folder(folder: Path) -> Path:
