@@ -44,6 +44,7 @@ def class_control(which: ServedPipeline, element: str, label: str = "Classes", o
         label=label,
         info=f"{count:,} to choose from; type to search" if count > 1 else None,
         scale=3,
+        min_width=280,
         elem_id=element,
     )
 
