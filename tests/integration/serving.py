@@ -41,7 +41,7 @@ def serving(folder: Path, log: Path, *options: object, **environment: str) -> It
         server = Server(process, line.split()[2], log)
         yield server
         if process.poll() is None:
-            server.interrupt()
+            assert server.interrupt() == 130, log.read_text()
     finally:
         process.kill()
         process.stdout.close()
