@@ -69,9 +69,8 @@ def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
         0, MAX_GUIDANCE, scale, step=0.1, label="Guidance scale", info="1 = off", elem_id=f"{element}-guidance"
     )
     with gr.Accordion("More settings", open=False):
-        with gr.Row():
-            low_slider = gr.Slider(0, 1, low, step=0.01, label="Guide from t", info="t = 0 is noise", min_width=140)
-            high_slider = gr.Slider(0, 1, high, step=0.01, label="Guide until t", info="t = 1 is data", min_width=140)
+        low_slider = gr.Slider(0, 1, low, step=0.01, label="Guide from t", info="t = 0 is noise")
+        high_slider = gr.Slider(0, 1, high, step=0.01, label="Guide until t", info="t = 1 is data")
         shift_slider = gr.Slider(
             0.05, MAX_SHIFT, shift, step=0.05, label="Timestep shift", info="1 = even steps; less = more near noise"
         )

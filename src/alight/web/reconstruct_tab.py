@@ -100,7 +100,7 @@ def reconstruct_tab(desk: Desk) -> None:
                 shown_picture(f"reconstruction-{number}.png", result.pixels, caption, facts),
                 shown_picture(f"difference-{number}.png", result.difference, f"{DIFFERENCE_GAIN:g} x difference"),
             ]
-        return figures(pictures, served.main.image_size, "row")
+        return figures(pictures, served.main.image_size, f"row of-{len(pictures)}")
 
     def shown_picture(filename: str, picture: Picture, caption: str, facts: dict[str, Any] | None = None) -> Shown:
         return Shown(desk.pictures.add(filename, png_bytes(picture, facts)), caption, caption, filename)

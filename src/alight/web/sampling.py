@@ -43,12 +43,14 @@ class Progress(NamedTuple):
 
     Attributes:
         finished: images that are done.
-        steps: steps taken by the images that are on their way.
+        under_way: images that are made now, together.
+        steps: steps that those have taken.
         evaluations: of the network, by all images so far; moves on where a solver tells of no steps.
         images: (N, H, W, 3) what there is to see by now, finished images first; None = nothing new.
     """
 
     finished: int
+    under_way: int
     steps: int
     evaluations: int
     images: Pixels | None
@@ -191,7 +193,9 @@ class _Watch:
         now = time.perf_counter()
         if images is not None or now - self.last_word > PREVIEW_EVERY / 2:
             self.last_word = now
-            self.tell(Progress(sum(map(len, self.done)), steps, self.evaluations, images))
+            finished = sum(map(len, self.done))
+            under_way = min(self.served.config.batch_size, len(self.request.labels) - finished)
+            self.tell(Progress(finished, under_way, steps, self.evaluations, images))
 
 
 @contextmanager

@@ -98,7 +98,9 @@ def open_served(config: ServeConfig) -> Served:
         f"Tokenizer of {names[0]}" if config.compare_tokenizer else "Tokenizer": pipelines[0].pipeline.tokenizer
     }
     if config.compare_tokenizer is not None:
-        tokenizers[config.compare_tokenizer.name] = open_tokenizer(config.compare_tokenizer).vae.to(device).eval()
+        tokenizers["/".join(config.compare_tokenizer.resolve().parts[-2:])] = (
+            open_tokenizer(config.compare_tokenizer).vae.to(device).eval()
+        )
     return Served(pipelines, tokenizers, _open_foundation(config, device), config)
 
 

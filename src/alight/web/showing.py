@@ -1,6 +1,5 @@
 """Samples as the page shows them: on their way, and finished with everything that made them."""
 
-from collections.abc import Iterator
 from importlib import metadata
 
 from alight.metrics.pictures import image_grid
@@ -16,13 +15,13 @@ GRID_COLUMNS = 10
 def progress_line(news: Progress, request: SampleRequest) -> str:
     """How far a request is, in words and as a bar."""
     total, steps = len(request.labels), request.sampling.num_inference_steps
-    share = (news.finished + (total - news.finished) * news.steps / steps) / total if news.steps else None
+    share = (news.finished + news.under_way * news.steps / steps) / total if news.steps else None
     where = f"step {news.steps} of {steps}" if news.steps else f"{news.evaluations} evaluations so far"
-    finished = f"{news.finished} of {total} images done, " if news.finished else ""
+    finished = f"{news.finished} of {total} images done, " if news.under_way < total else ""
     return status(f"{finished}{where}".capitalize(), share)
 
 
-def previews(images: Iterator[Picture] | Picture, which: ServedPipeline, request: SampleRequest) -> str:
+def previews(images: Picture, which: ServedPipeline, request: SampleRequest) -> str:
     """Images on their way; nobody should keep them."""
     names = [which.class_name(label).split(",")[0] for label in request.labels]
     shown = (
