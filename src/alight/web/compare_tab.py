@@ -52,7 +52,7 @@ def compare_tab(desk: Desk) -> None:
 
     def work(stop: threading.Event, labels: list[int], count: Any, seed: Any, *values: Any) -> Iterator[Outputs]:
         split = len(SolverControls._fields)
-        limit = desk.served.config.max_images // 2
+        limit = max(1, desk.served.config.max_images // 2)
         requests = [
             sample_request(labels_of(which, first, labels), count, seed, settings(chosen), limit)
             for which, chosen in ((first, values[:split]), (second, values[split:]))

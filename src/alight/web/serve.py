@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -43,7 +44,7 @@ def run(config: ServeConfig) -> NoReturn:
         announce(config, listener.getsockname()[1])
         with deferred_interrupt() as signal_number:
             serve(app, listener, jobs)
-        raise Interrupted(signal_number() or 2)
+        raise Interrupted(signal_number() or signal.SIGINT)
 
 
 def require_gradio() -> None:
