@@ -109,6 +109,7 @@ COMMANDS = {
     "bench": Command("alight.bench", "the library against a plain version of the same maths", operand="--work"),
     "plan": Command("alight.plan.estimate", "what a training recipe costs on this machine"),
     "doctor": Command("alight.doctor.examine", "what is wrong, and its mend"),
+    "serve": Command("alight.web.serve", "a pipeline in the browser", operand="--pipeline"),
 }
 
 

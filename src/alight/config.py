@@ -45,7 +45,15 @@ from alight.config_tokenizer import (  # noqa: F401 (every configuration can be 
     TrainFoundationConfig,
     TrainTokenizerConfig,
 )
-from alight.config_tools import BenchConfig, DoctorConfig, ExportConfig, InfoConfig, PlanConfig, ReportConfig
+from alight.config_tools import (
+    BenchConfig,
+    DoctorConfig,
+    ExportConfig,
+    InfoConfig,
+    PlanConfig,
+    ReportConfig,
+    ServeConfig,
+)
 
 # --- latents ------------------------------------------------------------------------------------------------------
 
@@ -185,4 +193,5 @@ JOBS: dict[str, type[Section]] = {
     "bench": BenchConfig,
     "plan": PlanConfig,
     "doctor": DoctorConfig,
+    "serve": ServeConfig,
 }

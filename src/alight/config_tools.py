@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from alight.config_parts import Device, NonNegative, Positive, PositiveReal, Section
 
@@ -98,4 +98,36 @@ class DoctorConfig(Section):
     def _images_and_tokenizer(self) -> Self:
         if (self.images is None) != (self.tokenizer is None):
             raise ValueError("a tokenizer is tried on images: give both images and tokenizer, or neither")
+        return self
+
+
+class ServeConfig(Section):
+    """Try a pipeline in the browser: generate, reconstruct, look at latents, compare.
+
+    The folder may stand first, without its option: alight serve runs/quickstart
+    """
+
+    pipeline: Path | None = None  # of a quickstart, a pipeline or an export; always needed
+    compare: Path | None = None  # another one, to see both make images of the same seeds
+    compare_tokenizer: Path | None = None  # another tokenizer, to see both reconstruct; a folder or a published file
+    foundation: str | None = None  # whose features are shown beside latents; None = the quickstart's own, if it is one
+    host: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = every machine that can reach it
+    port: Annotated[int, Field(ge=0, le=65535)] = 7860  # 0 = a free one
+    user: str | None = None  # ask every visitor for this name and the password
+    password: str | None = None
+    max_images: Positive = 64  # in one request
+    max_upload_mb: PositiveReal = 20.0  # of the files that are sent at once
+    queue_size: Positive = 20  # requests that may wait; further ones are turned away
+    batch_size: Positive = 16  # images at a time
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.user is None) != (self.password is None):
+            raise ValueError("give both user and password, or neither")
+        if self.user is not None and (not self.user or not self.password or ":" in self.user):
+            raise ValueError("user and password cannot be empty, and user cannot contain a colon")
+        if self.compare is not None and self.compare == self.pipeline:
+            raise ValueError("compare is the pipeline itself; leave it out to compare two settings of one pipeline")
         return self

@@ -41,7 +41,18 @@ LAYERS = [
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-OPTIONAL = {"gradio", "datasets", "webdataset", "timm", "torchvision", "torch_fidelity", "torchmetrics", "wandb"}
+OPTIONAL = {
+    "gradio",
+    "fastapi",
+    "uvicorn",
+    "datasets",
+    "webdataset",
+    "timm",
+    "torchvision",
+    "torch_fidelity",
+    "torchmetrics",
+    "wandb",
+}
 
 
 def part_of(path: Path) -> str:
@@ -91,6 +102,12 @@ def test_flow_and_losses_need_torch_alone(part):
     for path in (PACKAGE / part).glob("*.py"):
         foreign = {name.split(".")[0] for name in imports(path)} - allowed
         assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_only_the_browser_app_knows_of_gradio():
+    for path in FILES:
+        if part_of(path) != "web":
+            assert not {name for name in imports(path) if name.split(".")[0] in ("gradio", "fastapi", "uvicorn")}, path
 
 
 def test_optional_packages_are_never_imported_at_the_top():

@@ -102,7 +102,7 @@ def comparison_strip(
             )
         rows.append(_with_opacity(reconstructions))
         if difference_gain is not None:
-            rows.append(_difference(rows[0], rows[-1], difference_gain))
+            rows.append(_with_opacity(difference_picture(rows[0], rows[-1], difference_gain)))
     return image_grid(np.concatenate(rows), columns=len(originals), padding=padding)
 
 
@@ -133,11 +133,19 @@ def scatter(points: ArrayLike, values: ArrayLike, side: int = 480) -> NDArray[np
     return picture
 
 
-def _difference(a: NDArray[np.uint8], b: NDArray[np.uint8], gain: float) -> NDArray[np.uint8]:
-    """Middle grey + gain * (b - a) of images with opacity."""
-    shown = np.clip(np.rint(128 + gain * (b.astype(np.float64) - a)), 0, 255).astype(np.uint8)
-    shown[..., 3] = 255
-    return shown
+def difference_picture(a: NDArray[np.uint8], b: NDArray[np.uint8], gain: float) -> NDArray[np.uint8]:
+    """Middle grey + gain * (b - a), opaque: grey means equal, brighter that `b` is brighter.
+
+    Args:
+        a: uint8, (..., H, W, 3), or 4 with opacity, which is not looked at.
+        b: uint8, the same shape.
+        gain: How much differences are magnified.
+
+    Returns:
+        uint8, (..., H, W, 3).
+    """
+    difference = b[..., :3].astype(np.float64) - a[..., :3]
+    return np.clip(np.rint(128 + gain * difference), 0, 255).astype(np.uint8)
 
 
 def check_images(images: NDArray[np.generic], name: str) -> None:

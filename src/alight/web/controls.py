@@ -1,0 +1,111 @@
+"""The groups of controls that several tabs have: classes, seed, and the solver's settings."""
+
+from typing import Any, NamedTuple
+
+from alight.config import SolverConfig
+from alight.runtime.solver_names import ODE_SOLVERS, SDE_SOLVERS
+from alight.web.sampling import MAX_GUIDANCE, MAX_STEPS
+from alight.web.served import ServedPipeline
+
+CLASSES_AT_FIRST = 10  # where there are no more, all are chosen
+SUGGESTED = 4  # else so many
+MAX_SHIFT = 5.0
+SOLVER_NOTE = "euler and ab2 evaluate once a step, heun twice, rk4 four times; sde_ solvers add noise"
+
+
+class SolverControls(NamedTuple):
+    """The components of a solver's settings; `settings` understands their values in this order."""
+
+    steps: Any
+    guidance: Any
+    low: Any
+    high: Any
+    shift: Any
+    solver: Any
+    channels: Any
+
+
+def fragment(content: str, element: str | None = None) -> Any:
+    """A place for our own HTML, without the component's ideas of how it should look."""
+    import gradio as gr
+
+    return gr.HTML(content, elem_id=element, apply_default_css=False)
+
+
+def class_control(which: ServedPipeline, element: str, label: str = "Classes", one: int | None = None) -> Any:
+    """Classes by name, or one of them that is `one` at first; typing searches in all names and synonyms."""
+    import gradio as gr
+
+    count = which.num_classes
+    return gr.Dropdown(
+        [(which.class_name(index), index) for index in range(count)],
+        value=list(range(count if count <= CLASSES_AT_FIRST else SUGGESTED)) if one is None else one,
+        multiselect=one is None,
+        label=label,
+        info=f"{count:,} to choose from; type to search" if count > 1 else None,
+        scale=3,
+        min_width=280,
+        elem_id=element,
+    )
+
+
+def seed_control(element: str) -> Any:
+    """The seed that everything random follows from."""
+    import gradio as gr
+
+    return gr.Number(0, label="Seed", precision=0, elem_id=element)
+
+
+def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
+    """Steps and guidance, and the rest behind a fold."""
+    import gradio as gr
+
+    start = which.sampling
+    low, high = start.guidance_interval or (0.0, 1.0)
+    shift = start.timestep_shift or 1 / which.pipeline.scheduler.config.shift
+    taken, scale = min(start.num_inference_steps, MAX_STEPS), min(start.guidance_scale, MAX_GUIDANCE)
+    steps = gr.Slider(1, MAX_STEPS, taken, step=1, label="Steps", elem_id=f"{element}-steps")
+    guidance = gr.Slider(
+        0, MAX_GUIDANCE, scale, step=0.1, label="Guidance scale", info="1 = off", elem_id=f"{element}-guidance"
+    )
+    with gr.Accordion("More settings", open=False):
+        low_slider = gr.Slider(0, 1, low, step=0.01, label="Guide from t", info="t = 0 is noise")
+        high_slider = gr.Slider(0, 1, high, step=0.01, label="Guide until t", info="t = 1 is data")
+        shift_slider = gr.Slider(
+            0.05, MAX_SHIFT, shift, step=0.05, label="Timestep shift", info="1 = even steps; less = more near noise"
+        )
+        solver = gr.Dropdown([*ODE_SOLVERS, *SDE_SOLVERS], value=start.solver, label="Solver", info=SOLVER_NOTE)
+        channels = gr.Number(
+            start.guidance_channels or 0, label="Guided channels", precision=0, info="0 = all of the latent's"
+        )
+    return SolverControls(steps, guidance, low_slider, high_slider, shift_slider, solver, channels)
+
+
+def settings(values: tuple[Any, ...]) -> dict[str, Any]:
+    """What stands in a `SolverControls`, as the fields of a `SolverConfig`, which checks them."""
+    now = SolverControls(*values)
+    chosen: dict[str, Any] = {
+        "num_inference_steps": now.steps,
+        "guidance_scale": now.guidance,
+        "guidance_interval": None if (now.low, now.high) == (0, 1) else (now.low, now.high),
+        "timestep_shift": now.shift,
+        "solver": now.solver,
+        "guidance_channels": now.channels or None,
+    }
+    if now.solver in SDE_SOLVERS and now.shift == 1:
+        chosen["timestep_shift"] = None  # they know even steps only, and want to hear of no others
+    return chosen
+
+
+def in_words(sampling: SolverConfig) -> str:
+    """The settings in one line: euler, 50 steps, guidance 1.5 on t in [0.1, 1]."""
+    words = [sampling.solver, f"{sampling.num_inference_steps} steps"]
+    if sampling.guidance_scale == 1:
+        words.append("no guidance")
+    else:
+        low, high = sampling.guidance_interval or (0, 1)
+        interval = f" on t in [{low:g}, {high:g}]" if (low, high) != (0, 1) else ""
+        words.append(f"guidance {sampling.guidance_scale:g}{interval}")
+    if sampling.timestep_shift not in (None, 1):
+        words.append(f"shift {sampling.timestep_shift:g}")
+    return ", ".join(words)

@@ -1,0 +1,73 @@
+"""From one image, or one class, to another in small steps."""
+
+import torch
+from torch import Tensor
+
+from alight.config import SolverConfig
+from alight.flow import PATHS, GuidedVelocity, VelocityField, solve_ode, time_interval
+from alight.pipelines import LightningDiTPipeline
+from alight.pipelines.lightning_dit import latent_shape
+from alight.runtime.errors import InputError
+from alight.runtime.seeding import noise_of_seeds
+
+
+def between_latents(first: Tensor, last: Tensor, frames: int) -> Tensor:
+    """Straight from one latent to another, both (C, h, w); gives (frames, C, h, w)."""
+    weight = _weights(frames, first)
+    return (1 - weight) * first + weight * last
+
+
+@torch.no_grad()
+def between_classes(
+    pipeline: LightningDiTPipeline, first: int, last: int, frames: int, seed: int, sampling: SolverConfig
+) -> Tensor:
+    """From one class to another, all frames from the same noise: each follows a mixture of the two velocities.
+
+    Velocities, like the scores that they stand for, can be mixed: half of each leads to what both classes find likely.
+
+    Returns:
+        (frames, C, h, w) normalised latents.
+
+    Raises:
+        InputError: a solver that adds noise, or a transformer that cannot be guided as asked.
+    """
+    if sampling.stochastic:
+        raise InputError(
+            f"{sampling.solver} adds noise on the way, so neighbours differ. Choose a solver that does not."
+        )
+    pipeline.check_guidance(sampling.guidance_scale, sampling.guidance_channels)
+    transformer = pipeline.transformer
+    guided = []
+    for label in (first, last):
+        labels = torch.full((frames,), label, device=transformer.device)
+        null = torch.full_like(labels, transformer.null_label) if sampling.guidance_scale != 1 else None
+        guidance = (sampling.guidance_scale, sampling.guidance_interval, sampling.guidance_channels)
+        guided.append(GuidedVelocity(transformer, labels, null, *guidance))
+    noise = noise_of_seeds([seed], latent_shape(transformer)).to(transformer.device).repeat(frames, 1, 1, 1)
+    mixed = MixedVelocity(guided[0], guided[1], _weights(frames, noise))
+    path, prediction = PATHS[pipeline.config.path](), pipeline.config.prediction
+    start, end = time_interval(path, prediction)
+    shift = sampling.timestep_shift if sampling.timestep_shift != 1 else None
+    field = VelocityField(mixed, path, prediction)
+    steps, solver = sampling.num_inference_steps, sampling.solver
+    return solve_ode(field, noise, steps, solver, shift, t_0=start, t_1=end).x
+
+
+class MixedVelocity:
+    """A weighted mean of two velocity fields; row i of the weights (B, 1, 1, 1) is the share of the second."""
+
+    def __init__(self, first: GuidedVelocity, second: GuidedVelocity, weight: Tensor) -> None:
+        self.first, self.second, self.weight = first, second, weight
+
+    @property
+    def breakpoints(self) -> tuple[float, ...]:
+        """The times at which both fields jump."""
+        return self.first.breakpoints
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """The velocity at state `x` and time `t`."""
+        return (1 - self.weight) * self.first(x, t) + self.weight * self.second(x, t)
+
+
+def _weights(frames: int, like: Tensor) -> Tensor:
+    return torch.linspace(0, 1, frames, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)

@@ -1,0 +1,65 @@
+"""The page: a heading and the tabs."""
+
+from html import escape
+from typing import Any
+
+from alight.web.compare_tab import compare_tab
+from alight.web.controls import fragment
+from alight.web.events import Desk
+from alight.web.generate_tab import generate_tab
+from alight.web.jobs import Jobs
+from alight.web.latents_tab import latents_tab
+from alight.web.pictures import PictureStore
+from alight.web.reconstruct_tab import reconstruct_tab
+from alight.web.served import Served
+
+TABS = {
+    "Generate": generate_tab,
+    "Reconstruct": reconstruct_tab,
+    "Latents": latents_tab,
+    "Compare": compare_tab,
+}
+SWEEP_SECONDS, UPLOAD_SECONDS = 60, 1800  # how often to look for old uploads, and when they are old
+
+
+def build_page(served: Served, jobs: Jobs, pictures: PictureStore) -> Any:
+    """The whole page as gradio blocks, not served yet."""
+    import gradio as gr
+
+    desk = Desk(served, jobs, pictures)
+    sweep = (SWEEP_SECONDS, UPLOAD_SECONDS)
+    title = f"alight: {served.main.name}"
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=sweep) as page:
+        fragment(head(served))
+        with gr.Tabs(elem_id="tabs"):
+            for name, build in TABS.items():
+                with gr.Tab(name, id=name.lower()):
+                    build(desk)
+
+        def leave(request: gr.Request) -> None:
+            jobs.stop(str(request.session_hash))
+
+        page.unload(leave)
+    page.queue(max_size=served.config.queue_size, default_concurrency_limit=1)
+    return page
+
+
+def head(served: Served) -> str:
+    """What is served, in a line of figures."""
+    which = served.main
+    transformer, tokenizer = which.pipeline.transformer, which.pipeline.tokenizer
+    size = which.image_size
+    channels, factor = tokenizer.config.latent_channels, tokenizer.downsampling_factor
+    parameters = sum(weight.numel() for weight in transformer.parameters()) / 1e6
+    facts = [
+        f"{which.num_classes:,} class{'es'[: 2 * (which.num_classes > 1)]}",
+        f"{size} x {size} pixels",
+        f"tokenizer f{factor}d{channels}",
+        f"transformer of {parameters:.1f} million parameters",
+        f"on {served.device.type}",
+    ]
+    title = " and ".join(one.name for one in served.pipelines)
+    return (
+        f'<header class="top"><p class="overline">alight</p><h1>{escape(title)}</h1>'
+        f'<p class="facts">{escape(", ".join(facts))}</p></header>'
+    )

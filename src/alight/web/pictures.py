@@ -1,0 +1,74 @@
+"""Pictures on their way to the browser: PNG files in memory, each at an address that nobody can guess."""
+
+import base64
+import io
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+PICTURES = "pictures"  # under this path, relative to the page: it may be mounted anywhere
+STORED_BYTES = 256 * 2**20
+PREVIEW_SIDE = 128
+
+Picture = npt.NDArray[np.uint8]  # (H, W, 3 or 4)
+
+
+class Stored(NamedTuple):
+    """A file that can be had: its name for those who keep it, and its bytes."""
+
+    filename: str
+    content: bytes
+
+
+class PictureStore:
+    """The newest pictures of all visitors, up to a number of bytes; older ones are forgotten."""
+
+    def __init__(self, capacity: int = STORED_BYTES) -> None:
+        self._capacity, self._size = capacity, 0
+        self._files: OrderedDict[str, Stored] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, filename: str, content: bytes) -> str:
+        """Keep a file; gives its address relative to the page."""
+        key = secrets.token_urlsafe(16)
+        with self._lock:
+            self._files[key] = Stored(filename, content)
+            self._size += len(content)
+            while self._size > self._capacity and len(self._files) > 1:
+                _, oldest = self._files.popitem(last=False)
+                self._size -= len(oldest.content)
+        return f"{PICTURES}/{key}/{filename}"
+
+    def get(self, key: str) -> Stored | None:
+        """The file of a key, if it is still there."""
+        with self._lock:
+            return self._files.get(key)
+
+    @property
+    def size(self) -> int:
+        """Bytes in use."""
+        return self._size
+
+
+def png_bytes(picture: Picture, settings: Mapping[str, object] | None = None) -> bytes:
+    """A PNG file whose text chunks hold the settings that made it."""
+    text, buffer = PngInfo(), io.BytesIO()
+    for name, value in (settings or {}).items():
+        text.add_itxt(name, str(value)) if not str(value).isascii() else text.add_text(name, str(value))
+    Image.fromarray(picture).save(buffer, format="png", pnginfo=text)
+    return buffer.getvalue()
+
+
+def preview_address(picture: Picture) -> str:
+    """A picture as an address that holds the picture itself: small, for what is replaced in a moment."""
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    image.save(buffer, format="webp", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,150 @@
+"""`alight serve`: models in memory, a page in the browser, and a server that ends in good order."""
+
+import gc
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+from alight.config import ServeConfig
+from alight.runtime.console import log
+from alight.runtime.errors import InputError
+from alight.runtime.interrupt import Interrupted, deferred_interrupt
+from alight.web.folders import pipeline_folders
+from alight.web.gate import LOOPBACK, Gate
+from alight.web.jobs import Jobs
+from alight.web.pictures import PICTURES, PictureStore
+
+PATIENCE = 1  # second that open connections have to end
+
+
+def run(config: ServeConfig) -> NoReturn:
+    """Serve until a signal comes.
+
+    Raises:
+        InputError: gradio is missing, a model cannot be opened, or the address is taken.
+        Interrupted: the signal that ended it.
+    """
+    require_gradio()
+    pipeline_folders(config)  # before anything heavy is imported
+    with (
+        listening_socket(config.host, config.port) as listener,
+        tempfile.TemporaryDirectory(prefix="alight-") as files,
+    ):
+        keep_to_ourselves(Path(files))
+        from alight.web.served import open_served
+
+        jobs = Jobs()
+        app = build_app(open_served(config), jobs)
+        gc.freeze()  # nothing of this goes before the end, and the end need not look through it
+        announce(config, listener.getsockname()[1])
+        with deferred_interrupt() as signal_number:
+            serve(app, listener, jobs)
+        raise Interrupted(signal_number() or signal.SIGINT)
+
+
+def require_gradio() -> None:
+    """Say how to get the package that the page is made with, if it is missing.
+
+    Raises:
+        InputError: it is.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("The browser app needs gradio, which is not installed: pip install 'alight[web]'.")
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket at the address, so that it is known to be free before the models are loaded.
+
+    Raises:
+        InputError: it is taken, or not on this machine.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        raise InputError(
+            f"Cannot listen on {host}, port {port}: {error.strerror or error}. Choose another --port "
+            "(0 = a free one), or another --host."
+        ) from error
+    listener.listen()
+    return listener
+
+
+def keep_to_ourselves(files: Path) -> None:
+    """Before gradio is imported: no statistics to its makers, and uploads only in a folder that goes when we go."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(files)
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
+
+
+def build_app(served: Any, jobs: Jobs) -> Gate:
+    """The page and the pictures, behind the gate."""
+    import gradio as gr
+    from fastapi import FastAPI, Response
+    from gradio import processing_utils
+
+    from alight.web.page import build_page
+    from alight.web.theme import page_style
+
+    async def fetch_nothing(url: str) -> NoReturn:
+        raise gr.Error("This server fetches nothing from elsewhere. Send the file itself.", print_exception=False)
+
+    processing_utils.async_ssrf_protected_get = fetch_nothing  # else a request could name an address for a file
+    config, pictures = served.config, PictureStore()
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get(f"/{PICTURES}/{{key}}/{{filename}}")
+    def picture(key: str, filename: str) -> Response:
+        stored = pictures.get(key)
+        if stored is None or stored.filename != filename:
+            return Response("This picture is not kept any more. Make it again.", status_code=404)
+        return Response(stored.content, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
+
+    max_bytes = int(config.max_upload_mb * 1e6)
+    gr.mount_gradio_app(
+        app,
+        build_page(served, jobs, pictures),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=max_bytes,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        **page_style(),
+    )
+    credentials = (config.user, config.password) if config.user and config.password else None
+    return Gate(app, credentials, max_bytes, loopback=config.host in LOOPBACK)
+
+
+def announce(config: ServeConfig, port: int) -> None:
+    """Print where the page is; a program that started the server reads this line."""
+    name = f"[{config.host}]" if ":" in config.host else config.host
+    print(f"Serving at http://{name}:{port}/ (Ctrl-C ends it)", flush=True)
+    if config.host not in LOOPBACK and config.user is None:
+        log.warning("Everybody who can reach this machine can use the page; --user and --password ask who comes.")
+
+
+def serve(app: Gate, listener: socket.socket, jobs: Jobs) -> None:
+    """Answer requests until SIGINT or SIGTERM comes."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            jobs.stop_all()  # or it would wait for the images that are on their way
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages left open are cut off; they may be
+            await super().shutdown(sockets)
+
+    settings = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=PATIENCE, server_header=False
+    )
+    Server(settings).run(sockets=[listener])

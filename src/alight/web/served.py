@@ -1,0 +1,144 @@
+"""What is served: one pipeline or two, tokenizers, a foundation model, and what is known of their runs."""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers.utils import logging as quiet
+
+from alight.artifacts import file_hash, is_complete, read_artifact
+from alight.config import ServeConfig, SolverConfig
+from alight.evaluation.subjects import short_names
+from alight.interop.tokenizer_sources import open_tokenizer
+from alight.models.foundation import FoundationModel
+from alight.models.pretrained import WEIGHTS_FILE
+from alight.models.vavae import VAVAE
+from alight.pipelines import LightningDiTPipeline
+from alight.pipelines.lightning_dit import latent_shape
+from alight.runtime.console import log
+from alight.runtime.device import resolve_device
+from alight.runtime.errors import InputError
+from alight.web.folders import QUICKSTART_PIPELINE, pipeline_folder, pipeline_folders
+
+QUICKSTART_FOUNDATION, QUICKSTART_SAMPLES = "foundation", "samples"
+
+
+@dataclass(frozen=True)
+class ServedPipeline:
+    """A pipeline under a name.
+
+    Attributes:
+        name: short, and another one than the other pipeline's.
+        pipeline: on its device.
+        hashes: of the weights, which images carry along.
+        sampling: the settings that the page starts with: those of the run's own samples, where they are known.
+    """
+
+    name: str
+    pipeline: LightningDiTPipeline
+    hashes: dict[str, str]
+    sampling: SolverConfig
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are to choose from."""
+        return int(self.pipeline.transformer.config.num_classes)
+
+    def class_name(self, label: int) -> str:
+        """What the page calls a class."""
+        names = self.pipeline.class_names
+        return names[label] if names else f"class {label}"
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that it makes, in pixels."""
+        return latent_shape(self.pipeline.transformer)[1] * self.pipeline.tokenizer.downsampling_factor
+
+
+@dataclass(frozen=True)
+class Served:
+    """All models of one server, in memory.
+
+    Attributes:
+        pipelines: the pipeline, and perhaps the one that it is compared with.
+        tokenizers: by name: the pipeline's, and perhaps the one that it is compared with.
+        foundation: whose features are shown beside latents.
+        config: limits and precision.
+        lock: held by whoever computes; there is one accelerator.
+    """
+
+    pipelines: tuple[ServedPipeline, ...]
+    tokenizers: dict[str, VAVAE]
+    foundation: FoundationModel | None
+    config: ServeConfig
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def main(self) -> ServedPipeline:
+        """The pipeline that was asked for first."""
+        return self.pipelines[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of them are."""
+        return self.main.pipeline.transformer.device
+
+
+def open_served(config: ServeConfig) -> Served:
+    """Open everything that is to be served.
+
+    Raises:
+        InputError: no pipeline was given, or something cannot be opened.
+    """
+    device, folders = resolve_device(config.device), pipeline_folders(config)
+    names = short_names([_named_folder(folder) for folder in folders])
+    pipelines = tuple(_open_pipeline(*pair, device) for pair in zip(folders, names, strict=True))
+    tokenizers = {
+        f"Tokenizer of {names[0]}" if config.compare_tokenizer else "Tokenizer": pipelines[0].pipeline.tokenizer
+    }
+    if config.compare_tokenizer is not None:
+        tokenizers["/".join(config.compare_tokenizer.resolve().parts[-2:])] = (
+            open_tokenizer(config.compare_tokenizer).vae.to(device).eval()
+        )
+    return Served(pipelines, tokenizers, _open_foundation(config, device), config)
+
+
+def _named_folder(folder: Path) -> Path:
+    """The folder that says most about a pipeline: not `pipeline`, but the one it is in."""
+    whole = folder.resolve()
+    return whole.parent if whole.name == QUICKSTART_PIPELINE else whole
+
+
+def _open_pipeline(folder: Path, name: str, device: torch.device) -> ServedPipeline:
+    place = pipeline_folder(folder)
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    try:
+        pipeline = LightningDiTPipeline.from_pretrained(place).to(device)
+    except InputError:
+        raise
+    except Exception as error:  # the library has dozens of kinds for files that are missing or damaged
+        raise InputError(
+            f"The pipeline in {place} cannot be opened ({' '.join(str(error).split())[:300]}). Restore the folder, or "
+            "write it again."
+        ) from error
+    hashes = {part: file_hash(place / part / WEIGHTS_FILE)[:12] for part in ("transformer", "tokenizer")}
+    return ServedPipeline(name, pipeline, hashes, _settings_of_the_run(folder))
+
+
+def _settings_of_the_run(folder: Path) -> SolverConfig:
+    samples = folder / QUICKSTART_SAMPLES
+    if not is_complete(samples):
+        return SolverConfig()
+    return SolverConfig.model_validate(read_artifact(samples, "samples").config["sampling"])
+
+
+def _open_foundation(config: ServeConfig, device: torch.device) -> FoundationModel | None:
+    assert config.pipeline is not None
+    beside = config.pipeline / QUICKSTART_FOUNDATION
+    name = config.foundation or (str(beside) if is_complete(beside) else None)
+    if name is None:
+        log.info("No foundation model is known; --foundation NAME shows its features beside the latents.")
+        return None
+    return FoundationModel.from_pretrained(name).to(device)

@@ -1,0 +1,56 @@
+"""Files from a visitor to pixels: whatever they send, it ends as a small square image or as a sentence."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from alight.data.crops import center_crop
+from alight.data.decode import decode_image
+from alight.runtime.errors import InputError
+
+FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif"}
+SUFFIXES = [*FORMATS.values(), ".jpeg", ".tiff"]
+MAX_PIXELS = 50_000_000  # decoded; a file of a few kilobytes can claim to be an image of gigabytes
+
+
+def read_uploads(files: Sequence[str] | None, size: int, most: int) -> npt.NDArray[np.uint8]:
+    """The images in files, each as the central square at the given size.
+
+    Args:
+        files: where they are.
+        size: side of the squares in pixels; smaller images are enlarged.
+        most: how many are allowed.
+
+    Returns:
+        (N, size, size, 3) uint8.
+
+    Raises:
+        InputError: there are none or too many, or one is too large, damaged, or no image.
+    """
+    if not files:
+        raise InputError("Choose an image first.")
+    if len(files) > most:
+        raise InputError(f"{len(files)} images are too many here; give at most {most} at once.")
+    return np.stack([center_crop(_read(Path(file)), size) for file in files])
+
+
+def _read(file: Path) -> npt.NDArray[np.uint8]:
+    try:
+        with Image.open(file, formats=list(FORMATS)) as image:  # reads the header alone
+            width, height = image.size
+        if width * height <= MAX_PIXELS:
+            return decode_image(file)
+    except FileNotFoundError as error:
+        raise InputError(f"{file.name} is not on the server any more. Choose it again.") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{file.name} is larger than any image that can be used here. Send a smaller one.") from error
+    except Exception as error:  # Pillow has many kinds for damaged files
+        known = ", ".join(name for name in FORMATS)
+        raise InputError(f"{file.name} is damaged or no image that can be read here. Known are {known}.") from error
+    raise InputError(
+        f"{file.name} has {width} x {height} pixels, and at most {MAX_PIXELS // 1_000_000} million can be used here. "
+        "Make it smaller first."
+    )

@@ -1,0 +1,169 @@
+"""The parts of the browser app that need no browser: pictures, latents in colours, work that stops, and the gate."""
+
+import asyncio
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alight.flow import GuidedVelocity
+from alight.runtime.errors import InputError
+from alight.web.gate import FORM_BYTES, Gate
+from alight.web.interpolation import MixedVelocity, between_latents
+from alight.web.jobs import Jobs, Stopped, stream
+from alight.web.latent_views import channel_maps, pca_pictures
+from alight.web.markup import Shown, figures, status
+from alight.web.pictures import PictureStore, png_bytes
+from alight.web.sampling import sample_request
+
+
+def test_the_store_forgets_the_oldest_beyond_its_capacity():
+    store = PictureStore(capacity=100)
+    keys = [store.add("a.png", bytes(40)).split("/")[1] for _ in range(4)]
+    assert store.size <= 100
+    assert [store.get(key) is not None for key in keys] == [False, False, True, True]
+
+
+def test_png_carries_its_settings_in_any_script():
+    image = np.zeros((4, 5, 3), np.uint8)
+    settings = {"class": "Schäferhund", "seed": 7}
+    with Image.open(io.BytesIO(png_bytes(image, settings))) as png:
+        assert png.size == (5, 4)
+        assert (png.info["class"], png.info["seed"]) == ("Schäferhund", "7")
+
+
+def test_texts_cannot_become_markup():
+    hostile = '"><script>alert(1)</script>'
+    page = status(hostile) + figures([Shown(hostile, hostile, hostile, hostile)], 32)
+    assert "<script" not in page
+
+
+def test_channels_are_blue_below_and_orange_above_their_mean():
+    low, zero, high = channel_maps(torch.tensor([-9.0, 0.0, 9.0]).view(1, 1, 3))[0, 0]
+    assert low[2] > low[0]
+    assert high[0] > high[2]
+    assert zero.min() > 240
+
+
+def test_equal_vectors_have_equal_colours_and_three_directions_become_red_green_and_blue():
+    directions = torch.eye(3).view(3, 3, 1, 1) * torch.tensor([3.0, 2.0, 1.0]).view(3, 1, 1, 1)  # (3, 3, 1, 1)
+    grids = torch.cat([directions, directions])
+    pictures = pca_pictures(grids)
+    np.testing.assert_array_equal(pictures[:3], pictures[3:])
+    assert len(np.unique(pictures[:3].reshape(3, 3), axis=0)) == 3
+    assert pca_pictures(torch.ones(1, 2, 1, 1)).shape == (1, 1, 1, 3)
+
+
+def test_the_way_between_latents_is_straight_and_ends_where_it_should():
+    first, last = torch.randn(2, 3, 2, 2).unbind()
+    way = between_latents(first, last, 5)
+    assert way.shape == (5, 3, 2, 2)
+    torch.testing.assert_close(way[[0, 2, 4]], torch.stack([first, (first + last) / 2, last]))
+
+
+def test_mixed_velocities_are_those_of_the_ends_at_the_ends():
+    def model(x, t, labels):
+        return x * (labels + 1).view(-1, 1, 1, 1)
+
+    one, two = (GuidedVelocity(model, torch.full((3,), label)) for label in (0, 4))
+    x = torch.randn(3, 2, 2, 2)
+    mixed = MixedVelocity(one, two, torch.tensor([0, 0.5, 1]).view(-1, 1, 1, 1))(x, 0.3)
+    torch.testing.assert_close(mixed, x * torch.tensor([1, 3, 5]).view(-1, 1, 1, 1))
+
+
+def test_work_is_told_of_its_stop_and_its_error_is_raised_where_it_is_watched():
+    stop, ended = threading.Event(), threading.Event()
+
+    def endless(tell):
+        tell(1)
+        assert stop.wait(10)
+        ended.set()
+        raise Stopped
+
+    watched = stream(endless, stop)
+    assert next(watched) == 1
+    watched.close()  # nobody listens any more
+    assert ended.is_set()
+
+    def failing(tell):
+        tell(1)
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        list(stream(failing, threading.Event()))
+
+
+def test_work_that_ends_by_itself_leaves_its_stop_alone():
+    stop = threading.Event()
+    assert list(stream(lambda tell: tell(2), stop)) == [2]
+    assert not stop.is_set()
+
+
+def test_a_later_job_of_a_session_takes_the_place_of_the_earlier():
+    jobs = Jobs()
+    first, second = jobs.start("a"), jobs.start("a")
+    other = jobs.start("b")
+    assert (first.is_set(), second.is_set()) == (True, False)
+    assert jobs.stop("a")
+    assert second.is_set()
+    assert not jobs.stop("a")
+    assert not other.is_set()
+
+
+def test_image_i_has_the_ith_seed_whatever_its_class():
+    one = sample_request([3], 4, 7, {}, max_images=10)
+    two = sample_request([5, 6], 2, 7, {}, max_images=10)
+    assert one.seeds == two.seeds
+    assert two.labels == (5, 5, 6, 6)
+    for count in (None, 0, 1.5, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="number of images"):
+            sample_request([3], count, 7, {}, max_images=10)
+
+
+def through_the_gate(gate, headers, chunks=()):
+    """The status of the gate's answer to one request whose body comes in chunks."""
+    sent = []
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
+    asyncio.run(gate(scope, receive, send))
+    return sent[0]["status"]
+
+
+async def reads_everything(scope, receive, send):
+    while (await receive())["more_body"]:
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_a_body_of_unknown_length_is_cut_off_at_the_limit():
+    gate = Gate(reads_everything, None, max_bytes=1000, loopback=False)
+    assert through_the_gate(gate, {}, [bytes(900)]) == 200
+    assert through_the_gate(gate, {}, [bytes(900), bytes(FORM_BYTES), bytes(900)]) == 413
+    assert through_the_gate(gate, {"content-length": "1000000"}) == 413
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [("127.0.0.1:7860", 200), ("localhost", 200), ("[::1]:80", 200), ("evil.example", 403), ("", 403)],
+)
+def test_a_server_of_one_machine_answers_to_its_names_only(host, code):
+    assert through_the_gate(Gate(reads_everything, None, 1000, loopback=True), {"host": host}) == code
+
+
+@pytest.mark.parametrize("given", ["", "Basic", "Basic !!!", "Basic YWRhOndyb25n", "Bearer YWRhOmxhY2U="])
+def test_only_the_right_credentials_open_the_gate(given):
+    gate = Gate(reads_everything, ("ada", "lace"), 1000, loopback=False)
+    assert through_the_gate(gate, {"authorization": given} if given else {}) == 401
+    assert through_the_gate(gate, {"authorization": "Basic YWRhOmxhY2U="}) == 200
