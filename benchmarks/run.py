@@ -16,6 +16,7 @@ import torch
 from alight.config import BenchConfig
 from alight.runtime.device import resolve_device
 from benchmarks import cases
+from benchmarks.extraction import BATCH, extraction, stored_images
 from benchmarks.measure import matmul_rate, measure
 from benchmarks.report import HEADER, Section, append, record, section_rows
 from benchmarks.tokenizer import tokenizer_training
@@ -89,6 +90,10 @@ def measure_all(config: BenchConfig, device: torch.device) -> list[Section]:
             sections.append(Section(f"tokenizer f16d32, {size} px", device, precision, setting.batch, measurements))
     if "read" in config.work:
         sections.append(read(config))
+    if "extract" in config.work:
+        with stored_images(config.images) as folder:
+            measurements = measure(extraction(folder, config.images), config.rounds, torch.device("cpu"))
+        sections.append(Section("extract latents, with flips", torch.device("cpu"), "fp32", BATCH, measurements))
     return sections
 
 

@@ -99,6 +99,7 @@ COMMANDS = {
         "the best sampling settings for every cost",
         "Report: {path}/report.html",
         distributed=True,
+        operand="--pipeline",
     ),
     "convert": Command("alight.stages.convert", "published checkpoints and latents, in and out", "Converted: {path}"),
     "export": Command(

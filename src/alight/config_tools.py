@@ -55,7 +55,11 @@ class InfoConfig(Section):
 class BenchConfig(Section):
     """Time the library against a plain version of the same mathematics."""
 
-    work: tuple[Literal["train", "sample", "read", "tokenizer"], ...] = ("train", "sample", "read")  # what to time
+    work: tuple[Literal["train", "sample", "read", "extract", "tokenizer"], ...] = (
+        "train",
+        "sample",
+        "read",
+    )  # what to time
     device: Device = "cpu"
     preset: str | None = None  # size of the model; None = S/1 on a CPU and XL/1 on a GPU
     precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")  # one table section each
@@ -67,6 +71,7 @@ class BenchConfig(Section):
     threads: Positive | None = None  # of the CPU; None = torch's choice
     tokenizer_image_size: Positive | None = None  # None = 128 on a CPU and 256 on a GPU
     latents: Positive = 4096  # how many the reading benchmark stores in a temporary folder, 32 KiB each
+    images: Positive = 256  # how many JPEG files the extraction benchmark stores in one
     write: bool = False  # append the table to benchmarks/RESULTS.md
 
 

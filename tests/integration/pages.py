@@ -6,7 +6,7 @@ A fenced block in `bash` or `python` runs, unless the line above it is an HTML c
     <!-- run: gpu -->       it is meant for GPUs, or a cluster
     <!-- run: download -->  it needs files or a network that are not there
     <!-- run: long -->      it takes minutes
-    <!-- run: later -->     its command is not there yet
+    <!-- run: server -->    it goes on until it is stopped
 
 `<!-- run: tiny -->` lets it run with a few steps of a small model instead.
 """
@@ -23,8 +23,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
-NOT_RUN = {"install", "gpu", "download", "long", "later"}
-ANNOUNCED = {"serve", "export", "tune", "report", "bench", "info", "evaluate reference"}  # what may come later
+NOT_RUN = {"install", "gpu", "download", "long", "server"}
 TINY = {  # what a block that is marked as tiny runs with, at the end of each command
     "foundation train": "--model.hidden-size 48 --model.num-layers 1 --images.size 32 --training.steps 2 "
     "--training.global-batch-size 4",
@@ -37,6 +36,8 @@ TINY = {  # what a block that is marked as tiny runs with, at the end of each co
     "evaluate": "--images.size 32",
     "sample": "--samples-per-class 1 --sampling.num-inference-steps 2",
     "plan": "--seconds 1",
+    "tune": "--images.size 32 --draw.samples-per-class 1 --draw.sampling.num-inference-steps 1 --guidance-scales 1 "
+    "--timestep-shifts 1 --solvers euler --steps 1 2",
 }
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -96,7 +97,7 @@ def command_of(words: list[str]) -> tuple[str, list[str]] | None:
     else:
         return None
     two = " ".join(arguments[:2])
-    return (two, arguments[2:]) if two in COMMANDS or two in ANNOUNCED else (arguments[0], arguments[1:])
+    return (two, arguments[2:]) if two in COMMANDS else (arguments[0], arguments[1:])
 
 
 def run_blocks(folder: Path, page_blocks: list[Block]) -> str:

@@ -99,7 +99,9 @@ def test_a_folder_and_an_npz_give_the_same_figures(run, whole, tmp_path):
     of_folder = evaluate(tmp_path / "folder", "--samples", run / "samples" / "images", "--batch-size", "3")
     assert of_npz[GREY] == pytest.approx(whole[1][GREY], rel=1e-9)  # in another order
     assert of_folder[GREY] == pytest.approx(whole[1][GREY], rel=1e-9)  # in other batches
-    assert "generated_label_accuracy" not in of_npz  # nobody knows the labels
+    assert of_npz["generated_label_accuracy"] == whole[1]["generated_label_accuracy"]  # it says how it was made
+    assert conditions(of_npz, GREY)["NFE"] == conditions(whole[1], GREY)["NFE"]
+    assert "generated_label_accuracy" not in of_folder  # nobody knows the labels
     assert "reconstruction_psnr" not in of_npz
 
 

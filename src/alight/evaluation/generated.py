@@ -5,7 +5,7 @@ Scores depend on the order of the images, so each kind has one: that of the file
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from alight.artifacts import Artifact, is_complete, read_artifact
+from alight.data.provenance import read_npz_entry
 from alight.metrics.reference import ImageFile
 from alight.runtime.errors import InputError
 
@@ -34,6 +35,7 @@ class GeneratedImages(ABC):
         labels: (N,) the classes that were asked for, or None where nobody knows.
         class_names: by label.
         conditions: everything known of how they were made, which belongs beside every score.
+        settings: the record of the sampling run that made them, where there is one.
         remarks: what to bear in mind of scores on them.
     """
 
@@ -43,7 +45,15 @@ class GeneratedImages(ABC):
     labels: npt.NDArray[np.int64] | None = None
     class_names: Sequence[str] = ()
     conditions: Conditions
+    settings: Mapping[str, Any] | None = None
     remarks: Sequence[str] = ()
+
+    def _know(self, settings: Mapping[str, Any]) -> None:
+        """Take labels and conditions from the record of a sampling run."""
+        self.labels = np.array(settings["labels"], dtype=np.int64)
+        self.class_names = settings["class_names"]
+        self.conditions = sampling_conditions(settings)
+        self.settings = settings
 
     @abstractmethod
     def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
@@ -129,11 +139,9 @@ class SampledImages(FolderImages):
     def __init__(self, folder: Path) -> None:
         self.artifact: Artifact = read_artifact(folder, "samples")
         try:
-            self.settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            self.paths = [folder / "images" / f"{number:06d}.png" for number in range(self.settings["count"])]
-            self.labels = np.array(self.settings["labels"], dtype=np.int64)
-            self.class_names = self.settings["class_names"]
-            self.conditions = sampling_conditions(self.settings)
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            self.paths = [folder / "images" / f"{number:06d}.png" for number in range(settings["count"])]
+            self._know(settings)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"The record {folder / SETTINGS} cannot be read ({error}). Generate the samples again."
@@ -152,7 +160,8 @@ class NpzImages(GeneratedImages):
     """The images of a `.npz`, as evaluators exchange them.
 
     Args:
-        path: its `arr_0` is (N, H, W, 3) uint8; its `arr_1`, if any, the labels.
+        path: its `arr_0` is (N, H, W, 3) uint8; its `arr_1`, if any, the labels. One that this package wrote also says
+            how the images were made.
 
     Raises:
         InputError: the file is missing or damaged, or has fewer than two such images.
@@ -168,6 +177,9 @@ class NpzImages(GeneratedImages):
         self.labels = self._file.labels()
         known = "unknown" if self.labels is None else "of the file"
         self.conditions = {"images": self.count, "labels": known, "order": "of the file"}
+        settings = read_npz_entry(path)
+        if settings.get("count") == self.count and len(settings.get("labels", ())) == self.count:
+            self._know(settings)
 
     def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
         """See `GeneratedImages`."""
@@ -189,7 +201,7 @@ def open_generated(path: Path) -> GeneratedImages:
     return SampledImages(path) if is_complete(path) or not path.is_dir() else FolderImages(path)
 
 
-def sampling_conditions(settings: dict[str, Any]) -> Conditions:
+def sampling_conditions(settings: Mapping[str, Any]) -> Conditions:
     """What belongs beside a score, from the settings that a sampling run records."""
     sampling = {name: "off" if value is None else value for name, value in settings["sampling"].items()}
     sampling["guidance_channels"] = settings["sampling"]["guidance_channels"] or "all"

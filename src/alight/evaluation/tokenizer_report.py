@@ -15,9 +15,9 @@ from alight.evaluation.verdict import F16D32
 from alight.metrics.pictures import comparison_strip
 from alight.metrics.report import Comparison, Curve, Figure, Picture
 from alight.models.foundation import FoundationModel
+from alight.runtime.pixels import UINT8_RULE
 from alight.training.tracking import read_log
 
-UINT8_RULE = "clamp(127.5 x + 128, 0, 255), truncated"
 CROP = "centre, short side scaled by box halvings and bicubic"
 DIFFERENCE_GAIN = 4
 QUANTILES = 40  # of the curve over the images; few enough that it is drawn as it is

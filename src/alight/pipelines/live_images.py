@@ -17,8 +17,7 @@ from alight.pipelines.lightning_dit import LightningDiTPipeline
 from alight.pipelines.requests import label_protocol, plan_requests
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
-
-UINT8_RULE = "clamp(127.5 x + 128, 0, 255), truncated"
+from alight.runtime.pixels import UINT8_RULE
 
 
 class LiveImages(GeneratedImages):

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from alight.runtime.errors import InputError
 
+UINT8_RULE = "clamp(127.5 x + 128, 0, 255), truncated"  # as records and reports say it
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """Quantise images from the range of the networks to 8-bit pixels, and from channels first to channels last.

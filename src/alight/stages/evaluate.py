@@ -22,6 +22,7 @@ from alight.data.image_dataset import ImageDataset
 from alight.data.image_npz import write_images_npz
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
+from alight.data.provenance import software
 from alight.evaluation.batches import contiguous_share, in_steps, load_batches, pixel_batches
 from alight.evaluation.features import (
     FeatureNetworks,
@@ -251,7 +252,11 @@ def export_npz(path: Path, images: GeneratedImages, config: EvaluateConfig) -> N
     """`arr_0` in shuffled order, whatever order the images have."""
     order = torch.randperm(images.count, generator=random_stream(config.seed, "npz order")).tolist()
     batches = (images.pick(order[part.start : part.stop]) for part in in_steps(0, len(order), config.batch_size))
-    write_images_npz(path, (pixels for batch in batches for pixels in batch), images.count)
+    said = None
+    if images.settings is not None:
+        shuffled = {name: [images.settings[name][number] for number in order] for name in ("labels", "seeds")}
+        said = software() | dict(images.settings) | shuffled
+    write_images_npz(path, (pixels for batch in batches for pixels in batch), images.count, said)
 
 
 # --- reconstruction ---------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from alight.runtime.console import duration, log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
+from alight.runtime.pixels import UINT8_RULE
 from alight.runtime.seeding import random_stream
 
 SETTINGS, GRID, TRAJECTORY, NPZ = "samples.json", "grid.png", "trajectory.png", "samples.npz"
@@ -234,7 +235,7 @@ def common_settings(models: Models, config: SampleConfig) -> dict[str, Any]:
         "sampling": config.sampling.model_dump(exclude=of_sde),
         "precision": config.precision,
         "batch_size": config.batch_size,
-        "uint8_rule": "clamp(127.5 x + 128, 0, 255), truncated",
+        "uint8_rule": UINT8_RULE,
         **models.hashes,
     }
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+
+from alight.data.provenance import png_text
 
 PICTURES = "pictures"  # under this path, relative to the page: it may be mounted anywhere
 STORED_BYTES = 256 * 2**20
@@ -59,10 +60,8 @@ class PictureStore:
 
 def png_bytes(picture: Picture, settings: Mapping[str, object] | None = None) -> bytes:
     """A PNG file whose text chunks hold the settings that made it."""
-    text, buffer = PngInfo(), io.BytesIO()
-    for name, value in (settings or {}).items():
-        text.add_itxt(name, str(value)) if not str(value).isascii() else text.add_text(name, str(value))
-    Image.fromarray(picture).save(buffer, format="png", pnginfo=text)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="png", pnginfo=png_text(settings or {}))
     return buffer.getvalue()
 
 

@@ -1,9 +1,9 @@
 """Samples as the page shows them: on their way, and finished with everything that made them."""
 
-from importlib import metadata
-
+from alight.data.provenance import software
 from alight.metrics.pictures import image_grid
 from alight.runtime.console import duration
+from alight.runtime.pixels import UINT8_RULE
 from alight.web.markup import Shown, figures, status, summary
 from alight.web.pictures import Picture, PictureStore, png_bytes, preview_address
 from alight.web.sampling import Progress, SampleRequest, Samples
@@ -50,10 +50,9 @@ def results(samples: Samples, which: ServedPipeline, request: SampleRequest, pic
 
 def shared_settings(which: ServedPipeline, request: SampleRequest) -> dict[str, object]:
     """What a request's images have in common."""
-    sampling = {key: value for key, value in request.sampling.model_dump().items() if value is not None}
-    if not request.sampling.stochastic:
-        sampling = {key: value for key, value in sampling.items() if key not in ("diffusion_form", "last_step")}
-    return {"software": f"alight {metadata.version('alight')}", "pipeline": which.name, **which.hashes, **sampling}
+    of_sde = set() if request.sampling.stochastic else {"diffusion_form", "last_step"}
+    sampling = request.sampling.model_dump(exclude=of_sde)
+    return software() | {"pipeline": which.name, **which.hashes, "sampling": sampling, "uint8_rule": UINT8_RULE}
 
 
 def image_settings(which: ServedPipeline, request: SampleRequest, number: int, nfe: int) -> dict[str, object]:
