@@ -5,13 +5,12 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -405,10 +404,7 @@ def test_any_damage_to_an_unfinished_run_is_mended_or_refused(whole, configure, 
 def test_two_processes_write_the_same_bytes_as_one(whole, configure, options, tmp_path, monkeypatch):
     """They also share what a run left that one process had begun."""
     interrupt(configure, tmp_path / "run", monkeypatch)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "alight", "latents", "extract", *options, "--output", str(tmp_path / "run")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    result = warm.run_together(["latents", "extract", *options, "--output", str(tmp_path / "run")], 2)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == f"Latents: {tmp_path / 'run'}"
     assert contents(tmp_path / "run") == contents(whole.path)
@@ -418,10 +414,10 @@ def test_two_processes_write_the_same_bytes_as_one(whole, configure, options, tm
 def test_killing_the_process_loses_no_shard(whole, options, tmp_path):
     """SIGKILL at random moments, which nothing can clean up after; the same command then goes on."""
     folder, rng = tmp_path / "run", random.Random(0)
-    command = [sys.executable, "-m", "alight", "latents", "extract", "--quiet", *options, "--output", str(folder)]
+    command = ["latents", "extract", "--quiet", *options, "--output", str(folder)]
     kept: dict[str, bytes] = {}
     for shards in (1, 4, None):
-        process = subprocess.Popen(command, env=os.environ, stderr=subprocess.PIPE)
+        process = warm.AlightProcess(command)
         deadline = time.monotonic() + 120
         while shards and len(list(folder.glob("unfinished/latents_*.json"))) < shards and process.poll() is None:
             assert time.monotonic() < deadline

@@ -1,14 +1,12 @@
 """Killed at random moments and started again, training ends with the weights of a run that nobody disturbed."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file, save_file
 
 from alight.artifacts import write_manifest, writing_folder
@@ -33,30 +31,23 @@ def latents(tmp_path_factory):
 def start(latents, output, processes=1, **training):
     """Start training a small transformer, with a checkpoint after every step unless told otherwise."""
     options = {"steps": STEPS, "global_batch_size": 8, "checkpoint_every": 1, "log_every": 10, "ema_decay": 0.9}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.Popen(
-        [
-            *(sys.executable, *(launcher if processes > 1 else ()), "-m", "alight", "transformer", "train"),
-            *("--latents", str(latents), "--output", str(output), "--device", "cpu", "--model.preset", "None"),
-            *("--model.hidden-size", "64", "--model.num-layers", "3", "--model.num-heads", "2"),
-            *("--model.patch-size", "1", "--optimizer.lr", "1e-3"),
-            *(
-                part
-                for key, value in (options | training).items()
-                for part in (f"--training.{key.replace('_', '-')}", str(value))
-            ),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    words = [
+        *("transformer", "train", "--latents", str(latents), "--output", str(output), "--device", "cpu"),
+        *("--model.preset", "None", "--model.hidden-size", "64", "--model.num-layers", "3", "--model.num-heads", "2"),
+        *("--model.patch-size", "1", "--optimizer.lr", "1e-3"),
+        *(
+            part
+            for key, value in (options | training).items()
+            for part in (f"--training.{key.replace('_', '-')}", str(value))
+        ),
+    ]
+    return warm.start_together(words, processes) if processes > 1 else [warm.AlightProcess(words)]
 
 
-def finish(process):
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+def finish(job):
+    for process in job:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
 
 
 def newest_step(output):
@@ -64,18 +55,19 @@ def newest_step(output):
     return steps[-1] if steps else 0
 
 
-def kill_after_progress(process, output, delay):
+def kill_after_progress(job, output, delay):
     """Kill the whole job at some moment after it has saved something; gives false where it was done before."""
     before, deadline = newest_step(output), time.monotonic() + 120
-    while newest_step(output) == before and process.poll() is None:
+    while newest_step(output) == before and None in [process.poll() for process in job]:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     time.sleep(delay)
-    ended = process.poll() is not None  # by itself
-    if not ended:
-        # by the name of the folder, since the launcher gives its workers sessions of their own
-        subprocess.run(["pkill", "-KILL", "-f", str(output)], check=True)
-    process.communicate(timeout=60)
+    ended = None not in [process.poll() for process in job]  # by themselves
+    for process in job:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+    for process in job:
+        process.communicate(timeout=60)
     return not ended
 
 
@@ -95,8 +87,8 @@ def undisturbed(latents, tmp_path_factory):
 def test_killed_at_random_moments(latents, undisturbed, tmp_path):
     moments, kills = random.Random(0), 0
     for _ in range(KILLS):
-        process = start(latents, tmp_path)
-        kills += kill_after_progress(process, tmp_path, moments.uniform(0, 0.15))
+        job = start(latents, tmp_path)
+        kills += kill_after_progress(job, tmp_path, moments.uniform(0, 0.15))
         state, damaged = load_latest_checkpoint(tmp_path / "training")
         assert state is not None
         assert not damaged  # what has its final name is whole
@@ -112,15 +104,15 @@ def test_two_processes_killed_at_random_moments(latents, tmp_path, sharding):
     finish(start(latents, tmp_path / "whole", **options))
     moments = random.Random(1)
     for _ in range(2):
-        process = start(latents, tmp_path / "parts", **options)
-        assert kill_after_progress(process, tmp_path / "parts", moments.uniform(0, 0.15))
+        job = start(latents, tmp_path / "parts", **options)
+        assert kill_after_progress(job, tmp_path / "parts", moments.uniform(0, 0.15))
     finish(start(latents, tmp_path / "parts", **options))
     assert same_weights(tmp_path / "parts", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_step_saves_and_leaves_with_the_conventional_code(latents, tmp_path, number, code):
-    process = start(latents, tmp_path, checkpoint_every=5, keep_checkpoints=STEPS)
+    (process,) = start(latents, tmp_path, checkpoint_every=5, keep_checkpoints=STEPS)
     while newest_step(tmp_path) == 0:
         time.sleep(0.01)
     process.send_signal(number)

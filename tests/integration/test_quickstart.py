@@ -1,13 +1,11 @@
 """The whole arrow through the command line: artifacts, report, running again, interrupting and resuming."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import torch
+import warm
 from safetensors.torch import load_file
 
 from alight import VAVAE, LightningDiTPipeline
@@ -70,10 +68,7 @@ def test_interrupt_and_resume_equal_an_uninterrupted_run(finished_quickstart, al
     """SIGINT while the transformer trains: exit code 130, and the same weights in the end, bit for bit."""
     reference, _ = finished_quickstart
     options = [*tiny_quickstart, "--output", tmp_path / "run"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "alight", *map(str, options)], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = warm.AlightProcess([str(option) for option in options])
     log = tmp_path / "run" / "transformer" / "training" / "log.jsonl"
     deadline = time.monotonic() + 240
     while not log.exists() and process.poll() is None and time.monotonic() < deadline:

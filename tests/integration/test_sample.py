@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 
 from alight import VAVAE, LightningDiT
@@ -304,14 +306,12 @@ def test_killing_the_process_loses_no_image(alight, configure, models, tmp_path)
     output = Path(tmp_path / "run")
     options = ["--transformer", models / "transformer", "--tokenizer", models / "tokenizer", "--device", "cpu"]
     options += ["--samples-per-class", 4, "--batch-size", 1, "--sampling.num-inference-steps", 150, "--output", output]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "alight", "sample", *map(str, options)], env=os.environ, stderr=subprocess.DEVNULL
-    )
+    process = warm.AlightProcess(["sample", *map(str, options)])
     deadline = time.monotonic() + 120
     while len(list(output.glob("images/0*.png"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert not (output / "alight.json").exists()
     kept = files(output)
     assert 3 <= len(kept) < 12

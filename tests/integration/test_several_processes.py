@@ -1,12 +1,10 @@
 """Training in several processes: replicated and sharded, against one process with the same global batch."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file, save_file
 
 from alight.artifacts import write_manifest, writing_folder
@@ -29,15 +27,8 @@ def latents(tmp_path_factory):
 
 def start(processes, *arguments):
     """Run a command of alight in so many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), "-m", "alight", *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    words = [str(argument) for argument in arguments]
+    return warm.run_together(words, processes) if processes > 1 else warm.run(words)
 
 
 def train_transformer(latents, output, processes=1, **training):

@@ -2,13 +2,11 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
@@ -120,15 +118,7 @@ def test_the_table_has_every_image_and_the_figures_are_its_means(comparison):
 
 def test_two_processes_give_the_same_report(comparison, root):
     options = ["--tokenizer", root / "plain", "--compare", root / "aligned", *PHOTOGRAPHS, "--device", "cpu"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "alight"]
-    result = subprocess.run(
-        [*command, "tokenizer", "evaluate", *map(str, options), "--output", str(root / "two")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = warm.run_together(["tokenizer", "evaluate", *map(str, options), "--output", str(root / "two")], 2)
     assert result.returncode == 0, result.stderr
     assert (root / "two" / "images.csv").read_bytes() == (comparison / "images.csv").read_bytes()
     one, two = read(comparison), read(root / "two")

@@ -1,12 +1,10 @@
 """The transformer stage on latents made here: every path and prediction trains, and time is drawn as configured."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -149,15 +147,7 @@ def test_processes_that_share_one_model_draw_together(latents, tokenizer, tmp_pa
         config = configure(latents, tmp_path / name, training={"sharding": "shard"}, **options)
         recipe = tmp_path / f"{name}.yaml"
         recipe.write_text(json.dumps({"job": "transformer train", **config.model_dump(mode="json")}))
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "alight"]
-        result = subprocess.run(
-            [sys.executable, *command, "transformer", "train", "--config", str(recipe)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        result = warm.run_together(["transformer", "train", "--config", str(recipe)], 2)
         assert result.returncode == 0, result.stderr
     assert same_weights(tmp_path / "watched", tmp_path / "alone")
     train_transformer.run(configure(latents, tmp_path / "single", samples_every=2, samples_tokenizer=tokenizer))
