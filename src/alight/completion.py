@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from alight.cli import COMMANDS
+from alight.commands import COMMANDS
 from alight.config import JOBS, Section
 from alight.recipes import shipped_recipes
 from alight.runtime.errors import InputError

@@ -27,6 +27,7 @@ LAYERS = [
     {"stages", "pipelines", "sharing"},
     {
         "cli",
+        "commands",
         "web",
         "quickstart",
         "study",

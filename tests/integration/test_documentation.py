@@ -12,7 +12,8 @@ from pages import NOT_RUN, PAGES, REPOSITORY, blocks, command_of, links, run_blo
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from alight.cli import COMMANDS, parse
+from alight.cli import parse
+from alight.commands import COMMANDS
 
 IDS = [str(page.relative_to(REPOSITORY)) for page in PAGES]
 RUNNABLE = [page for page in PAGES if any(block.runs for block in blocks(page))]

@@ -12,7 +12,8 @@ from PIL import Image
 
 from alight import LightningDiTPipeline
 from alight.artifacts import read_artifact
-from alight.cli import COMMANDS, parse
+from alight.cli import parse
+from alight.commands import COMMANDS
 from alight.config import ImagesConfig, TuneConfig
 from alight.data.loading import open_dataset
 from alight.evaluation.label_figures import pixels_of

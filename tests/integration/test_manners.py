@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from alight.cli import COMMANDS, Manners, main, parse
+from alight.cli import Manners, main, parse
+from alight.commands import COMMANDS
 from alight.completion import completion_script, options
 from alight.config import JOBS
 from alight.runtime.errors import InputError

@@ -1,15 +1,13 @@
 """`alight plan`: from what a few training steps cost to what the whole recipe costs."""
 
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from alight.config import PlanConfig, TrainTokenizerConfig, TrainTransformerConfig
+from alight.plan.answer import MicroBatch, Plan
 from alight.plan.measure import Cost, at_extent, sweep
 from alight.plan.subject import Machine, tokenizer_subject, transformer_subject
-from alight.plan.table import describe
 from alight.plan.workload import BYTES
 from alight.recipes import load_config
 from alight.runtime.console import log
@@ -18,65 +16,6 @@ from alight.runtime.errors import InputError
 from alight.runtime.hardware import free_disk, free_memory, matrix_product_rate
 
 GOOD_ENOUGH = 0.95  # of the best speed; a larger micro-batch that brings no more only costs memory
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """A step of the recipe, taken in pieces of one size.
-
-    Attributes:
-        size: images in a forward pass of a process.
-        images_per_second: of one process, over whole steps.
-        share_of_rate: of the machine's matrix-product rate that the network reaches (MFU).
-        activations: bytes, measured.
-        fits: whether they fit into the free memory, beside all else.
-    """
-
-    size: int
-    images_per_second: float
-    share_of_rate: float
-    activations: int
-    fits: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The answer; sizes are in bytes, times in seconds."""
-
-    recipe: str
-    job: str
-    device: str
-    precision: str
-    operations_per_second: float  # of a large matrix product
-    operations_per_image: int  # forward and backward
-    parameters: int  # that are trained
-    memory: dict[str, int]  # of a process, by what it is for; computed, all but the activations
-    free_memory: int
-    scaled_from: tuple[int, ...]  # layers, or pixels of an image; empty: the recipe's own step was measured
-    micro_batches: tuple[MicroBatch, ...]
-    chosen: MicroBatch
-    recipe_micro_batch: int  # of each process
-    processes: int
-    batch: int
-    steps: int
-    num_images: int
-    step_seconds: float
-    images_per_second: float  # of all processes
-    epoch_seconds: float
-    total_seconds: float
-    output: str
-    checkpoint_size: int
-    checkpoints: int  # that lie there at the same time
-    free_disk: int
-    notes: tuple[str, ...]
-    exit_code: int = 0
-
-    def as_data(self) -> dict[str, Any]:
-        """For programs."""
-        return {key: value for key, value in asdict(self).items() if key != "exit_code"}
-
-    def __str__(self) -> str:
-        return describe(self)
 
 
 def run(config: PlanConfig) -> Plan:
