@@ -1,8 +1,10 @@
 """Configuration: strict keys, helpful complaints, numbers that are numbers."""
 
+import random
+
 import pytest
 
-from alight.config import JOBS, OptimizerConfig, TrainingConfig, TrainTokenizerConfig
+from alight.config import JOBS, OptimizerConfig, Section, TrainingConfig, TrainTokenizerConfig
 from alight.recipes import find_recipe, load_config, recipes_folder, validate
 from alight.runtime.errors import InputError
 
@@ -90,3 +92,22 @@ def test_every_recipe_loads_and_says_what_it_promises(path):
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'quickstart'"):
         find_recipe("quickstrat")
+
+
+@pytest.mark.parametrize("path", sorted(recipes_folder().rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_damaged_recipe_is_explained_or_still_a_recipe(path, tmp_path):
+    """Cut off, or with a few bits flipped: never anything but a configuration or a sentence."""
+    rng, data, damaged = random.Random(path.stem), path.read_bytes(), tmp_path / "recipe.yaml"
+    complaints = []
+    for _ in range(40):
+        content = bytearray(data[: rng.randrange(len(data))] if rng.random() < 0.3 else data)
+        for _ in range(rng.randrange(1, 4)):
+            if content:
+                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        damaged.write_bytes(content)
+        try:
+            assert isinstance(load_config(damaged), Section)
+        except InputError as error:
+            complaints.append(str(error))
+    assert complaints
+    assert all(str(damaged) in complaint for complaint in complaints)
