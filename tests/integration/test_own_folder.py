@@ -1,11 +1,11 @@
 """A user's own folder of images goes the same way, and mistakes on that way are explained."""
 
 import json
-import resource
 import shutil
 
 import numpy as np
 import pytest
+import warm
 from PIL import Image
 
 SMALL = {
@@ -154,14 +154,15 @@ def test_output_below_a_file(refused, image_folder, tmp_path):
     assert "Cannot write to" in message
 
 
-def test_a_full_disk_leaves_nothing_half_written(refused, image_folder, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_half_written(image_folder, tmp_path):
     """A limit on the size of files stands in for the full disk: the same refusal by the same system call."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        message = refused(*train_tokenizer("--images.source", image_folder, output=tmp_path / "run"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    process = warm.AlightProcess(
+        [str(word) for word in train_tokenizer("--images.source", image_folder, output=tmp_path / "run")],
+        largest_file=100_000,
+    )
+    _, message = process.communicate()
+    assert process.returncode == 2
+    assert "Traceback" not in message
     assert "Cannot write to" in message
     assert not (tmp_path / "run" / "alight.json").exists()
     assert not list(tmp_path.rglob("*.writing"))

@@ -165,7 +165,8 @@ def test_two_settings_of_the_same_seeds_are_compared(server, client):
     _, left, right = client.predict(classes=[1], steps_a=2, steps_b=3, solver_b="heun", api_name="/compare")
     other = [png(server, addresses(side)[-1]).info for side in (left, right)]
     assert other[0]["seed"] == other[1]["seed"] == same[0].info["seed"]
-    assert [(info["solver"], info["num_inference_steps"]) for info in other] == [("euler", "2"), ("heun", "3")]
+    sampling = [json.loads(info["sampling"]) for info in other]
+    assert [(each["solver"], each["num_inference_steps"]) for each in sampling] == [("euler", 2), ("heun", 3)]
 
 
 def test_bad_files_get_a_message(refused, tmp_path):

@@ -6,6 +6,7 @@ the arguments, the environment and the folder that it is given, writing to files
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -31,16 +32,19 @@ class AlightProcess:
     Args:
         arguments: after `alight`.
         cwd: where it runs.
+        largest_file: bytes that it may write to one file, as if the disk were full.
         environment: on top of what the tests run with.
     """
 
-    def __init__(self, arguments: list[str], cwd: Path | None = None, **environment: str) -> None:
+    def __init__(
+        self, arguments: list[str], cwd: Path | None = None, largest_file: int | None = None, **environment: str
+    ) -> None:
         self.arguments = arguments
         self._outputs = [tempfile.NamedTemporaryFile() for _ in range(2)]
         paths = [output.name for output in self._outputs]
         os.environ.update(ENVIRONMENT)  # the server begins with what is set now
         self._process = _context.Process(
-            target=_run, args=(arguments, str(cwd or Path.cwd()), dict(os.environ) | environment, paths)
+            target=_run, args=(arguments, str(cwd or Path.cwd()), dict(os.environ) | environment, paths, largest_file)
         )
         self._process.start()
         self.pid = self._process.pid
@@ -76,7 +80,7 @@ def run(
     arguments: list[str], cwd: Path | None = None, timeout: float = 300, **environment: str
 ) -> CompletedProcess[str]:
     """Run a command to its end; nothing is checked."""
-    process = AlightProcess(arguments, cwd, **environment)
+    process = AlightProcess(arguments, cwd, None, **environment)
     stdout, stderr = process.communicate(timeout)
     return CompletedProcess(arguments, process.returncode, stdout, stderr)
 
@@ -99,7 +103,9 @@ def start_together(arguments: list[str], processes: int) -> list[AlightProcess]:
     return [AlightProcess(arguments, WORLD_SIZE=str(processes), **address, **rank) for rank in ranks]
 
 
-def _run(arguments: list[str], cwd: str, environment: dict[str, str], outputs: list[str]) -> None:
+def _run(
+    arguments: list[str], cwd: str, environment: dict[str, str], outputs: list[str], largest_file: int | None
+) -> None:
     for number, path in zip((1, 2), outputs, strict=True):
         descriptor = os.open(path, os.O_RDWR)
         os.dup2(descriptor, number)
@@ -107,6 +113,8 @@ def _run(arguments: list[str], cwd: str, environment: dict[str, str], outputs: l
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     sys.argv = ["alight", *arguments]
     from alight.cli import main
 
