@@ -116,6 +116,7 @@ class EvaluateConfig(FeatureNetworksConfig, MeasureTokenizerConfig):
     tokenizer: Path | None = None  # also measure what it reconstructs; None = do not
     transformer: Path | None = None  # also show how it was trained; None = do not
     latents: Path | None = None  # also describe these latents; None = do not
+    density_runs: NonNegative = 0  # t-SNE maps of them that the density figures are averaged over; 0 = none
     reference: Path | None = None  # a .npz of statistics, or of 'alight evaluate reference'; None = training images
     neighbours: NonNegative = 8  # so many generated images are shown beside their nearest training images
     npz: bool = False  # also write samples.npz (arr_0, shuffled), which the ADM evaluator reads

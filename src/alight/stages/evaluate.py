@@ -33,7 +33,7 @@ from alight.evaluation.features import (
 from alight.evaluation.generated import GeneratedImages, SampledImages, open_generated
 from alight.evaluation.generation_report import generation_figures
 from alight.evaluation.label_figures import JudgedLabels, class_table, judge_labels, label_figure
-from alight.evaluation.latent_report import latent_figures, latent_plots, read_some
+from alight.evaluation.latent_report import density_figures, latent_figures, latent_plots, read_some
 from alight.evaluation.measure import Measurements, evenly_spread, reconstruct
 from alight.evaluation.measure import measure as measure_tokenizer
 from alight.evaluation.reference_set import ReferenceSet, measure_reference, open_reference_set
@@ -325,6 +325,10 @@ def describe(
         latents = read_some(dataset, config.seed)
         figures += [replace(figure, headline=False) for figure in latent_figures(dataset, latents, config.seed)]
         plots = latent_plots(latents)
+        if config.density_runs:
+            density, picture = density_figures(dataset, config.seed, config.density_runs)
+            figures += [replace(figure, headline=False) for figure in density]
+            pictures.append(picture)
     return Report(
         title=f"Report on {images.name if config.reference else Path(config.images.source).name}",
         summary=summary(images, reconstruction, artifacts),
