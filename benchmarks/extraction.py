@@ -1,6 +1,8 @@
 """Latents of images and of their mirror images: read from disk for each, against read once.
 
-What is saved is the reading, so the encoder here is small: on a GPU, too, decoding of JPEGs is what takes the time.
+What is saved is the reading. With D for reading an image and E for encoding one, two passes take 2 D + 2 E and one
+takes D + 2 E: twice as fast where a GPU makes E nothing, and 4/3 where E is as long as D, as it about is on a CPU with
+this small encoder.
 """
 
 import itertools
