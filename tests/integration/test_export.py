@@ -149,7 +149,8 @@ def test_the_card_tells_every_figure_with_all_its_conditions(finished_quickstart
 
 def test_the_metadata_are_those_of_the_hub(exported):
     card = ModelCard.load(exported / "README.md")  # refuses metadata that are not well-formed
-    assert (card.data.license, card.data.library_name) == ("mit", "diffusers")
+    metadata = card.data.to_dict()
+    assert (metadata["license"], metadata["library_name"]) == ("mit", "diffusers")
     assert card.data.pipeline_tag == "unconditional-image-generation"
     results = {result.metric_type: result for result in card.data.eval_results}
     assert results["generated_label_accuracy"].metric_args["images"] == 20

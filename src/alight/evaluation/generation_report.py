@@ -1,5 +1,7 @@
 """Generated images in figures: every score with its conditions, and with whom it may be compared."""
 
+from dataclasses import replace
+
 import torch
 
 from alight.evaluation.features import DINOV2, FOUNDATION, GREY_PIXELS, INCEPTION, ImageFeatures
@@ -32,9 +34,9 @@ def generation_figures(
     figures: list[Figure] = []
     if generated.inception is not None and reference.inception is not None:
         generator = torch.Generator().manual_seed(seed)
-        few = len(reference.features.get(INCEPTION, ())) < FEWEST_FOR_MANIFOLDS or images.count < FEWEST_FOR_MANIFOLDS
-        real = ReferenceSet(reference.description, reference.statistics).inception if few else reference.inception
-        assert real is not None
+        real = reference.inception
+        if min(images.count, len(reference.features.get(INCEPTION, ()))) < FEWEST_FOR_MANIFOLDS:
+            real = replace(real, features=None)
         scores = inception_scores(generated.inception, real, generator, half_precision=True)
         figures += inception_figures(scores, conditions)
     elif generated.inception is not None:
