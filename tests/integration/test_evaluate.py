@@ -128,6 +128,12 @@ def test_a_reference_holds_what_the_images_gave(run, whole, reference, tmp_path)
     )  # fmt: skip
     for name in (GREY, "frechet_distance_foundation"):
         assert report[name] == pytest.approx(whole[1][name], rel=1e-9)
+    start(  # whose size is that of the images, not the configuration's
+        "evaluate",
+        ["--output", tmp_path / "plain", "--device", "cpu", "--samples", run / "samples", "--reference", reference]
+        + ["--foundation", run / "foundation"],
+    )
+    assert report_of(tmp_path / "plain")["frechet_distance_foundation"] == report["frechet_distance_foundation"]
     with_file = evaluate(tmp_path / "file", "--samples", run / "samples", "--reference", reference / "grey_pixels.npz")
     assert with_file[GREY] == pytest.approx(whole[1][GREY], rel=1e-9)
 

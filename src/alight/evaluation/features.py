@@ -18,6 +18,7 @@ from alight.config import FeatureNetworksConfig
 from alight.metrics.features import FeatureExtractor, GreyPixels, ModelFeatures, as_pixels
 from alight.metrics.frechet import FeatureStatistics
 from alight.metrics.inception_set import InceptionSet
+from alight.metrics.reference import POOL_FEATURES
 from alight.models.dinov2_features import DINOv2ClassToken
 from alight.models.foundation import FoundationModel
 from alight.models.inception import InceptionV3
@@ -48,6 +49,10 @@ class FeatureNetworks:
     def keys(self) -> list[str]:
         """All spaces, the one that sees most like people first."""
         return [*([INCEPTION] if self.inception is not None else []), *self.extractors]
+
+    def name(self, key: str) -> str:
+        """What a space is called."""
+        return POOL_FEATURES if key == INCEPTION else self.extractors[key].name
 
     @property
     def nearest(self) -> str:

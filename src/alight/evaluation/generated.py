@@ -68,32 +68,16 @@ class GeneratedImages(ABC):
         """Some of them, (M, H, W, 3) uint8."""
 
 
-class FolderImages(GeneratedImages):
-    """The image files of a folder and its subfolders, in the order of their paths.
+class ImageFiles(GeneratedImages):
+    """Image files of one size, in the order in which they are given.
 
-    Args:
-        folder: holds nothing but 8-bit RGB images of one size, below any number of subfolders.
-
-    Raises:
-        InputError: there is no such folder, or it holds fewer than two images.
+    Attributes:
+        paths: of the files.
     """
 
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise InputError(f"There are no generated images at {folder}; give a folder of images or a .npz.")
-        paths = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()]
-        self.paths = sorted(path for path in paths if not path.name.startswith("."))
-        if len(self.paths) < 2:
-            raise InputError(
-                f"{folder} holds {len(self.paths)} images, and scores compare distributions: give two at least, and "
-                "thousands for scores that mean much."
-            )
-        self.name, self.count = folder.name, len(self.paths)
-        self.size = self._load(self.paths[0], None).shape[:2]
-        self.conditions = {"images": self.count, "labels": "unknown", "order": "by file name"}
-        lossy = sum(path.suffix.lower() in (".jpg", ".jpeg", ".webp") for path in self.paths)
-        if lossy:
-            self.remarks = [f"{lossy:,} of the images were compressed with loss, which moves every score. Use PNG."]
+    def __init__(self, name: str, paths: Sequence[Path]) -> None:
+        self.name, self.paths, self.count = name, paths, len(paths)
+        self.size = self._load(paths[0], None).shape[:2]
 
     def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
         """See `GeneratedImages`."""
@@ -126,7 +110,34 @@ class FolderImages(GeneratedImages):
         return pixels
 
 
-class SampledImages(FolderImages):
+class FolderImages(ImageFiles):
+    """The image files of a folder and its subfolders, in the order of their paths.
+
+    Args:
+        folder: holds nothing but 8-bit RGB images of one size, below any number of subfolders.
+
+    Raises:
+        InputError: there is no such folder, or it holds fewer than two images.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise InputError(f"There are no generated images at {folder}; give a folder of images or a .npz.")
+        paths = [path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()]
+        paths = sorted(path for path in paths if not path.name.startswith("."))
+        if len(paths) < 2:
+            raise InputError(
+                f"{folder} holds {len(paths)} images, and scores compare distributions: give two at least, and "
+                "thousands for scores that mean much."
+            )
+        super().__init__(folder.name, paths)
+        self.conditions = {"images": self.count, "labels": "unknown", "order": "by file name"}
+        lossy = sum(path.suffix.lower() in (".jpg", ".jpeg", ".webp") for path in self.paths)
+        if lossy:
+            self.remarks = [f"{lossy:,} of the images were compressed with loss, which moves every score. Use PNG."]
+
+
+class SampledImages(ImageFiles):
     """What 'alight sample' has made, with every setting that made it.
 
     Args:
@@ -140,20 +151,19 @@ class SampledImages(FolderImages):
         self.artifact: Artifact = read_artifact(folder, "samples")
         try:
             settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            self.paths = [folder / "images" / f"{number:06d}.png" for number in range(settings["count"])]
+            paths = [folder / "images" / f"{number:06d}.png" for number in range(settings["count"])]
             self._know(settings)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"The record {folder / SETTINGS} cannot be read ({error}). Generate the samples again."
             ) from error
-        missing = next((path for path in self.paths if not path.is_file()), None)
-        if missing is not None or len(self.paths) < 2:
+        missing = next((path for path in paths if not path.is_file()), None)
+        if missing is not None or len(paths) < 2:
             raise InputError(
                 f"The samples in {folder} are not complete ({missing or 'fewer than two images'}). Generate them "
                 "again, two at least."
             )
-        self.name, self.count = folder.name, len(self.paths)
-        self.size = self._load(self.paths[0], None).shape[:2]
+        super().__init__(folder.name, paths)
 
 
 class NpzImages(GeneratedImages):

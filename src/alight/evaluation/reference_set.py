@@ -11,7 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alight.artifacts import is_complete, read_artifact
-from alight.evaluation.batches import contiguous_share
+from alight.config import ImagesConfig
+from alight.data.image_dataset import ImageDataset
+from alight.data.loading import open_dataset
+from alight.evaluation.batches import contiguous_share, pixel_batches
 from alight.evaluation.features import (
     INCEPTION,
     FeatureNetworks,
@@ -61,13 +64,23 @@ class ReferenceSet:
         Raises:
             InputError: names both sizes.
         """
-        if self.size is not None and self.size != size:
-            (height, width), (other_height, other_width) = size, self.size
-            raise InputError(
-                f"{name} has images of {width}x{height} pixels, but the reference ({self.description}) is of "
-                f"{other_width}x{other_height}. Scores of different sizes mean nothing: give a reference of the same "
-                "size, made with 'alight evaluate reference --images.size'."
-            )
+        if self.size is not None:
+            require_same_size(size, name, self.size, self.description)
+
+
+def require_same_size(size: tuple[int, int], name: str, other: tuple[int, int], reference: str) -> None:
+    """Refuse to compare images of different sizes (H, W).
+
+    Raises:
+        InputError: names both sizes.
+    """
+    if other != size:
+        (height, width), (other_height, other_width) = size, other
+        raise InputError(
+            f"{name} has images of {width}x{height} pixels, but the reference ({reference}) is of "
+            f"{other_width}x{other_height}. Scores of different sizes mean nothing: set --images.size to that of the "
+            "images, also where 'alight evaluate reference' measures the reference."
+        )
 
 
 class FeatureSample:
@@ -136,6 +149,34 @@ def measure_reference(
 
     seen = gather_features(networks, share, batches, processes, keep=False, watch=watch_both)
     return ReferenceSet(description, statistics_of(seen), sample.gather(processes), size)
+
+
+def open_training_images(config: ImagesConfig, size: tuple[int, int], name: str) -> ImageDataset:
+    """Training images that generated ones of that name and size (H, W) may be held against.
+
+    Raises:
+        InputError: there are none, or they are of another size.
+    """
+    dataset = open_dataset(config, "train", augment=False)
+    require_same_size(size, name, (dataset.size, dataset.size), f"{len(dataset):,} training images")
+    return dataset
+
+
+def measure_training_images(
+    dataset: ImageDataset,
+    networks: FeatureNetworks,
+    processes: Processes,
+    batch_size: int,
+    workers: int,
+    keep: int = KEPT_FEATURES,
+    seed: int = 0,
+    watch: Watcher | None = None,
+) -> ReferenceSet:
+    """Training images as the reference; the arguments are those of `measure_reference`."""
+    share = contiguous_share(len(dataset), batch_size, processes)
+    batches = pixel_batches(dataset, share, batch_size, workers, "training images")
+    description, size = f"{len(dataset):,} training images", (dataset.size, dataset.size)
+    return measure_reference(networks, share, batches, len(dataset), description, size, processes, keep, seed, watch)
 
 
 def statistics_of(seen: ImageFeatures) -> dict[str, FeatureStatistics]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from alight.artifacts import (
@@ -23,34 +22,27 @@ from alight.data.image_npz import write_images_npz
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
 from alight.data.provenance import software
-from alight.evaluation.batches import contiguous_share, in_steps, load_batches, pixel_batches
-from alight.evaluation.features import (
-    FeatureNetworks,
-    ImageFeatures,
-    gather_features,
-    open_feature_networks,
-)
+from alight.evaluation.batches import in_steps
 from alight.evaluation.generated import GeneratedImages, SampledImages, open_generated
+from alight.evaluation.generation import Generation, measure_generation
+from alight.evaluation.generation_pictures import neighbours_picture, samples_picture
 from alight.evaluation.generation_report import generation_figures
-from alight.evaluation.label_figures import JudgedLabels, class_table, judge_labels, label_figure
+from alight.evaluation.label_figures import class_table, label_figure
 from alight.evaluation.latent_report import density_figures, latent_figures, latent_plots, read_some
-from alight.evaluation.measure import Measurements, evenly_spread, reconstruct
+from alight.evaluation.measure import Measurements, reconstruct
 from alight.evaluation.measure import measure as measure_tokenizer
-from alight.evaluation.reference_set import ReferenceSet, measure_reference, open_reference_set
 from alight.evaluation.subjects import Judges, Subject, open_judges, open_subjects
 from alight.evaluation.tokenizer_report import log_curve, magnification, tokenizer_curves, tokenizer_figures
-from alight.metrics.neighbours import NearestNeighbours
-from alight.metrics.pictures import image_grid, pair_strip
+from alight.metrics.pictures import pair_strip
 from alight.metrics.report import Curve, Figure, Picture, Report, Stage
 from alight.metrics.report_files import figure_lines, write_report
-from alight.runtime.console import log, progress_bar
+from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.seeding import random_stream
 
 HEADLINES = ("reconstruction_psnr", "alignment_cosine")  # of the tokenizer's figures
-SHOWN_PER_CLASS, SHOWN_CLASSES, SHOWN_PAIRS, SHOWN_UNLABELLED = 10, 10, 16, 50
-NEIGHBOURS = 3  # of every generated image that is shown with its own
+SHOWN_PAIRS = 16
 NPZ = "samples.npz"
 
 
@@ -117,146 +109,6 @@ def open_images(config: EvaluateConfig, device: torch.device) -> tuple[Generated
             images.artifact.require_input(artifact)
         artifacts.append(images.artifact)
     return images, artifacts
-
-
-# --- generation -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What was measured of generated images.
-
-    Attributes:
-        features: of the generated images.
-        reference: what they are held against.
-        judged: their labels before a judge, where there is one.
-        neighbours: of some of them among the training images, with the numbers of those that are shown.
-        dataset: the training images, where they were looked at.
-        space: in which neighbours were sought.
-    """
-
-    features: ImageFeatures
-    reference: ReferenceSet
-    judged: JudgedLabels | None
-    neighbours: NearestNeighbours | None
-    shown: list[int]
-    dataset: ImageDataset | None
-    space: str
-
-
-def measure_generation(config: EvaluateConfig, images: GeneratedImages, processes: Processes) -> Generation:
-    """Look at the reference and at the generated images, each once."""
-    networks = open_feature_networks(config, config.images.size, processes.device)
-    shown = evenly_spread(images.count, config.neighbours) if config.neighbours else []
-    dataset, neighbours = None, None
-    if config.reference is not None:
-        reference = open_reference_set(config.reference, networks, processes, config.batch_size)
-        reference.require_size(images.size, images.name)
-    else:
-        dataset = open_dataset(config.images, "train", augment=False)
-        size = (config.images.size, config.images.size)
-        description = f"{len(dataset):,} training images"
-        ReferenceSet(description, {}, size=size).require_size(images.size, images.name)
-        if shown:
-            queries = ImageFeatures(networks).update(images.pick(shown))
-            neighbours = NearestNeighbours(queries[networks.nearest], NEIGHBOURS)
-        reference = look_at_training_images(config, networks, dataset, description, neighbours, processes)
-    start, stop = contiguous_share(images.count, config.batch_size, processes)
-    read = progress_bar(
-        images.read(start, stop, config.batch_size),
-        total=len(in_steps(start, stop, config.batch_size)),
-        desc="generated images",
-        unit="batch",
-    )
-    features = gather_features(networks, (start, stop), read, processes)
-    judged = judge_labels(images, dataset, config.images) if processes.is_main and dataset is not None else None
-    return Generation(features, reference, judged, neighbours, shown, dataset, space_name(networks))
-
-
-def look_at_training_images(
-    config: EvaluateConfig,
-    networks: FeatureNetworks,
-    dataset: ImageDataset,
-    description: str,
-    neighbours: NearestNeighbours | None,
-    processes: Processes,
-) -> ReferenceSet:
-    """The training images as the reference, and on the way the nearest of them to what is shown."""
-    share = contiguous_share(len(dataset), config.batch_size, processes)
-    key = networks.nearest
-
-    def watch(first: int, found: dict[str, torch.Tensor]) -> None:
-        if neighbours is not None:
-            neighbours.update(list(range(first, first + len(found[key]))), found[key])
-
-    reference = measure_reference(
-        networks,
-        share,
-        pixel_batches(dataset, share, config.batch_size, config.images.workers, "training images"),
-        len(dataset),
-        description,
-        (dataset.size, dataset.size),
-        processes,
-        seed=config.seed,
-        watch=watch,
-    )
-    if neighbours is not None:
-        for rank, other in enumerate(processes.gather(neighbours)):
-            if rank != processes.rank:
-                neighbours.merge(other)
-    return reference
-
-
-def space_name(networks: FeatureNetworks) -> str:
-    """What the space of the neighbours is called."""
-    extractor = networks.extractors.get(networks.nearest)
-    return extractor.name if extractor is not None else "Inception-v3, pool"
-
-
-def samples_picture(images: GeneratedImages) -> Picture:
-    """The first images of each class, a row per class; of unlabelled images, the first."""
-    if images.labels is None:
-        shown = images.pick(range(min(images.count, SHOWN_UNLABELLED)))
-        return Picture("Samples", "The first images, not chosen.", image_grid(shown, 10), magnification(shown))
-    classes = sorted(dict.fromkeys(images.labels.tolist()))[:SHOWN_CLASSES]
-    rows = [np.flatnonzero(images.labels == label)[:SHOWN_PER_CLASS] for label in classes]
-    columns = min(map(len, rows))
-    shown = images.pick([int(number) for row in rows for number in row[:columns]])
-    names = [images.class_names[label] if label < len(images.class_names) else str(label) for label in classes]
-    caption = "Generated images, a row per class: the first of each, not chosen."
-    return Picture("Samples", caption, image_grid(shown, columns), magnification(shown), names)
-
-
-def neighbours_picture(generation: Generation, images: GeneratedImages) -> Picture | None:
-    """Some generated images above the training images that are nearest to them."""
-    if generation.neighbours is None or generation.dataset is None:
-        return None
-    indices = generation.neighbours.indices  # (M, k)
-    rows = [images.pick(generation.shown)]
-    for rank in range(indices.shape[1]):
-        numbers = [int(number) for number in indices[:, rank]]
-        if min(numbers) < 0:  # fewer training images than neighbours
-            break
-        (pixels,) = load_batches(generation.dataset, [numbers], workers=0)
-        rows.append(pixels.permute(0, 2, 3, 1).numpy())
-    caption = (
-        f"Generated images above their nearest training images, by {generation.space}. An image that returns in the "
-        "row below was learned by heart."
-    )
-    labels = ["generated", "nearest", "second", "third"][: len(rows)]
-    grid = image_grid(np.concatenate(rows), len(generation.shown))
-    return Picture("Nearest training images", caption, grid, magnification(rows[0]), labels)
-
-
-def export_npz(path: Path, images: GeneratedImages, config: EvaluateConfig) -> None:
-    """`arr_0` in shuffled order, whatever order the images have."""
-    order = torch.randperm(images.count, generator=random_stream(config.seed, "npz order")).tolist()
-    batches = (images.pick(order[part.start : part.stop]) for part in in_steps(0, len(order), config.batch_size))
-    said = None
-    if images.settings is not None:
-        shuffled = {name: [images.settings[name][number] for number in order] for name in ("labels", "seeds")}
-        said = software() | dict(images.settings) | shuffled
-    write_images_npz(path, (pixels for batch in batches for pixels in batch), images.count, said)
 
 
 # --- reconstruction ---------------------------------------------------------------------------------------------
@@ -385,3 +237,17 @@ def transformer_curves(folder: Path) -> list[Curve]:
 
 def _brief(artifact: Artifact) -> dict[str, object]:
     return {key: artifact.facts[key] for key in ("steps", "count", "parameters") if key in artifact.facts}
+
+
+# --- beside the report -------------------------------------------------------------------------------------------
+
+
+def export_npz(path: Path, images: GeneratedImages, config: EvaluateConfig) -> None:
+    """`arr_0` in shuffled order, whatever order the images have."""
+    order = torch.randperm(images.count, generator=random_stream(config.seed, "npz order")).tolist()
+    batches = (images.pick(order[part.start : part.stop]) for part in in_steps(0, len(order), config.batch_size))
+    said = None
+    if images.settings is not None:
+        shuffled = {name: [images.settings[name][number] for number in order] for name in ("labels", "seeds")}
+        said = software() | dict(images.settings) | shuffled
+    write_images_npz(path, (pixels for batch in batches for pixels in batch), images.count, said)

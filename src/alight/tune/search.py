@@ -15,8 +15,6 @@ from alight.artifacts import (
     writing_folder,
 )
 from alight.config import SolverConfig, TuneConfig
-from alight.data.loading import open_dataset
-from alight.evaluation.batches import contiguous_share, pixel_batches
 from alight.evaluation.features import (
     DINOV2,
     FOUNDATION,
@@ -24,7 +22,12 @@ from alight.evaluation.features import (
     FeatureNetworks,
     open_feature_networks,
 )
-from alight.evaluation.reference_set import ReferenceSet, measure_reference, open_reference_set
+from alight.evaluation.reference_set import (
+    ReferenceSet,
+    measure_training_images,
+    open_reference_set,
+    open_training_images,
+)
 from alight.metrics.report_files import figure_lines, write_report, write_table
 from alight.pipelines.live_images import LiveImages, open_pipeline
 from alight.runtime.console import log
@@ -110,9 +113,5 @@ def open_reference(
         reference = open_reference_set(config.reference, networks, processes, config.batch_size)
         reference.require_size(size, config.pipeline.name)
         return reference
-    dataset = open_dataset(config.images, "train", augment=False)
-    description = f"{len(dataset):,} training images"
-    ReferenceSet(description, {}, size=(dataset.size, dataset.size)).require_size(size, config.pipeline.name)
-    share = contiguous_share(len(dataset), config.batch_size, processes)
-    batches = pixel_batches(dataset, share, config.batch_size, config.images.workers, "training images")
-    return measure_reference(networks, share, batches, len(dataset), description, size, processes, keep=0)
+    dataset = open_training_images(config.images, size, config.pipeline.name)
+    return measure_training_images(dataset, networks, processes, config.batch_size, config.images.workers, keep=0)

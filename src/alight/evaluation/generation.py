@@ -1,0 +1,98 @@
+"""Generated images, measured: their features against a reference, their labels, and their nearest training images."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from alight.config import EvaluateConfig
+from alight.data.image_dataset import ImageDataset
+from alight.evaluation.batches import contiguous_share, in_steps
+from alight.evaluation.features import ImageFeatures, Watcher, gather_features, open_feature_networks
+from alight.evaluation.generated import GeneratedImages
+from alight.evaluation.label_figures import JudgedLabels, judge_labels
+from alight.evaluation.measure import evenly_spread
+from alight.evaluation.reference_set import (
+    ReferenceSet,
+    measure_training_images,
+    open_reference_set,
+    open_training_images,
+)
+from alight.metrics.neighbours import NearestNeighbours
+from alight.runtime.console import progress_bar
+from alight.runtime.distributed import Processes
+
+NEIGHBOURS = 3  # of every generated image that is shown with its own
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was measured of generated images.
+
+    Attributes:
+        features: of the generated images.
+        reference: what they are held against.
+        judged: their labels before a judge, where there is one.
+        dataset: the training images, where they were looked at.
+        shown: numbers of the images whose neighbours were sought among them.
+        neighbours: what was found, or None.
+        space: in which features they are near.
+    """
+
+    features: ImageFeatures
+    reference: ReferenceSet
+    judged: JudgedLabels | None
+    dataset: ImageDataset | None
+    shown: list[int]
+    neighbours: NearestNeighbours | None
+    space: str
+
+
+def measure_generation(config: EvaluateConfig, images: GeneratedImages, processes: Processes) -> Generation:
+    """Look at the reference and at the generated images, each once; several processes share the work.
+
+    Raises:
+        InputError: a network, the reference or an image cannot be used, or the sizes differ.
+    """
+    networks = open_feature_networks(config, images.size[0], processes.device)
+    shown = evenly_spread(images.count, config.neighbours) if config.neighbours else []
+    dataset, neighbours = None, None
+    if config.reference is not None:
+        reference = open_reference_set(config.reference, networks, processes, config.batch_size)
+        reference.require_size(images.size, images.name)
+    else:
+        dataset = open_training_images(config.images, images.size, images.name)
+        if shown:
+            queries = ImageFeatures(networks).update(images.pick(shown))
+            neighbours = NearestNeighbours(queries[networks.nearest], NEIGHBOURS)
+        reference = measure_training_images(
+            dataset,
+            networks,
+            processes,
+            config.batch_size,
+            config.images.workers,
+            seed=config.seed,
+            watch=None if neighbours is None else seek(neighbours, networks.nearest),
+        )
+        if neighbours is not None:
+            for rank, found in enumerate(processes.gather(neighbours)):
+                if rank != processes.rank:
+                    neighbours.merge(found)
+    start, stop = contiguous_share(images.count, config.batch_size, processes)
+    read = progress_bar(
+        images.read(start, stop, config.batch_size),
+        total=len(in_steps(start, stop, config.batch_size)),
+        desc="generated images",
+        unit="batch",
+    )
+    features = gather_features(networks, (start, stop), read, processes)
+    judged = judge_labels(images, dataset, config.images) if processes.is_main and dataset is not None else None
+    return Generation(features, reference, judged, dataset, shown, neighbours, networks.name(networks.nearest))
+
+
+def seek(neighbours: NearestNeighbours, key: str) -> Watcher:
+    """Look for neighbours among the images of every batch, in the features of a space."""
+
+    def watch(first: int, found: dict[str, Tensor]) -> None:
+        neighbours.update(list(range(first, first + len(found[key]))), found[key])
+
+    return watch
