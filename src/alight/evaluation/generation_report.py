@@ -82,7 +82,7 @@ def inception_figures(scores: InceptionScores, conditions: Conditions) -> list[F
             scores.fid.value,
             digits=2,
             conditions=evaluator | compared,
-            explanation="Frechet distance of Inception's pool features; 0 is equal, real held-out images have 1.7.",
+            explanation="Frechet distance of Inception's pool features; 0 is equal.",
             better="lower",
         )
     ]
