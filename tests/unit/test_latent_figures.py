@@ -17,7 +17,6 @@ from alight.metrics.latent_figures import (
     normalised_entropy,
     power_spectrum,
 )
-from alight.metrics.pictures import scatter
 from alight.runtime.errors import InputError
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "latent_samples"
@@ -115,14 +114,3 @@ def test_the_aligned_space_is_filled_more_evenly(monkeypatch):
 def test_what_cannot_be_measured_is_refused(call):
     with pytest.raises(InputError):
         call()
-
-
-def test_a_map_is_drawn_with_the_densest_points_on_top():
-    points = np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
-    picture = scatter(points, np.array([0.5, 0.1, 0.9]), side=40)
-    assert picture.shape == (40, 40, 3)
-    assert picture[35, 4].tolist() == [33, 145, 140]  # lower left, of middle rank
-    assert picture[5, 34].tolist() == [253, 231, 37]  # upper right, the denser of two
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 3  # ground and two colours
-    with pytest.raises(InputError, match="points"):
-        scatter(points, np.zeros(2))
