@@ -27,6 +27,7 @@ from alight.runtime.errors import InputError
 MANIFEST = "alight.json"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"  # of a model, as diffusers has it
 PIPELINE_INDEX = "model_index.json"  # of a pipeline, likewise
+PIPELINE_OF_A_RUN = "pipeline"  # the folder of it in that of a whole run
 FORMAT = 1
 _PARTIAL = ".partial"
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
@@ -128,6 +129,24 @@ def read_artifact(folder: Path, kind: str) -> Artifact:
     if artifact.kind != kind:
         raise InputError(f"{folder} holds a {artifact.kind}, not a {kind}. Check which folder you meant to give.")
     return artifact
+
+
+def find_pipeline(folder: Path) -> Path:
+    """The folder of a pipeline: the one that is given, or the one in the folder of a whole run.
+
+    Raises:
+        InputError: there is none.
+    """
+    for place in (folder, folder / PIPELINE_OF_A_RUN):
+        if (place / PIPELINE_INDEX).is_file():
+            return place
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}. Check the path, or make a pipeline with 'alight quickstart'.")
+    raise InputError(
+        f"{folder} holds no pipeline: there is no {PIPELINE_INDEX} in it, nor in {folder / PIPELINE_OF_A_RUN}. Give "
+        "the folder of a quickstart, or one that LightningDiTPipeline.save_pretrained wrote; LightningDiTPipeline."
+        "from_artifacts joins a transformer with its tokenizer."
+    )
 
 
 @contextmanager

@@ -175,7 +175,7 @@ def test_what_cannot_be_compared_is_refused(run, reference, tmp_path):
     assert "is not the file with the Inception-v3" in message_of(
         *samples, "--inception-weights", tmp_path / "other.pth"
     )
-    assert "no pipeline" in message_of("--pipeline", run / "samples")
+    assert "holds no pipeline" in message_of("--pipeline", run / "samples")
     small = tmp_path / "small"
     small.mkdir()
     for number in range(2):
@@ -268,7 +268,11 @@ def test_a_search_that_was_interrupted_keeps_its_trials(tuned, tmp_path):
 
 
 def test_tuning_needs_a_pipeline_and_the_network_it_is_asked_to_use(run, tmp_path):
-    assert "is no pipeline" in message("tune", "--pipeline", run / "samples", "--output", tmp_path / "x")
-    options = ("--pipeline", run / "pipeline", "--output", tmp_path / "x", "--measure", "inception", *DIGITS)
+    assert "holds no pipeline" in message("tune", "--pipeline", run / "samples", "--output", tmp_path / "x")
+    broken = tmp_path / "broken"
+    shutil.copytree(run / "pipeline", broken)
+    (broken / "model_index.json").write_text("{")
+    assert "cannot be opened" in message("tune", "--pipeline", broken, "--output", tmp_path / "x")
+    options = ("--pipeline", run, "--output", tmp_path / "x", "--measure", "inception", *DIGITS)
     assert "give --inception-weights" in message("tune", *options)
     assert "solver" in message("tune", "--solvers", "magic")

@@ -1,19 +1,17 @@
 """Images that are generated while they are measured, and never lie on the disk."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.utils import logging as diffusers_logging
 
 from alight.artifacts import file_hash
 from alight.config import DrawConfig
 from alight.evaluation.batches import in_steps
 from alight.evaluation.generated import Conditions, GeneratedImages, Pixels, sampling_conditions
 from alight.models.pretrained import WEIGHTS_FILE
-from alight.pipelines.lightning_dit import LightningDiTPipeline
+from alight.pipelines.lightning_dit import LightningDiTPipeline, latent_shape
 from alight.pipelines.requests import label_protocol, plan_requests
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
@@ -50,7 +48,7 @@ class LiveImages(GeneratedImages):
         self.labels = np.array([request.label for request in self._requests])
         classes = pipeline.transformer.config.num_classes
         self.class_names = pipeline.class_names or [str(label) for label in range(classes)]
-        height, width = _latent_grid(pipeline)
+        _, height, width = latent_shape(pipeline.transformer)
         factor = pipeline.tokenizer.downsampling_factor
         self.size = (height * factor, width * factor)
 
@@ -88,38 +86,3 @@ class LiveImages(GeneratedImages):
         self.evaluations.append(result.nfe)
         pixels: Pixels = result.images.cpu().numpy()
         return pixels
-
-
-def open_pipeline(folder: Path) -> LightningDiTPipeline:
-    """The pipeline in a folder.
-
-    Raises:
-        InputError: there is none.
-    """
-    if not (folder / "model_index.json").is_file():
-        raise InputError(
-            f"{folder} is no pipeline: it has no model_index.json. Give a folder that save_pretrained wrote, such as "
-            "runs/quickstart/pipeline."
-        )
-    with quiet_diffusers():
-        pipeline: LightningDiTPipeline = LightningDiTPipeline.from_pretrained(folder)
-    return pipeline
-
-
-@contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """No bars and remarks of the library while a pipeline is opened: it takes a moment, and errors are raised."""
-    verbosity, bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-        if bars:
-            diffusers_logging.enable_progress_bar()
-
-
-def _latent_grid(pipeline: LightningDiTPipeline) -> tuple[int, int]:
-    size = pipeline.transformer.config.sample_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -11,6 +11,7 @@ from alight.artifacts import (
     Artifact,
     check_output,
     file_hash,
+    find_pipeline,
     library_versions,
     read_artifact,
     write_manifest,
@@ -36,6 +37,8 @@ from alight.evaluation.tokenizer_report import log_curve, magnification, tokeniz
 from alight.metrics.pictures import pair_strip
 from alight.metrics.report import Curve, Figure, Picture, Report, Stage
 from alight.metrics.report_files import figure_lines, write_report
+from alight.pipelines.live_images import LiveImages
+from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -99,10 +102,8 @@ def open_images(config: EvaluateConfig, device: torch.device) -> tuple[Generated
             own = open_subjects([path])[0].artifact if kind == "tokenizer" else read_artifact(path, kind)
             artifacts.append(own)
     if config.pipeline is not None:
-        from alight.pipelines.live_images import LiveImages, open_pipeline  # diffusers takes seconds to import
-
-        pipeline = open_pipeline(config.pipeline).to(device)
-        return LiveImages(pipeline, config.pipeline, config.draw, config.seed), artifacts
+        place = find_pipeline(config.pipeline)
+        return LiveImages(open_pipeline(place).to(device), place, config.draw, config.seed), artifacts
     images = open_generated(config.samples)
     if isinstance(images, SampledImages):
         for artifact in artifacts:

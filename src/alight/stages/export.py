@@ -32,6 +32,7 @@ from alight.metrics.pictures import pair_strip
 from alight.models.vavae import VAVAE
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import image_size
+from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.sharing import hub
@@ -97,7 +98,7 @@ def save_networks(source: Source, staging: Path) -> LightningDiTPipeline | VAVAE
         vae.save_pretrained(staging)
         return vae
     if source.pipeline is not None:
-        pipeline = LightningDiTPipeline.from_pretrained(source.pipeline)
+        pipeline = open_pipeline(source.pipeline)
     else:
         pipeline = LightningDiTPipeline.from_artifacts(source.transformer, source.tokenizer)
     pipeline.save_pretrained(staging)

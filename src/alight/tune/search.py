@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 
 from alight.artifacts import (
+    PIPELINE_INDEX,
     Artifact,
     check_output,
     file_hash,
+    find_pipeline,
     is_complete,
     read_artifact,
     write_manifest,
@@ -29,7 +31,8 @@ from alight.evaluation.reference_set import (
     open_training_images,
 )
 from alight.metrics.report_files import figure_lines, write_report, write_table
-from alight.pipelines.live_images import LiveImages, open_pipeline
+from alight.pipelines.live_images import LiveImages
+from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -52,6 +55,7 @@ def run(config: TuneConfig) -> Artifact:
     """
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
+    config = config.model_copy(update={"pipeline": find_pipeline(config.pipeline)})
     pipeline = open_pipeline(config.pipeline)
     with process_group(resolve_device(config.device)) as processes:
         if processes.is_main:
@@ -68,6 +72,8 @@ def run(config: TuneConfig) -> Artifact:
         trials = judge.search()
         best = min(trials, key=lambda trial: trial.distance)
         if processes.is_main:
+            if config.store:
+                store_settings(config.pipeline, best.settings)
             report = describe(config, judge, trials, best, time.perf_counter() - started)
             with writing_folder(config.output) as staging:
                 write_report(staging, report)
@@ -75,8 +81,6 @@ def run(config: TuneConfig) -> Artifact:
                 digest, seconds = file_hash(staging / "report.json"), time.perf_counter() - started
                 write_manifest(staging, "report", resolved, digest, seconds=seconds)
             (config.output / PROGRESS).unlink(missing_ok=True)
-            if config.store:
-                store_settings(config.pipeline, best.settings)
             for line in figure_lines(report):
                 log.info(line)
         processes.barrier()  # the artifact is there
@@ -85,7 +89,7 @@ def run(config: TuneConfig) -> Artifact:
 
 def store_settings(folder: Path, settings: SolverConfig) -> None:
     """Write settings into a pipeline's `model_index.json`, where `recommended_sampling` gives them back."""
-    path = folder / "model_index.json"
+    path = folder / PIPELINE_INDEX
     index = json.loads(path.read_text(encoding="utf-8"))
     index["recommended_sampling"] = settings.model_dump(mode="json")
     write_text(path, json.dumps(index, indent=2, sort_keys=True) + "\n")

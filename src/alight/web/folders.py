@@ -1,12 +1,10 @@
-"""Where pipelines lie on the disk: in a folder of their own, or in that of a quickstart."""
+"""Which pipelines are to be served, found before anything heavy is imported."""
 
 from pathlib import Path
 
+from alight.artifacts import find_pipeline
 from alight.config import ServeConfig
 from alight.runtime.errors import InputError
-
-MODEL_INDEX = "model_index.json"
-QUICKSTART_PIPELINE = "pipeline"
 
 
 def pipeline_folders(config: ServeConfig) -> list[Path]:
@@ -19,23 +17,5 @@ def pipeline_folders(config: ServeConfig) -> list[Path]:
         raise InputError("Which pipeline? Give its folder: 'alight serve runs/quickstart'.")
     folders = [config.pipeline, *([config.compare] if config.compare else [])]
     for folder in folders:
-        pipeline_folder(folder)
+        find_pipeline(folder)
     return folders
-
-
-def pipeline_folder(folder: Path) -> Path:
-    """The pipeline itself, or the one in the folder of a quickstart.
-
-    Raises:
-        InputError: there is none.
-    """
-    for place in (folder, folder / QUICKSTART_PIPELINE):
-        if (place / MODEL_INDEX).is_file():
-            return place
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}. Check the path, or make a pipeline with 'alight quickstart'.")
-    raise InputError(
-        f"{folder} holds no pipeline: there is no {MODEL_INDEX} in it, nor in {folder / QUICKSTART_PIPELINE}. Give "
-        "the folder of a quickstart, or one that LightningDiTPipeline.save_pretrained wrote; LightningDiTPipeline."
-        "from_artifacts joins a transformer with its tokenizer."
-    )

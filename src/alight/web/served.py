@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers.utils import logging as quiet
 
-from alight.artifacts import file_hash, is_complete, read_artifact
+from alight.artifacts import PIPELINE_OF_A_RUN, file_hash, find_pipeline, is_complete, read_artifact
 from alight.config import ServeConfig, SolverConfig
 from alight.evaluation.subjects import short_names
 from alight.interop.tokenizer_sources import open_tokenizer
@@ -16,10 +15,10 @@ from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import latent_shape
+from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
-from alight.runtime.errors import InputError
-from alight.web.folders import QUICKSTART_PIPELINE, pipeline_folder, pipeline_folders
+from alight.web.folders import pipeline_folders
 
 QUICKSTART_FOUNDATION, QUICKSTART_SAMPLES = "foundation", "samples"
 
@@ -107,27 +106,20 @@ def open_served(config: ServeConfig) -> Served:
 def _named_folder(folder: Path) -> Path:
     """The folder that says most about a pipeline: not `pipeline`, but the one it is in."""
     whole = folder.resolve()
-    return whole.parent if whole.name == QUICKSTART_PIPELINE else whole
+    return whole.parent if whole.name == PIPELINE_OF_A_RUN else whole
 
 
 def _open_pipeline(folder: Path, name: str, device: torch.device) -> ServedPipeline:
-    place = pipeline_folder(folder)
-    quiet.set_verbosity_error()
-    quiet.disable_progress_bar()
-    try:
-        pipeline = LightningDiTPipeline.from_pretrained(place).to(device)
-    except InputError:
-        raise
-    except Exception as error:  # the library has dozens of kinds for files that are missing or damaged
-        raise InputError(
-            f"The pipeline in {place} cannot be opened ({' '.join(str(error).split())[:300]}). Restore the folder, or "
-            "write it again."
-        ) from error
+    place = find_pipeline(folder)
+    pipeline = open_pipeline(place).to(device)
     hashes = {part: file_hash(place / part / WEIGHTS_FILE)[:12] for part in ("transformer", "tokenizer")}
-    return ServedPipeline(name, pipeline, hashes, _settings_of_the_run(folder))
+    return ServedPipeline(name, pipeline, hashes, _settings(pipeline, folder))
 
 
-def _settings_of_the_run(folder: Path) -> SolverConfig:
+def _settings(pipeline: LightningDiTPipeline, folder: Path) -> SolverConfig:
+    """What the page begins with: the settings that a search has found, else those of the run's own samples."""
+    if pipeline.recommended_sampling:
+        return SolverConfig.model_validate(pipeline.recommended_sampling)
     samples = folder / QUICKSTART_SAMPLES
     if not is_complete(samples):
         return SolverConfig()

@@ -1,0 +1,48 @@
+"""Open a pipeline from the disk, with a sentence for what is wrong with it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers.utils import logging as diffusers_logging
+
+from alight.artifacts import find_pipeline
+from alight.pipelines.lightning_dit import LightningDiTPipeline
+from alight.runtime.errors import InputError
+
+
+def open_pipeline(folder: Path) -> LightningDiTPipeline:
+    """The pipeline in a folder, on the CPU.
+
+    Args:
+        folder: of the pipeline, or of a whole run.
+
+    Raises:
+        InputError: there is none, or it is incomplete or damaged.
+    """
+    place = find_pipeline(folder)
+    try:
+        with quiet_diffusers():
+            pipeline: LightningDiTPipeline = LightningDiTPipeline.from_pretrained(place)
+    except InputError:
+        raise
+    except Exception as error:  # the library has dozens of kinds for files that are missing or damaged
+        raise InputError(
+            f"The pipeline in {place} cannot be opened ({' '.join(str(error).split())[:300]}). Restore the folder, or "
+            "write it again."
+        ) from error
+    return pipeline
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """No bars and remarks of the library while a pipeline is opened: it takes a moment, and errors are raised."""
+    verbosity, bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+        if bars:
+            diffusers_logging.enable_progress_bar()
