@@ -3,14 +3,18 @@
 import asyncio
 import io
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from alight.artifacts import write_manifest
+from alight.config import SolverConfig
 from alight.flow import GuidedVelocity
 from alight.runtime.errors import InputError
+from alight.web import served
 from alight.web.gate import FORM_BYTES, Gate
 from alight.web.interpolation import MixedVelocity, between_latents
 from alight.web.jobs import Jobs, Stopped, stream
@@ -167,3 +171,14 @@ def test_only_the_right_credentials_open_the_gate(given):
     gate = Gate(reads_everything, ("ada", "lace"), 1000, loopback=False)
     assert through_the_gate(gate, {"authorization": given} if given else {}) == 401
     assert through_the_gate(gate, {"authorization": "Basic YWRhOmxhY2U="}) == 200
+
+
+def test_the_page_begins_with_what_a_search_has_found_else_with_the_runs_own_settings(tmp_path):
+    write_manifest(tmp_path, "samples", {"sampling": {"solver": "heun", "guidance_scale": 1.5}}, "s" * 64)
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "alight.json").rename(tmp_path / "samples" / "alight.json")
+    tuned = SimpleNamespace(recommended_sampling={"solver": "ab2", "num_inference_steps": 10})
+    untuned = SimpleNamespace(recommended_sampling={})
+    assert served.starting_settings(tuned, tmp_path) == SolverConfig(solver="ab2", num_inference_steps=10)
+    assert served.starting_settings(untuned, tmp_path) == SolverConfig(solver="heun", guidance_scale=1.5)
+    assert served.starting_settings(untuned, tmp_path / "elsewhere") == SolverConfig()

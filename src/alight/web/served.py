@@ -113,10 +113,10 @@ def _open_pipeline(folder: Path, name: str, device: torch.device) -> ServedPipel
     place = find_pipeline(folder)
     pipeline = open_pipeline(place).to(device)
     hashes = {part: file_hash(place / part / WEIGHTS_FILE)[:12] for part in ("transformer", "tokenizer")}
-    return ServedPipeline(name, pipeline, hashes, _settings(pipeline, folder))
+    return ServedPipeline(name, pipeline, hashes, starting_settings(pipeline, folder))
 
 
-def _settings(pipeline: LightningDiTPipeline, folder: Path) -> SolverConfig:
+def starting_settings(pipeline: LightningDiTPipeline, folder: Path) -> SolverConfig:
     """What the page begins with: the settings that a search has found, else those of the run's own samples."""
     if pipeline.recommended_sampling:
         return SolverConfig.model_validate(pipeline.recommended_sampling)
