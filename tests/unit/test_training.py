@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from alight.artifacts import library_versions
 from alight.config import OptimizerConfig, TrainingConfig
 from alight.runtime.errors import InputError
 from alight.runtime.hardware import resident_set
@@ -122,6 +123,18 @@ def test_a_run_of_another_configuration_is_not_mixed_up(tmp_path):
     train(tmp_path, 4)
     with pytest.raises(InputError, match="seed: 0 -> 1"):
         train(tmp_path, 4, config={"seed": 1})
+
+
+def test_going_on_with_other_versions_is_said(tmp_path, monkeypatch, caplog):
+    train(tmp_path, 4)
+    state, _ = load_latest_checkpoint(tmp_path)
+    assert state["versions"] == library_versions()
+    monkeypatch.setattr("alight.training.run.library_versions", lambda: library_versions() | {"torch": "9.9"})
+    train(tmp_path, 8)
+    assert f"torch: {library_versions()['torch']} -> 9.9" in caplog.text
+    caplog.clear()
+    train(tmp_path, 12)  # whose checkpoint is of the new ones
+    assert "other versions" not in caplog.text
 
 
 def train_through_nan(folder, bad_steps, **options):

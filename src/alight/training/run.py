@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from alight.artifacts import differences, explained_disk_errors
+from alight.artifacts import differences, explained_disk_errors, library_versions
 from alight.config import TrainingConfig
 from alight.runtime.console import log, progress_bar
 from alight.runtime.distributed import Processes
@@ -85,6 +85,7 @@ class TrainingRun:
         self.folder, self.config, self.training, self.state = folder, dict(config), training, state
         self.description, self.processes, self.listener = description, processes, listener
         self.start_step, self._seconds_before, self._non_finite_before = 0, 0.0, 0
+        self._versions = library_versions()
         self._non_finite = 0  # since this start, which is what the limit is for
         self._averages = Averages()
         self._trackers: list[Tracker] = []  # of the process that writes
@@ -208,6 +209,7 @@ class TrainingRun:
         if self.processes.is_main:
             non_finite = self._non_finite_before + self._non_finite
             progress = {"config": self.config, "seconds": self.seconds, "non_finite": non_finite}
+            progress["versions"] = self._versions
             self._writer.save(step, {"state": state, **progress})
 
     def _newest(self) -> tuple[dict[str, Any] | None, list[Path]]:
@@ -238,6 +240,14 @@ class TrainingRun:
                 "Choose another --output, restore the configuration, or delete that folder to start anew."
             )
         self._restore(checkpoint["state"])
+        other = differences(checkpoint.get("versions", self._versions), self._versions)
+        if other:
+            log.warning(
+                "%s: the run was begun with other versions (%s). It goes on, but its numbers may differ in their last "
+                "digits from those of a run that never changed them.",
+                self.description,
+                "; ".join(other),
+            )
         self.start_step, self._seconds_before = checkpoint["step"], checkpoint["seconds"]
         self._non_finite_before = checkpoint["non_finite"]
         if self.start_step < self.training.steps:
