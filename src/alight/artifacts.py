@@ -8,8 +8,6 @@ a folder with a manifest is complete and one without is not an artifact.
 from __future__ import annotations
 
 import dataclasses
-import errno
-import hashlib
 import json
 import os
 import platform
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from alight.runtime.errors import InputError
+from alight.runtime.files import disk_reason, explained_disk_errors, sync_folder, write_text
 
 MANIFEST = "alight.json"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"  # of a model, as diffusers has it
@@ -168,7 +167,7 @@ def writing_folder(folder: Path) -> Iterator[Path]:
                 if target.is_dir():
                     shutil.rmtree(target)
                 os.replace(item, target)
-            _sync_folder(folder)
+            sync_folder(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if not existed and folder.is_dir() and not any(folder.iterdir()):
@@ -199,19 +198,6 @@ def write_manifest(
     write_text(staging / MANIFEST, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def check_output(folder: Path, config: Mapping[str, Any], kind: str) -> None:
     """Find out before any work starts whether results can be written, and whether they would mix with others.
 
@@ -231,7 +217,7 @@ def check_output(folder: Path, config: Mapping[str, Any], kind: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"\0" * 4096)
     except OSError as error:
-        reason = _disk_reason(error) or f"{error.strerror}; choose another --output"
+        reason = disk_reason(error) or f"{error.strerror}; choose another --output"
         raise InputError(f"Cannot write to {folder}: {reason}.") from error
     finally:
         if folder.is_dir():
@@ -254,16 +240,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return found
 
 
-def file_hash(*files: Path) -> str:
-    """SHA-256 over the bytes of files, in the given order."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries whose numerics matter."""
     versions = {"python": platform.python_version()}
@@ -273,49 +249,3 @@ def library_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-@contextmanager
-def explained_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into a sentence about the folder.
-
-    Writers of other libraries wrap such refusals in exceptions of their own, so their text is read too.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = _disk_reason(error)
-        if reason is None:
-            raise
-        raise InputError(f"Cannot write to {folder}: {reason}. What was finished before is untouched.") from error
-
-
-def _disk_reason(error: BaseException) -> str | None:
-    reasons = {
-        errno.ENOSPC: "the disk is full; free some space or choose another --output",
-        errno.EDQUOT: "the disk quota is used up; free some space or choose another --output",
-        errno.EFBIG: "the file size limit is reached; raise it or choose another --output",
-        errno.EACCES: "permission denied; choose another --output or mend the permissions",
-        errno.EPERM: "operation not permitted; choose another --output or mend the permissions",
-        errno.EROFS: "the file system is read-only; choose another --output",
-        errno.ENOTDIR: "a part of the path is a file; choose another --output",
-        errno.EEXIST: "a file of that name is in the way; choose another --output",
-    }
-    if isinstance(error, OSError) and error.errno in reasons:
-        return reasons[error.errno]
-    if type(error).__name__ in ("SafetensorError", "RuntimeError"):
-        for number, reason in reasons.items():
-            if os.strerror(number) in str(error):
-                return reason
-    # a writer that fails to close what it failed to write hides the refusal behind a complaint of its own
-    return _disk_reason(error.__context__) if error.__context__ is not None else None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

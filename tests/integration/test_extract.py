@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from alight import VAVAE
-from alight.artifacts import file_hash, read_artifact, write_manifest, writing_folder
+from alight.artifacts import read_artifact, write_manifest, writing_folder
 from alight.config import ExtractLatentsConfig, TrainTransformerConfig
 from alight.data import latent_folder
 from alight.data.image_dataset import ImageDataset
@@ -23,6 +23,7 @@ from alight.data.latents import LatentDataset
 from alight.data.loading import open_source
 from alight.recipes import validate
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 from alight.runtime.seeding import derive_seed, noise_of_seeds, seeded_initialisation
 from alight.stages import extract_latents, train_transformer
 from alight.stages.extract_latents import run

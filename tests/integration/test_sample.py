@@ -15,10 +15,11 @@ import warm
 from PIL import Image
 
 from alight import VAVAE, LightningDiT
-from alight.artifacts import file_hash, read_artifact, write_manifest, writing_folder
+from alight.artifacts import read_artifact, write_manifest, writing_folder
 from alight.config import SampleConfig
 from alight.recipes import validate
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 from alight.runtime.seeding import seeded_initialisation
 from alight.stages.generate_samples import label_protocol, run
 

@@ -8,14 +8,13 @@ from alight.artifacts import (
     MANIFEST,
     check_output,
     differences,
-    explained_disk_errors,
     is_complete,
     read_artifact,
     write_manifest,
-    write_text,
     writing_folder,
 )
 from alight.runtime.errors import InputError
+from alight.runtime.files import explained_disk_errors, write_text
 
 
 def make(folder, kind="tokenizer", digest="a" * 64, inputs=None, config=None):

@@ -176,17 +176,6 @@ def test_too_many_gradients_that_are_not_finite_end_the_run(tmp_path):
         train_through_nan(tmp_path, {1, 3, 4, 5, 6}, on_non_finite="skip", max_non_finite=3)
 
 
-def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path):
-    settings = TrainingConfig(steps=1)
-    with (
-        TrainingRun(tmp_path, {}, settings, {}, "test"),
-        pytest.raises(InputError, match="in use by another process"),
-    ):
-        TrainingRun(tmp_path, {}, settings, {}, "test")
-    with TrainingRun(tmp_path, {}, settings, {}, "test"):
-        pass
-
-
 def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_taken(tmp_path):
     for step in (1, 2):
         save_checkpoint(tmp_path, step, {"value": torch.full((1000,), float(step))}, keep=2)

@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from alight.artifacts import differences, explained_disk_errors, file_hash
+from alight.artifacts import differences
 from alight.data.latent_shards import shard_name, write_shard
 from alight.data.latents import UNFINISHED
 from alight.data.sealed_json import read_sealed, write_sealed
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
+from alight.runtime.files import explained_disk_errors, file_hash
 
 _RUN = "run.json"
 _SAME_RESULT = ("workers",)  # settings of images that change nothing in the latents

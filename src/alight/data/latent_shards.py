@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alight.artifacts import explained_disk_errors, file_hash
 from alight.data.latent_statistics import ChannelStatistics
 from alight.runtime.errors import InputError
+from alight.runtime.files import explained_disk_errors, file_hash
 
 LATENTS, MIRRORED, LABELS = "latents", "latents_flip", "labels"
 LOGVAR = {LATENTS: "latents_logvar", MIRRORED: "latents_flip_logvar"}  # of the means under the other name

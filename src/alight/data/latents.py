@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alight.artifacts import file_hash
 from alight.data.latent_shards import (
     LABELS,
     LATENTS,
@@ -32,6 +31,7 @@ from alight.data.sealed_json import read_sealed, write_sealed
 from alight.interop.latents import STATISTICS_FILE, load_latents_statistics
 from alight.runtime.console import progress_bar
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 
 INDEX = "index.json"
 UNFINISHED = "unfinished"  # a folder beside the shards while some are still missing

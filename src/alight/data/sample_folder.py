@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from alight.artifacts import differences, explained_disk_errors, write_text
+from alight.artifacts import differences
 from alight.data.provenance import png_text
 from alight.runtime.errors import InputError
+from alight.runtime.files import explained_disk_errors, write_text
 
 UNFINISHED = "unfinished.json"
 

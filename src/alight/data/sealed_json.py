@@ -9,8 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from alight.artifacts import write_text
 from alight.runtime.errors import InputError
+from alight.runtime.files import write_text
 
 SEAL = "seal"  # SHA-256 over the text of the other values
 

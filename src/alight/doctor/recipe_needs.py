@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 
-from alight.artifacts import file_hash, read_artifact
+from alight.artifacts import read_artifact
 from alight.config import AlignmentConfig, Job, Section
 from alight.doctor.findings import Finding, attempt
 from alight.models.foundation_catalogue import find_row
@@ -17,6 +17,7 @@ from alight.models.perceptual import LPIPS_LINEAR, VGG16
 from alight.models.pretrained import CONFIG_FILE
 from alight.recipes import load_config
 from alight.runtime.download import DOWNLOAD, PublicFile
+from alight.runtime.files import file_hash
 
 PUBLIC_FILES = {"vgg16_weights": VGG16, "lpips_weights": LPIPS_LINEAR, "inception_weights": INCEPTION}
 FOUNDATION_FILE = "model.safetensors"

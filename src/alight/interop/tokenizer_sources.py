@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import save
 
-from alight.artifacts import Artifact, file_hash, is_complete, read_artifact
+from alight.artifacts import Artifact, is_complete, read_artifact
 from alight.interop.latents import STATISTICS_FILE, load_latents_statistics
 from alight.interop.tokenizer import load_tokenizer
 from alight.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, is_hub_id
 from alight.models.vavae import VAVAE
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 
 SUBFOLDER = "vae"  # where the folders of whole pipelines keep theirs
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alight.artifacts import explained_disk_errors
 from alight.models.pretrained import read_safetensors
 from alight.runtime.errors import InputError
+from alight.runtime.files import explained_disk_errors
 
 DISTRIBUTED_PREFIX = "module."
 # The start of a tensor's name -> what holds such a tensor; the first match in this order is taken.

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alight.artifacts import file_hash
 from alight.config import DrawConfig
 from alight.evaluation.batches import in_steps
 from alight.evaluation.generated import Conditions, GeneratedImages, Pixels, sampling_conditions
@@ -15,6 +14,7 @@ from alight.pipelines.lightning_dit import LightningDiTPipeline, latent_shape
 from alight.pipelines.requests import label_protocol, plan_requests
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 from alight.runtime.pixels import UINT8_RULE
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from alight.artifacts import file_hash
 from alight.runtime.cache_folder import cache_folder
 from alight.runtime.console import log, progress_bar
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 
 DOWNLOAD = "download"  # said in place of a path
 _TIMEOUT = 60.0  # seconds without a byte

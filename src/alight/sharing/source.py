@@ -7,18 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from alight.artifacts import (
-    CONFIG_FILE,
-    PIPELINE_INDEX,
-    WEIGHTS_FILE,
-    Artifact,
-    file_hash,
-    is_complete,
-    read_artifact,
-)
+from alight.artifacts import CONFIG_FILE, PIPELINE_INDEX, WEIGHTS_FILE, Artifact, is_complete, read_artifact
 from alight.config import ExportConfig
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)*([^/\s'\"]+)")  # within a sentence; no part of an address
 

@@ -12,15 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from alight.artifacts import (
-    Artifact,
-    check_output,
-    file_hash,
-    is_complete,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
 from alight.config import ConvertConfig
 from alight.data.class_names import readable_class_names
 from alight.data.latents import INDEX, LatentDataset, published_index
@@ -40,6 +32,7 @@ from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE, is_hub_id
 from alight.models.vavae import VAVAE
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 
 # What each direction and kind has use for, beside source and output.
 OPTIONS = {

@@ -10,7 +10,6 @@ import torch
 from alight.artifacts import (
     Artifact,
     check_output,
-    file_hash,
     find_pipeline,
     library_versions,
     read_artifact,
@@ -42,6 +41,7 @@ from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
+from alight.runtime.files import file_hash
 from alight.runtime.seeding import random_stream
 
 HEADLINES = ("reconstruction_psnr", "alignment_cosine")  # of the tokenizer's figures

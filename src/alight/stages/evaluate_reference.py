@@ -6,15 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from alight.artifacts import (
-    Artifact,
-    check_output,
-    file_hash,
-    is_complete,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
 from alight.config import EvaluateReferenceConfig
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
@@ -27,6 +19,7 @@ from alight.runtime.console import progress_bar
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 from alight.runtime.pixels import to_uint8
 from alight.runtime.seeding import random_stream
 

@@ -7,15 +7,7 @@ from pathlib import Path
 
 import torch
 
-from alight.artifacts import (
-    Artifact,
-    check_output,
-    file_hash,
-    library_versions,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import Artifact, check_output, library_versions, read_artifact, write_manifest, writing_folder
 from alight.config import EvaluateTokenizerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
@@ -36,6 +28,7 @@ from alight.metrics.report import Picture, Report, Stage
 from alight.metrics.report_files import write_report, write_table
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import process_group
+from alight.runtime.files import file_hash
 
 TABLE = "images.csv"
 SHOWN_IMAGES = 8  # of up to 128 pixels, in a row

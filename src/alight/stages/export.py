@@ -15,11 +15,9 @@ from alight.artifacts import (
     WEIGHTS_FILE,
     Artifact,
     check_output,
-    file_hash,
     is_complete,
     read_artifact,
     write_manifest,
-    write_text,
     writing_folder,
 )
 from alight.config import EvaluateTokenizerConfig, ExportConfig, ImagesConfig
@@ -35,6 +33,7 @@ from alight.pipelines.lightning_dit import image_size
 from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash, write_text
 from alight.sharing import hub
 from alight.sharing.model_card import Shared, model_card, setting_text
 from alight.sharing.source import Source, figures_of, find_source, portable, records_of, samples_of

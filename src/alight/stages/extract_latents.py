@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from alight.artifacts import (
-    Artifact,
-    check_output,
-    file_hash,
-    is_complete,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
 from alight.config import ExtractLatentsConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.images import ImageSource
@@ -29,6 +21,7 @@ from alight.runtime.console import duration, log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import derive_seed, noise_of_seeds, random_stream
 

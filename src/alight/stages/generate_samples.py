@@ -10,16 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alight.artifacts import (
-    Artifact,
-    check_output,
-    file_hash,
-    is_complete,
-    read_artifact,
-    write_manifest,
-    write_text,
-    writing_folder,
-)
+from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
 from alight.config import SampleConfig
 from alight.data.image_npz import write_images_npz
 from alight.data.provenance import software
@@ -32,6 +23,7 @@ from alight.runtime.console import duration, log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash, write_text
 from alight.runtime.pixels import UINT8_RULE
 from alight.runtime.seeding import random_stream
 

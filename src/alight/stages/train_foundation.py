@@ -6,21 +6,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining
 
-from alight.artifacts import (
-    Artifact,
-    check_output,
-    file_hash,
-    is_complete,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
 from alight.config import TrainFoundationConfig
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
 from alight.models.foundation_loading import quiet_transformers
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes
+from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import random_stream, seeded_initialisation
 from alight.training.flops import count_flops, weightless

@@ -12,15 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alight.artifacts import (
-    Artifact,
-    check_output,
-    file_hash,
-    is_complete,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
 from alight.config import TokenizerModelConfig, TrainTokenizerConfig
 from alight.data.crops import center_crop
 from alight.data.feature_cache import FeatureCache, cached_features
@@ -39,6 +31,7 @@ from alight.runtime.console import log, progress_bar
 from alight.runtime.device import autocast, compile_blocks, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 from alight.runtime.pixels import from_uint8, to_uint8, unit_range
 from alight.runtime.seeding import noise_of_batch, random_stream, seeded_initialisation
 from alight.training.discriminator_watch import DiscriminatorWatch

@@ -9,15 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from alight.artifacts import (
-    Artifact,
-    check_output,
-    file_hash,
-    is_complete,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
 from alight.config import FlowConfig, TrainTransformerConfig
 from alight.data.latents import LatentDataset
 from alight.data.sampling import ResumableSampler
@@ -38,6 +30,7 @@ from alight.models.vavae import VAVAE
 from alight.runtime.device import autocast, compile_blocks, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 from alight.runtime.pixels import to_uint8
 from alight.runtime.seeding import noise_of_batch, random_stream, seeded_initialisation
 from alight.training.ema import EMA

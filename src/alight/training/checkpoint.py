@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from alight.artifacts import explained_disk_errors, file_hash
+from alight.runtime.files import explained_disk_errors, file_hash
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
 

@@ -17,20 +17,19 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from alight.artifacts import differences, explained_disk_errors, library_versions
+from alight.artifacts import differences, library_versions
 from alight.config import TrainingConfig
 from alight.runtime.console import log, progress_bar
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
+from alight.runtime.files import explained_disk_errors
 from alight.runtime.interrupt import Interrupted, deferred_interrupt
 from alight.training.checkpoint import BackgroundWriter, load_latest_checkpoint
 from alight.training.meter import Averages, Meter
 from alight.training.tracking import Picture, Tracker, open_trackers, require_packages
 
-LOCK_FILE = "in-use.lock"
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 Listener = Callable[[int, Mapping[str, float]], None]
@@ -65,7 +64,7 @@ class TrainingRun:
         meter: of the speed.
 
     Raises:
-        InputError: if the folder is in use, or holds a run of another configuration or checkpoints that cannot be
+        InputError: if the folder holds a run of another configuration or checkpoints that cannot be
             used; or if the run is to be watched where it cannot be.
     """
 
@@ -92,9 +91,9 @@ class TrainingRun:
         self._unread: tuple[Tensor, torch.cuda.Event] | None = None  # whether the gradient before was finite
         self._writer = BackgroundWriter(folder, training.keep_checkpoints, training.keep_every)
         with ExitStack() as stack:  # what was opened is closed where opening the rest fails
-            if processes.is_main:
-                stack.callback(_locked(folder).release)
             stack.callback(self._writer.close)
+            with explained_disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             self._resume()
             if processes.is_main:
                 self._trackers = open_trackers(folder, training, config, self.start_step, stack)
@@ -252,18 +251,3 @@ class TrainingRun:
         self._non_finite_before = checkpoint["non_finite"]
         if self.start_step < self.training.steps:
             log.info("%s: going on from step %d of %d.", self.description, self.start_step, self.training.steps)
-
-
-def _locked(folder: Path) -> FileLock:
-    """Claim a folder, and refuse one in which another process trains; one that died leaves no claim behind."""
-    lock = FileLock(folder / LOCK_FILE, blocking=False)
-    with explained_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise InputError(
-                f"{folder} is in use by another process that trains there. Wait for it, stop it, or choose another "
-                "--output."
-            ) from None
-    return lock

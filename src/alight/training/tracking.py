@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from alight.artifacts import explained_disk_errors, write_text
 from alight.config import TrainingConfig
 from alight.runtime.errors import InputError
+from alight.runtime.files import explained_disk_errors, write_text
 
 LOG_FILE, TENSORBOARD_FOLDER, WANDB_FILE = "log.jsonl", "tensorboard", "wandb-run-id.txt"
 Picture = NDArray[np.uint8]  # (H, W, 3 or 4)

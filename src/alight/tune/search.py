@@ -8,12 +8,10 @@ from alight.artifacts import (
     PIPELINE_INDEX,
     Artifact,
     check_output,
-    file_hash,
     find_pipeline,
     is_complete,
     read_artifact,
     write_manifest,
-    write_text,
     writing_folder,
 )
 from alight.config import SolverConfig, TuneConfig
@@ -37,6 +35,7 @@ from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash, write_text
 from alight.tune.report import TABLE, describe, table
 from alight.tune.trial import PROGRESS, Judge
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from alight.artifacts import write_text
 from alight.config import DrawConfig, SolverConfig, TuneConfig
 from alight.evaluation.batches import contiguous_share
 from alight.evaluation.features import (
@@ -28,6 +27,7 @@ from alight.pipelines.live_images import LiveImages
 from alight.runtime.console import log, progress_bar
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
+from alight.runtime.files import write_text
 from alight.tune.settings import brief, changed, choices, grid
 
 PROGRESS = "unfinished.json"

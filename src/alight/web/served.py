@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from alight.artifacts import PIPELINE_OF_A_RUN, file_hash, find_pipeline, is_complete, read_artifact
+from alight.artifacts import PIPELINE_OF_A_RUN, find_pipeline, is_complete, read_artifact
 from alight.config import ServeConfig, SolverConfig
 from alight.evaluation.subjects import short_names
 from alight.interop.tokenizer_sources import open_tokenizer
@@ -18,6 +18,7 @@ from alight.pipelines.lightning_dit import latent_shape
 from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
+from alight.runtime.files import file_hash
 from alight.web.folders import pipeline_folders
 
 QUICKSTART_FOUNDATION, QUICKSTART_SAMPLES = "foundation", "samples"
