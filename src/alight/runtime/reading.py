@@ -64,7 +64,7 @@ def read_json(path: Path, schema: type[Schema], remedy: str, limit: int = JSON_L
 
     Args:
         path: of the file.
-        schema: what it must hold: a pydantic model, a `TypedDict` of typing_extensions, or a type such as `dict[str, JsonValue]`.
+        schema: what it must hold: a pydantic model, a `TypedDict` of typing_extensions, or a plain type.
         remedy: what to do if it does not, as a sentence.
         limit: bytes that are acceptable.
 
