@@ -4,8 +4,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from alight.artifacts import Artifact, check_output
+from alight.artifacts import Artifact
 from alight.config import Job, TokenizerStudyConfig
+from alight.outputs import check_output
 from alight.runtime.console import duration, log
 
 STAGES = {

@@ -20,6 +20,7 @@ LAYERS = [
         "config_tools",
         "recipes",
         "artifacts",
+        "outputs",
         "runtime",
     },
     {"models", "losses", "flow"},

@@ -195,7 +195,7 @@ def test_an_earlier_export_is_replaced_but_nothing_else(finished_quickstart, exp
     folder = shutil.copytree(exported, tmp_path / "copy")
     run(ExportConfig(pipeline=finished_quickstart[0], output=folder, license="apache-2.0", reconstructions=0))
     assert ModelCard.load(folder / "README.md").data.license == "apache-2.0"
-    with pytest.raises(InputError, match="holds a samples, not a pipeline"):
+    with pytest.raises(InputError, match="lies inside"):
         run(ExportConfig(pipeline=finished_quickstart[0], output=finished_quickstart[0] / "samples"))
     with pytest.raises(InputError, match="would overwrite"):
         run(ExportConfig(pipeline=exported, output=exported))
@@ -238,7 +238,7 @@ def test_a_report_of_others_is_refused(finished_quickstart, tmp_path):
         figure["conditions"]["tokenizer"] = "0123456789ab"
     (tmp_path / "report.json").write_text(json.dumps(report))
     with pytest.raises(InputError, match="says nothing about these networks"):
-        run(ExportConfig(pipeline=finished_quickstart[0], report=tmp_path, output=tmp_path / "export"))
+        run(ExportConfig(pipeline=finished_quickstart[0], report=tmp_path, output=tmp_path.with_name("export")))
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------
@@ -256,9 +256,10 @@ def hub(monkeypatch):
 
 def test_an_upload_sends_the_export_and_nothing_else(hub, finished_quickstart, tmp_path):
     output = tmp_path / "export"
-    output.mkdir()
+    options = {"output": output, "reconstructions": 0}
+    run(ExportConfig(pipeline=finished_quickstart[0], **options))
     (output / "private notes.txt").write_text("not for others")
-    options = {"output": output, "reconstructions": 0, "push_to_hub": "a-lab/digits"}
+    options["push_to_hub"] = "a-lab/digits"
     run(ExportConfig(pipeline=finished_quickstart[0], **options))
     steps = ("/api/whoami-v2", "/api/validate-yaml", "/api/repos/create", "/api/models/a-lab/digits/commit/main")
     assert list(dict.fromkeys(path for path in hub.requests if path in steps)) == list(steps)  # asked, then done

@@ -15,8 +15,9 @@ import warm
 from PIL import Image
 
 from alight import VAVAE, LightningDiT
-from alight.artifacts import read_artifact, write_manifest, writing_folder
+from alight.artifacts import read_artifact, write_manifest
 from alight.config import SampleConfig
+from alight.outputs import writing_folder
 from alight.recipes import validate
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -164,7 +165,7 @@ def test_unfinished_samples_of_another_kind_are_refused(configure, tmp_path):
     run(configure(folder))
     finished = json.loads((folder / "alight.json").read_text())
     (folder / "alight.json").unlink()
-    with pytest.raises(InputError, match="no unfinished 'alight sample'"):
+    with pytest.raises(InputError, match="no 'alight' run has left there"):
         run(configure(folder))
     state = {"config": finished["config"], "inputs": finished["inputs"], "seconds": 0.0}
     (folder / "unfinished.json").write_text(json.dumps(state))

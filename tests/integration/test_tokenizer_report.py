@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from transformers import ViTConfig, ViTModel
 
 from alight import VAVAE
-from alight.artifacts import write_manifest, writing_folder
+from alight.artifacts import write_manifest
+from alight.outputs import writing_folder
 from alight.runtime.seeding import seeded_initialisation
 
 PHOTOGRAPHS = ["--images.source", "photographs", "--images.size", 128, "--batch-size", 8]

@@ -27,8 +27,8 @@ from alight.data.latent_shards import (
     write_shard,
 )
 from alight.data.latent_statistics import ChannelStatistics
-from alight.data.sealed_json import read_sealed, write_sealed
 from alight.interop.latents import STATISTICS_FILE, load_latents_statistics
+from alight.runtime.checked_json import read_checked, write_checked
 from alight.runtime.console import progress_bar
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -65,7 +65,7 @@ class LatentDataset:
 
     def __init__(self, folder: Path) -> None:
         path = folder / INDEX
-        index = read_sealed(path) if path.is_file() else published_index(folder)
+        index = read_checked(path) if path.is_file() else published_index(folder)
         try:
             self.class_names = tuple(index["class_names"])
             self.mean, self.std = (torch.tensor(index["statistics"][key]).view(-1, 1, 1) for key in ("mean", "std"))
@@ -253,7 +253,7 @@ def write_index(
         "statistics": {"source": source, "mean": statistics[0].tolist(), "std": statistics[1].tolist()},
         "statistics_of_data": {"mean": measured.mean.tolist(), "std": measured.std.tolist()},
     }
-    write_sealed(folder / INDEX, index)
+    write_checked(folder / INDEX, index)
 
 
 def merged_statistics(records: Sequence[Mapping[str, Any]]) -> ChannelStatistics:

@@ -158,6 +158,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         if lock.is_locked:
+            with suppress(OSError):
+                (folder / LOCK_FILE).unlink(missing_ok=True)  # a process that waits for this file makes a new one
             lock.release()
 
 

@@ -7,15 +7,7 @@ from pathlib import Path
 
 import torch
 
-from alight.artifacts import (
-    Artifact,
-    check_output,
-    find_pipeline,
-    library_versions,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import Artifact, find_pipeline, library_versions, read_artifact, write_manifest
 from alight.config import EvaluateConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.image_npz import write_images_npz
@@ -36,6 +28,7 @@ from alight.evaluation.tokenizer_report import log_curve, magnification, tokeniz
 from alight.metrics.pictures import pair_strip
 from alight.metrics.report import Curve, Figure, Picture, Report, Stage
 from alight.metrics.report_files import figure_lines, write_report
+from alight.outputs import claimed_output, writing_folder
 from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
@@ -64,9 +57,10 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
     """
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, resolved, "report")
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
+    ):
         images, artifacts = open_images(config, processes.device)
         generation = measure_generation(config, images, processes)
         reconstruction = measure_reconstruction(config, processes) if config.tokenizer is not None else None

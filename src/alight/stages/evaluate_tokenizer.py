@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from alight.artifacts import Artifact, check_output, library_versions, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, library_versions, read_artifact, write_manifest
 from alight.config import EvaluateTokenizerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
@@ -26,6 +26,7 @@ from alight.evaluation.tokenizer_report import (
 from alight.evaluation.verdict import judge
 from alight.metrics.report import Picture, Report, Stage
 from alight.metrics.report_files import write_report, write_table
+from alight.outputs import claimed_output, writing_folder
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash
@@ -48,9 +49,10 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
     """
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, resolved, "report")
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
+    ):
         dataset = open_dataset(config.images, config.split, augment=False)
         subjects = open_subjects([config.tokenizer, *config.compare])
         judges, notes = open_judges(config, subjects)

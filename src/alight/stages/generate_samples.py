@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import SampleConfig
 from alight.data.image_npz import write_images_npz
 from alight.data.provenance import software
 from alight.data.sample_folder import Request, SampleFolder
 from alight.metrics.pictures import image_grid
 from alight.models.lightning_dit import LightningDiT
+from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.requests import label_protocol, plan_requests
 from alight.runtime.console import duration, log, progress_bar
@@ -63,14 +64,14 @@ def run(config: SampleConfig) -> Artifact:
     """
     artifacts = open_artifacts(config)
     resolved = config.model_dump(mode="json")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, resolved, "samples")
-        if is_complete(config.output):
-            samples = read_artifact(config.output, "samples")
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "samples", resolved, is_main=processes.is_main) as finished,
+    ):
+        if finished is not None:
             for artifact in artifacts.values():
-                samples.require_input(artifact)
-            return samples
+                finished.require_input(artifact)
+            return finished
         models = open_models(config, artifacts, processes.device)
         requests = plan_requests(models.pipeline, config, config.seed)
         folder = SampleFolder(config.output, resolved, models.hashes)
@@ -198,10 +199,11 @@ def finish(
             shuffled = {name: [settings[name][number] for number in order] for name in ("labels", "seeds")}
             said = software() | settings | shuffled
             write_images_npz(staging / NPZ, folder.read(order), len(requests), said)  # classes mixed
-        digest = file_hash(*(folder.image_path(number) for number in range(len(requests))))
+        images = [folder.image_path(number) for number in range(len(requests))]
+        digest, beside = file_hash(*images), [*images, folder.path / GRID]
         facts = {key: settings[key] for key in ("count", "nfe", "label_protocol", "class_names")}
         seconds = time.perf_counter() - started
-        write_manifest(staging, "samples", folder.config, digest, models.hashes, facts, seconds)
+        write_manifest(staging, "samples", folder.config, digest, models.hashes, facts, seconds, beside)
     folder.finish()
 
 

@@ -4,16 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from alight.artifacts import (
-    PIPELINE_INDEX,
-    Artifact,
-    check_output,
-    find_pipeline,
-    is_complete,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import PIPELINE_INDEX, Artifact, find_pipeline, read_artifact, write_manifest
 from alight.config import SolverConfig, TuneConfig
 from alight.evaluation.features import (
     DINOV2,
@@ -29,6 +20,7 @@ from alight.evaluation.reference_set import (
     open_training_images,
 )
 from alight.metrics.report_files import figure_lines, write_report, write_table
+from alight.outputs import claimed_output, writing_folder
 from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
@@ -56,11 +48,12 @@ def run(config: TuneConfig) -> Artifact:
     resolved = config.model_dump(mode="json")
     config = config.model_copy(update={"pipeline": find_pipeline(config.pipeline)})
     pipeline = open_pipeline(config.pipeline)
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, resolved, "report")
-        if is_complete(config.output):
-            return read_artifact(config.output, "report")
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "report", resolved, is_main=processes.is_main) as finished,
+    ):
+        if finished is not None:
+            return finished
         pipeline.to(processes.device)
         size = LiveImages(pipeline, config.pipeline, config.draw, config.seed).size
         networks, key = choose_space(config, size[0], processes)
