@@ -26,6 +26,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import segmented_hash, write_text
 
 MANIFEST = "alight.json"
+STARTED = "started.json"  # names the kind of artifact that an unfinished folder is going to be
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"  # of a model, as diffusers has it
 PIPELINE_INDEX = "model_index.json"  # of a pipeline, likewise
 PIPELINE_OF_A_RUN = "pipeline"  # the folder of it in that of a whole run
@@ -70,7 +71,7 @@ class Facts(TypedDict, total=False):
     same_latents_as: list[str]
     size: list[int]
     source: str
-    spaces: dict[str, Any]
+    spaces: list[str]
     steps: int
     task: str
 
@@ -244,9 +245,11 @@ def find_pipeline(folder: Path) -> Path:
     """The folder of a pipeline: the one that is given, or the one in the folder of a whole run.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is not finished.
     """
     for place in (folder, folder / PIPELINE_OF_A_RUN):
+        if (place / STARTED).is_file():
+            raise InputError(f"The pipeline in {place} is not finished. Run the command that began it again.")
         if (place / PIPELINE_INDEX).is_file():
             return place
     if not folder.is_dir():

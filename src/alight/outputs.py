@@ -16,6 +16,7 @@ from typing import Any
 from alight.artifacts import (
     MANIFEST,
     PIPELINE_INDEX,
+    STARTED,
     TO_BE_EDITED,
     Artifact,
     differences,
@@ -35,7 +36,6 @@ from alight.runtime.files import (
 )
 from alight.runtime.reading import read_json_object
 
-STARTED = "started.json"  # names the kind of artifact that an unfinished folder is going to be
 _PARTIAL, _PROBE = ".partial", ".probe"
 _PASSING = (LOCK_FILE, _PARTIAL, _PROBE, f".{STARTED}.writing")  # traces of our own that a killed process leaves
 _OF_DESKTOPS = (".DS_Store", "desktop.ini", "Thumbs.db")  # which appear in every folder that a person opens

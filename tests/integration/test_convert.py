@@ -295,7 +295,10 @@ def test_what_does_not_belong_together_is_refused(convert, files, tmp_path):
         (("tokenizer", files / "vae.pt", out, "--statistics", other), "3 channels, but the latents have 4"),
         (("latents", shards, out, "--statistics", other), "3 channels, but the latents have 4"),
         (("transformer", files / "vae.pt", out, "--statistics", shards), "It looks like a published VA-VAE"),
-        (("transformer", model, out, "--statistics", shards, "--tokenizer", out), "There is no tokenizer folder"),
+        (
+            ("transformer", model, out, "--statistics", shards, "--tokenizer", tmp_path / "no"),
+            "There is no tokenizer folder",
+        ),
         (("latents", tmp_path / "mixed", out), "has 3 channels, but the latents beside it have 4"),
         (("tokenizer", files / "vae.pt", out, "--weights", "ema"), "weights has no meaning for a tokenizer"),
         (("transformer", model, out, "--num-heads", 2, *published), "num_heads has no meaning"),

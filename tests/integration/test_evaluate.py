@@ -193,7 +193,7 @@ def test_damaged_references_are_refused_in_one_paragraph(run, refused, reference
     complaint = refused(
         "evaluate", "--output", tmp_path / "report", "--samples", run / "samples", "--reference", broken, *DIGITS
     )
-    assert "cannot be used as feature statistics" in complaint
+    assert "is not what was written" in complaint
 
 
 # --- tune -------------------------------------------------------------------------------------------------------
