@@ -183,7 +183,7 @@ def test_alignment_scores_are_the_losses_of_each_image(direction, distance_on):
 
 def test_the_linear_map_finds_what_is_there(foundation):
     """Features that are a linear map of the latents are found again, on images that were not fitted to."""
-    tokenizer, config = make_subject(channels=8), configure(posterior="mode")
+    tokenizer, config = make_tokenizer(channels=8), configure(posterior="mode")
     hidden = torch.randn(24, 8, 1, 1, generator=torch.Generator().manual_seed(0))
 
     class Linear(FoundationModel):
@@ -206,12 +206,12 @@ def test_the_linear_map_finds_what_is_there(foundation):
 
 def test_a_projection_serves_its_own_foundation_model_alone(foundation):
     settings = {"foundation_input": "own", "cosine_margin": 0.5, "distance_margin": 0.25}
-    fitting = make_subject(projection=Projection(torch.zeros(24, 4, 1, 1), "moved/foundation", settings))
+    fitting = make_tokenizer(projection=Projection(torch.zeros(24, 4, 1, 1), "moved/foundation", settings))
     assert applicable_projection(fitting, foundation) is fitting.projection
-    other = make_subject(projection=Projection(torch.zeros(24, 4, 1, 1), "dinov2", settings))
+    other = make_tokenizer(projection=Projection(torch.zeros(24, 4, 1, 1), "dinov2", settings))
     assert applicable_projection(other, foundation) is None
     assert applicable_projection(make_tokenizer(), foundation) is None
-    wrong = make_subject(projection=Projection(torch.zeros(25, 4, 1, 1), "runs/foundation", settings))
+    wrong = make_tokenizer(projection=Projection(torch.zeros(25, 4, 1, 1), "runs/foundation", settings))
     with pytest.raises(InputError, match=r"features of 25, but .* 24 features"):
         applicable_projection(wrong, foundation)
 
@@ -223,7 +223,7 @@ def measured_of(psnr_values, ssim_value=0.95, name="tokenizer", **more):
     count = len(psnr_values)
     scores = {"psnr": torch.tensor(psnr_values).double(), "ssim": torch.full((count,), ssim_value).double()}
     more = {key: torch.full((count,), value).double() for key, value in more.items()}
-    return Measurements(make_subject(name=name), scores | more)
+    return Measurements(make_tokenizer(name=name), scores | more)
 
 
 @pytest.mark.parametrize(

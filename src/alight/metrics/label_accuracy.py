@@ -108,8 +108,8 @@ class LabelClassifier:
         unknown = sorted(set(wanted.tolist()) - set(self._classifier.classes_.tolist()))
         if unknown or not len(wanted):
             raise InputError(
-                f"The classifier knows the classes {self._classifier.classes_.tolist()} and needs images of them; it got "
-                f"{len(wanted)} images and the unknown classes {unknown}."
+                f"The classifier knows the classes {self._classifier.classes_.tolist()} and needs images of them; "
+                f"it got {len(wanted)} images and the unknown classes {unknown}."
             )
         right = self.predict(images) == wanted
         return LabelAccuracy(
