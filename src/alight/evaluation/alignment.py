@@ -1,4 +1,4 @@
-"""How near latents are to a foundation model's features, measured alike with and without alignment.
+"""Alignment of latents with a foundation model's features, measured alike with and without alignment loss.
 
 A tokenizer that was trained without alignment has no projection. So every tokenizer is measured without one, by the
 relations between its positions (`latent_mdms`), and through a linear map that is fitted in the same way for each

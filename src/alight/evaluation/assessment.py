@@ -42,7 +42,7 @@ PUBLISHED_TRADE = (
 def assess_tokenizer(
     measured: Sequence[Measurements], names: Sequence[str], config: EvaluateTokenizerConfig
 ) -> Answer:
-    """Whether one tokenizer, or which of several, is good enough; the weakest measure of each decides.
+    """Assess if one tokenizer, or which of several, is good enough; the weakest measure of each decides.
 
     Args:
         measured: one entry per tokenizer.
@@ -91,13 +91,13 @@ def levels(measured: Measurements) -> dict[str, int]:
 
 
 def level(name: str, value: float) -> int:
-    """How many of the two thresholds a value reaches."""
+    """Count the thresholds, of two, that a value reaches."""
     sign = -1 if name == "lpips" else 1
     return sum(sign * value >= sign * getattr(anchor, name) for anchor in (F16D16, F16D32))
 
 
 def place(measured: Measurements) -> str:
-    """Where each measure stands."""
+    """The level of each measure."""
     digits = {"psnr": 2, "ssim": 3, "lpips": 3}
     places = [
         f"{name.upper()} {measured.mean(name):.{digits[name]}f} is {PLACES[level]}"
@@ -107,7 +107,7 @@ def place(measured: Measurements) -> str:
 
 
 def spread(measured: Measurements, names: Sequence[str]) -> str:
-    """What the mean does not say: how many images come out badly, and which comes out worst."""
+    """The images that the mean hides: how many come out badly, and which comes out worst."""
     psnr = measured.scores["psnr"]
     poor, worst = int((psnr < F16D16.psnr).sum()), int(psnr.argmin())
     share = "None" if not poor else "All" if poor == len(psnr) else f"{poor:,}"
@@ -118,7 +118,7 @@ def spread(measured: Measurements, names: Sequence[str]) -> str:
 
 
 def trade(measured: Sequence[Measurements]) -> list[str]:
-    """Which tokenizer reconstructs best, and whose latents are nearest to the foundation model's features."""
+    """Name the tokenizer that reconstructs best, and the one whose latents are nearest to the foundation model."""
     if "linear_cosine" not in measured[0].scores:
         return []
     sharpest = max(measured, key=lambda each: each.mean("psnr"))
@@ -132,7 +132,7 @@ def trade(measured: Sequence[Measurements]) -> list[str]:
 
 
 def advice(tokenizer: EvaluatedTokenizer, overall: int, config: EvaluateTokenizerConfig) -> list[str]:
-    """What would help."""
+    """Suggest improvements."""
     if overall == 2:
         return [
             "A generator can be no sharper than these reconstructions: if the worst images below look right, so can "

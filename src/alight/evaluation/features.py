@@ -33,7 +33,7 @@ GREY_SIDE = 8
 
 @dataclass(frozen=True)
 class FeatureNetworks:
-    """What images are looked at with.
+    """The networks that images are looked at with.
 
     Attributes:
         device: where the networks are.
@@ -51,7 +51,7 @@ class FeatureNetworks:
         return [*([INCEPTION] if self.inception is not None else []), *self.extractors]
 
     def name(self, key: str) -> str:
-        """What a space is called."""
+        """The name of a space."""
         return POOL_FEATURES if key == INCEPTION else self.extractors[key].name
 
     @property
@@ -105,7 +105,7 @@ def foundation_extractor(name: str, image_size: int, device: torch.device) -> Fe
 
 
 class ImageFeatures:
-    """What one set of images, or a process's part of it, leaves in every space.
+    """Statistics and features of one set of images, or of a process's part of it, in every space.
 
     Args:
         networks: look at the images.
@@ -156,7 +156,7 @@ class ImageFeatures:
         return torch.cat(self._kept[key]) if self._kept.get(key) else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels between processes: everything but the networks."""
+        """The state that travels between processes: everything but the networks."""
         return {name: value for name, value in vars(self).items() if name != "_extractors"}
 
 

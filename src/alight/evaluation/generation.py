@@ -26,7 +26,7 @@ NEIGHBOURS = 3  # of every generated image that is shown with its own
 
 @dataclass(frozen=True)
 class Generation:
-    """What was measured of generated images.
+    """The measurements of generated images.
 
     Attributes:
         features: of the generated images.

@@ -1,4 +1,4 @@
-"""What a report shows of generated images: some of every class, and the training images that are nearest to some."""
+"""Pictures of generated images for a report: some of every class, and the training images that are nearest to some."""
 
 import numpy as np
 

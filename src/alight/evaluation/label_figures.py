@@ -1,4 +1,4 @@
-"""Whether generated images show the classes that were asked for, all together and class by class."""
+"""Label accuracy of generated images, all together and class by class."""
 
 import numpy as np
 

@@ -30,7 +30,7 @@ INCEPTION_CHUNK = 1_000  # images summed at once, so that rounding does not depe
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of one tokenizer.
+    """The measurements of one tokenizer.
 
     Attributes:
         tokenizer: the tokenizer.

@@ -98,7 +98,7 @@ def tokenizer_figures(
 def alignment_figures(
     measured: Measurements, conditions: Mapping[str, str | int | float], foundation: FoundationModel
 ) -> list[Figure]:
-    """How near the latents are to the features of the foundation model."""
+    """Figures of the alignment between latents and the features of the foundation model."""
     conditions = {**conditions, "foundation": foundation.name, "input": foundation.input_mode}
     figures = []
     if "alignment_cosine" in measured.scores:
@@ -187,7 +187,7 @@ def numbered(figures: Sequence[Figure], tokenizer: EvaluatedTokenizer, number: i
 
 
 def chosen_images(psnr: Tensor, count: int) -> dict[str, list[int]]:
-    """Which images to show: the worst, some ordinary ones, the best."""
+    """Choose the images to show: the worst, some ordinary ones, the best."""
     order = psnr.argsort(stable=True).tolist()
     count = min(count, len(order))
     ordinary = [order[rank] for rank in evenly_spread(len(order), count)]

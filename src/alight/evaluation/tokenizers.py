@@ -37,7 +37,7 @@ class Projection:
 
     @property
     def to_features(self) -> bool:
-        """Whether it leads from latents to features."""
+        """True if it maps latents to features."""
         return self.settings.get("projection", "to_features") == "to_features"
 
 
@@ -176,5 +176,5 @@ def _open_foundation(
 
 
 def _same_model(one: str, other: str) -> bool:
-    """Whether two names mean the same model; a folder may have moved since."""
+    """Tell if two names mean the same model; a folder may have moved since."""
     return Path(one).name == Path(other).name

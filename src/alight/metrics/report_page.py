@@ -100,7 +100,7 @@ def _card(figure: Figure) -> str:
 
 
 def _comparisons(figure: Figure) -> Iterator[tuple[str, str]]:
-    """What a figure is held against: label and value, as HTML."""
+    """The value that a figure is compared with: label and value, as HTML."""
     if figure.compare:
         other = figure.compare
         yield escape(other.label), number_text(other.value, other.digits, other.unit)

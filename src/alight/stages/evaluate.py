@@ -111,7 +111,7 @@ def open_images(config: EvaluateConfig, device: torch.device) -> tuple[Generated
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What was measured of the tokenizer."""
+    """The measurements of the tokenizer."""
 
     tokenizer: EvaluatedTokenizer
     dataset: ImageDataset
@@ -121,7 +121,7 @@ class Reconstruction:
 
 
 def measure_reconstruction(config: EvaluateConfig, processes: Processes) -> Reconstruction:
-    """How well the tokenizer reconstructs the images of the split."""
+    """Measure the reconstructions of the images of the split."""
     assert config.tokenizer is not None
     (tokenizer,) = open_evaluated([config.tokenizer])
     dataset = open_dataset(config.images, config.split, augment=False)
@@ -192,7 +192,7 @@ def describe(
 
 
 def summary(images: GeneratedImages, reconstruction: Reconstruction | None, artifacts: Sequence[Artifact]) -> str:
-    """What the report is about, in a sentence."""
+    """The subject of the report, in a sentence."""
     parts = []
     if reconstruction is not None:
         aligned = reconstruction.tokenizer.artifact.facts.get("foundation")
@@ -210,7 +210,7 @@ def summary(images: GeneratedImages, reconstruction: Reconstruction | None, arti
 
 
 def remarks(config: EvaluateConfig, generation: Generation) -> list[str]:
-    """What was not measured, and what to bear in mind."""
+    """Notes on omitted measurements and on caveats."""
     notes = [
         "A Frechet distance in other features than Inception's is no FID, and compares with nothing published.",
         "Distances are biased upwards for few images; compare only runs with the same count.",

@@ -125,7 +125,7 @@ def kinship(tokenizer: EvaluatedTokenizer) -> str:
 def remarks(
     measured: Sequence[Measurements], dataset: ImageDataset, config: EvaluateTokenizerConfig, networks: MetricNetworks
 ) -> list[str]:
-    """What was not measured, and what to bear in mind."""
+    """Notes on omitted measurements and on caveats."""
     notes = [
         f"The images: {dataset.source.description}.",
         "Every image is scored against the very crop that the tokenizer saw, and the scores of each image are in "

@@ -138,7 +138,7 @@ def describe(
     networks: LightningDiTPipeline | VAVAE,
     report: dict[str, Any] | None,
 ) -> Shared:
-    """What the card says, but for the pictures."""
+    """The content of the card, without pictures."""
     pipeline = networks if isinstance(networks, LightningDiTPipeline) else None
     vae = networks.tokenizer if isinstance(networks, LightningDiTPipeline) else networks
     models = {"tokenizer": vae} | ({"transformer": pipeline.transformer} if pipeline is not None else {})

@@ -19,7 +19,7 @@ from alight.runtime.files import file_hash
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was seen; `facts` by name as they are printed, `report` where one was written."""
+    """The result of an inspection; `facts` by name as they are printed, `report` where one was written."""
 
     path: Path
     hash: str
@@ -92,7 +92,7 @@ def inspect(config: InspectLatentsConfig, artifact: Artifact) -> Inspection:
 
 
 def describe(dataset: LatentDataset) -> str:
-    """How many latents of which shape."""
+    """The number and shape of the latents."""
     text = f"{len(dataset):,} of shape {' x '.join(map(str, dataset.shape))}"
     text += ", mean and log-variance" if dataset.has_moments else ""
     return text + (", each also mirrored" if dataset.has_flips else "")
