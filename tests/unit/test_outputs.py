@@ -6,6 +6,7 @@ import os
 import pytest
 
 from alight.artifacts import MANIFEST, is_complete, read_artifact, replace_file, write_manifest
+from alight.data.sample_folder import SampleFolder
 from alight.outputs import STARTED, check_output, claimed_output, new_file, writing_folder
 from alight.runtime.errors import InputError
 from alight.runtime.files import LOCK_FILE
@@ -226,3 +227,11 @@ def test_a_file_is_replaced_together_with_its_hash(tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 replace_file(tmp_path, "weights", f"content {moment}")
         read_artifact(tmp_path, "samples")
+
+
+def test_an_unfinished_run_without_images_takes_a_corrected_configuration(tmp_path):
+    SampleFolder(tmp_path, {"sampling": {"guidance_scale": 1e9}}, {}).start()  # and its images are not finite
+    SampleFolder(tmp_path, {"sampling": {"guidance_scale": 2.0}}, {}).start()
+    (tmp_path / "images" / "000000.png").write_bytes(b"made")
+    with pytest.raises(InputError, match="guidance_scale"):
+        SampleFolder(tmp_path, {"sampling": {"guidance_scale": 3.0}}, {}).start()

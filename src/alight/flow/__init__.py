@@ -1,7 +1,7 @@
 """Flow matching: paths from noise to data, training times and objective, guidance, and the solvers that sample."""
 
 from alight.flow.diffusion import DiffusionForm, diffusion_coefficient
-from alight.flow.guidance import GuidedVelocity
+from alight.flow.guidance import AutoGuidance, ClassifierFreeGuidance, Guidance, GuidedVelocity
 from alight.flow.interval import TimeInterval, default_eps, time_interval
 from alight.flow.likelihood import LogLikelihood, log_likelihood, standard_normal_log_density
 from alight.flow.objective import FlowMatchingLoss, LossWeight, flow_matching_loss
@@ -23,6 +23,9 @@ __all__ = [
     "DiffusionForm",
     "FlowMatchingLoss",
     "GVPPath",
+    "AutoGuidance",
+    "ClassifierFreeGuidance",
+    "Guidance",
     "GuidedVelocity",
     "LastStep",
     "LinearPath",
