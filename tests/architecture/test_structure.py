@@ -21,6 +21,7 @@ LAYERS = [
         "recipes",
         "artifacts",
         "outputs",
+        "options",
         "runtime",
     },
     {"models", "losses", "flow"},

@@ -2,9 +2,8 @@
 
 from typing import NamedTuple
 
-from alight.flow.diffusion import DiffusionForm
 from alight.flow.path import Path
-from alight.flow.predictions import Prediction
+from alight.options import DiffusionForm, Prediction
 from alight.runtime.errors import InputError
 
 

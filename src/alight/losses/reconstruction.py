@@ -5,12 +5,12 @@ to, or the plain `mean` over all elements.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Reduction = Literal["sum", "mean"]
+from alight.options import Reduction
 
 
 class ReconstructionTerms(NamedTuple):

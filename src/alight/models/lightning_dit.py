@@ -13,15 +13,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from alight.models.embeddings import TimeEmbedding, drop_labels, patchify, unpatchify
-from alight.models.layers import AdaptiveNorm, Attention, FeedForwardKind, Norm, make_feed_forward
-from alight.models.position import (
-    Grid,
-    PositionResize,
-    resample_position_embedding,
-    rotary_table,
-    sincos_position_embedding,
-)
+from alight.models.layers import AdaptiveNorm, Attention, make_feed_forward
+from alight.models.position import Grid, resample_position_embedding, rotary_table, sincos_position_embedding
 from alight.models.pretrained import StrictlyLoaded
+from alight.options import FeedForwardKind, Norm, PositionResize
 from alight.runtime.errors import InputError
 
 

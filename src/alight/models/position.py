@@ -5,13 +5,11 @@ LightningDiT uses both at once: the first is added to the tokens, the second rot
 that their scalar product depends on the difference of two positions alone.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-PositionResize = Literal["interpolate", "extrapolate"]
 
 
 class Grid(NamedTuple):
