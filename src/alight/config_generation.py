@@ -83,7 +83,7 @@ class SampleConfig(DrawConfig, Job):
 
     output: Path = Path("runs/samples")
     transformer: Path = Path("runs/transformer")
-    tokenizer: Path = Path("runs/tokenizer")
+    tokenizer: Path | None = None  # decodes; None = the one that the records of the transformer lead to
     guide: Path | None = None  # a weaker transformer: autoguidance by it instead of the null class
     batch_size: Positive = 64
     npz: bool = False  # also write samples.npz (arr_0, shuffled)

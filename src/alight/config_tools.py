@@ -15,7 +15,7 @@ class ExportConfig(Section):
     """Put a trained pipeline, or a tokenizer alone, into a folder that others can use, with a model card."""
 
     pipeline: Path | None = None  # a quickstart's folder, a pipeline, an export, or a tokenizer; or the two below
-    transformer: Path | None = None  # a transformer artifact; needs its tokenizer
+    transformer: Path | None = None  # a transformer artifact; its records lead to its tokenizer
     tokenizer: Path | None = None  # a tokenizer artifact; without a transformer it is exported alone
     output: Path = Path("runs/export")
     name: str | None = None  # of the model, in its card; None = the folder's
@@ -31,8 +31,6 @@ class ExportConfig(Section):
     def _consistent(self) -> Self:
         if self.pipeline is not None and (self.transformer is not None or self.tokenizer is not None):
             raise ValueError("give the pipeline's folder, or transformer and tokenizer, not both")
-        if self.transformer is not None and self.tokenizer is None:
-            raise ValueError("a transformer is exported with its tokenizer; give that, too")
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise ValueError(f"license '{self.license}' is no identifier of the hub; mit and cc-by-nc-4.0 are")
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
