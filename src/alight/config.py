@@ -30,6 +30,7 @@ from alight.config_parts import (
     Positive,
     PositiveReal,
     Section,
+    Seed,
     TrainingConfig,
 )
 from alight.config_tokenizer import (  # noqa: F401 (every configuration can be had from here)
@@ -79,7 +80,7 @@ class InspectLatentsConfig(Section):
     latents: Path = Path("runs/latents")
     output: Path | None = None  # a folder for a report with plots; None = the terminal alone
     density_runs: NonNegative = 0  # t-SNE maps that the density figures are averaged over, 10 in the paper; 0 = none
-    seed: NonNegative = 0  # of the positions and maps that are drawn
+    seed: Seed = 0  # of the positions and maps that are drawn
 
 
 # --- transformer --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from alight.config_parts import (
     Positive,
     PositiveReal,
     Section,
+    Source,
     TrainingConfig,
 )
 
@@ -80,7 +81,9 @@ class TokenizerModelConfig(Section):
 class AlignmentConfig(Section):
     """How the latent is tied to a vision foundation model (paper, section 3.2)."""
 
-    foundation: str | None = "facebook/dinov2-large"  # folder or hub id of a transformers model; None = no alignment
+    foundation: Source | None = (
+        "facebook/dinov2-large"  # folder or hub id of a transformers model; None = no alignment
+    )
     weight: NonNegativeReal = 0.1  # w_hyper of the paper, on top of the adaptive weight; 0 = no alignment
     cosine_margin: NonNegativeReal = 0.5  # m1
     distance_margin: NonNegativeReal = 0.25  # m2
@@ -153,7 +156,7 @@ class TrainTokenizerConfig(Job):
     """Train a tokenizer whose latent space is aligned with a vision foundation model."""
 
     output: Path = Path("runs/tokenizer")
-    init_from: str | None = None  # a tokenizer to go on from: folder, hub id or published checkpoint
+    init_from: Source | None = None  # a tokenizer to go on from: folder, hub id or published checkpoint
     train: Literal["all", "decoder"] = "all"  # decoder = leave the latents as they are, and only decode them better
     images: ImagesConfig = ImagesConfig()
     model: TokenizerModelConfig = TokenizerModelConfig()  # with init_from, that tokenizer's
@@ -221,7 +224,7 @@ class MeasureTokenizerConfig(Job):
     images: ImagesConfig = ImagesConfig()
     split: Literal["train", "held_out", "all"] = "held_out"  # which images are reconstructed
     posterior: Literal["sample", "mode"] = "sample"  # the published figures are of samples
-    foundation: str | None = None  # measure in the features of this model (folder, hub id); None = the aligned one
+    foundation: Source | None = None  # measure in the features of this model (folder, hub id); None = the aligned one
     vgg16_weights: Path | None = None  # for LPIPS: torchvision's vgg16-397923af.pth, or "download" ...
     lpips_weights: Path | None = None  # ... and the linear layers of LPIPS v0.1 (vgg.pth), or "download"
     batch_size: Positive = 64

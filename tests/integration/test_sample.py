@@ -249,7 +249,7 @@ def test_what_cannot_be_sampled_is_refused_before_any_work(configure, models, tm
     [
         (["--sampling.num-inference-steps", 0], "greater than or equal to 1"),
         (["--sampling.guidance-interval", 0.8, 0.2], "low < high"),
-        (["--sampling.timestep-shift", 0], "greater than 0"),
+        (["--sampling.timestep-shift", 0], "greater than or equal to 0.001"),
         (["--sampling.solver", "eulr"], "Did you mean 'euler'"),
         (["--labels", "random"], "needs num_samples"),
         (["--classes", 3], "out of range"),

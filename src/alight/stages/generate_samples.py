@@ -27,6 +27,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
 from alight.runtime.pixels import UINT8_RULE
 from alight.runtime.seeding import random_stream
+from alight.sharing.lineage import require_tokenizer_of
 
 SETTINGS, GRID, TRAJECTORY, NPZ = "samples.json", "grid.png", "trajectory.png", "samples.npz"
 GRID_ROWS, GRID_COLUMNS, TRAJECTORY_COLUMNS = 10, 10, 8
@@ -62,6 +63,7 @@ def run(config: SampleConfig) -> Artifact:
         InputError: on unusable transformer, guide or tokenizer, unknown classes, or an output folder that cannot be
             written or holds other samples.
     """
+    config = with_tokenizer(config)
     artifacts = open_artifacts(config)
     resolved = config.model_dump(mode="json")
     with (
@@ -89,8 +91,17 @@ def run(config: SampleConfig) -> Artifact:
     return read_artifact(config.output, "samples")
 
 
+def with_tokenizer(config: SampleConfig) -> SampleConfig:
+    """The configuration with the tokenizer that the records of the transformer lead to, where none is given."""
+    if config.tokenizer is not None:
+        return config
+    transformer = read_artifact(config.transformer, "transformer", verify=False)
+    return config.model_copy(update={"tokenizer": require_tokenizer_of(transformer)})
+
+
 def open_artifacts(config: SampleConfig) -> dict[str, Artifact]:
     """The folders of tokenizer, transformer and guide, which must belong together."""
+    assert config.tokenizer is not None  # see `with_tokenizer`
     tokenizer = read_artifact(config.tokenizer, "tokenizer")
     transformer = read_artifact(config.transformer, "transformer")
     transformer.require_input(tokenizer)
@@ -110,7 +121,7 @@ def open_artifacts(config: SampleConfig) -> dict[str, Artifact]:
 
 def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: torch.device) -> Models:
     """Load what generates, and find out whether it can do what is asked for."""
-    pipeline = LightningDiTPipeline.from_artifacts(config.transformer, config.tokenizer).to(device)
+    pipeline = LightningDiTPipeline.from_artifacts(config.transformer, artifacts["tokenizer"].path).to(device)
     guide = LightningDiT.from_pretrained(config.guide).to(device) if config.guide is not None else None
     pipeline.check_guidance(config.sampling.guidance_scale, config.sampling.guidance_channels, guide)
     return Models(pipeline, guide, artifacts)

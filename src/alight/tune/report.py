@@ -10,14 +10,17 @@ from alight.evaluation.tokenizer_report import magnification
 from alight.metrics.pictures import image_grid
 from alight.metrics.report import Curve, Figure, Picture, Report, Stage
 from alight.tune.settings import brief
+from alight.tune.storing import SETTINGS_FILE
 from alight.tune.trial import NAMES, Judge, Trial, front
 
 TABLE = "settings.csv"
 SHOWN_IMAGES = 10  # in each of two rows
 
 
-def describe(config: TuneConfig, judge: Judge, trials: Sequence[Trial], best: Trial, seconds: float) -> Report:
-    """Quality against cost, the best settings, and what their images look like."""
+def describe(
+    config: TuneConfig, judge: Judge, trials: Sequence[Trial], best: Trial, stored: bool, seconds: float
+) -> Report:
+    """Quality against cost, the best settings, what their images look like, and where the settings are stored."""
     images = judge.images(best.settings)
     shown = images.pick(range(min(SHOWN_IMAGES * 2, images.count)))
     name = f"{NAMES[judge.key]}-{short_count(images.count)}"
@@ -60,11 +63,12 @@ def describe(config: TuneConfig, judge: Judge, trials: Sequence[Trial], best: Tr
             {"best of its scale": best_at([(trial.settings.guidance_scale, trial.distance) for trial in trials])},
         ),
     ]
-    stored = f" They are stored in {config.pipeline} as recommended_sampling." if config.store else ""
+    place = f"in {config.pipeline} as recommended_sampling" if stored else f"in {SETTINGS_FILE} beside this page"
+    storing = f" They are stored {place}." if config.store else ""
     return Report(
         title=f"Sampling settings of {config.pipeline.name}",
         summary=f"{len(trials)} settings were tried on the same {images.count:,} labels and noises. The best: "
-        f"{brief(best.settings)}.{stored}",
+        f"{brief(best.settings)}.{storing}",
         figures=figures,
         pictures=[
             Picture(

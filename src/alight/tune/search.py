@@ -1,11 +1,9 @@
 """A trained pipeline -> the sampling settings that make the best images for every cost."""
 
-import json
 import time
-from pathlib import Path
 
-from alight.artifacts import PIPELINE_INDEX, Artifact, find_pipeline, read_artifact, write_manifest
-from alight.config import SolverConfig, TuneConfig
+from alight.artifacts import Artifact, find_pipeline, read_artifact, write_manifest
+from alight.config import TuneConfig
 from alight.evaluation.features import (
     DINOV2,
     FOUNDATION,
@@ -27,8 +25,9 @@ from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
-from alight.runtime.files import file_hash, write_text
+from alight.runtime.files import file_hash
 from alight.tune.report import TABLE, describe, table
+from alight.tune.storing import stored_settings, warn_if_not_to_be_stored, write_settings
 from alight.tune.trial import PROGRESS, Judge
 
 
@@ -36,7 +35,8 @@ def run(config: TuneConfig) -> Artifact:
     """Try settings, write a report of quality against cost, and store the best in the pipeline.
 
     Every trial generates the same labels from the same noise, so that only the settings differ. Trials that an
-    interrupted run has finished are not repeated.
+    interrupted run has finished are not repeated. Where the pipeline cannot be written, the best settings go into the
+    report.
 
     Returns:
         The report artifact, with `settings.csv`.
@@ -54,6 +54,8 @@ def run(config: TuneConfig) -> Artifact:
     ):
         if finished is not None:
             return finished
+        if processes.is_main and config.store:
+            warn_if_not_to_be_stored(config.pipeline, config.output)
         pipeline.to(processes.device)
         size = LiveImages(pipeline, config.pipeline, config.draw, config.seed).size
         networks, key = choose_space(config, size[0], processes)
@@ -64,12 +66,13 @@ def run(config: TuneConfig) -> Artifact:
         trials = judge.search()
         best = min(trials, key=lambda trial: trial.distance)
         if processes.is_main:
-            if config.store:
-                store_settings(config.pipeline, best.settings)
-            report = describe(config, judge, trials, best, time.perf_counter() - started)
+            stored = config.store and stored_settings(config.pipeline, best.settings)
+            report = describe(config, judge, trials, best, stored, time.perf_counter() - started)
             with writing_folder(config.output) as staging:
                 write_report(staging, report)
                 write_table(staging / TABLE, table(trials))
+                if config.store and not stored:
+                    write_settings(staging, best.settings)
                 digest, seconds = file_hash(staging / "report.json"), time.perf_counter() - started
                 write_manifest(staging, "report", resolved, digest, seconds=seconds)
             (config.output / PROGRESS).unlink(missing_ok=True)
@@ -77,14 +80,6 @@ def run(config: TuneConfig) -> Artifact:
                 log.info(line)
         processes.barrier()  # the artifact is there
     return read_artifact(config.output, "report")
-
-
-def store_settings(folder: Path, settings: SolverConfig) -> None:
-    """Write settings into a pipeline's `model_index.json`, where `recommended_sampling` gives them back."""
-    path = folder / PIPELINE_INDEX
-    index = json.loads(path.read_text(encoding="utf-8"))
-    index["recommended_sampling"] = settings.model_dump(mode="json")
-    write_text(path, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def choose_space(config: TuneConfig, image_size: int, processes: Processes) -> tuple[FeatureNetworks, str]:
