@@ -99,7 +99,7 @@ def test_inputs_and_the_folders_around_them_are_never_outputs(own_run, refused, 
 
 
 @pytest.mark.parametrize("name", ["latents", "samples", "export", "report"])
-@pytest.mark.parametrize("tries", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tries", [2, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_two_processes_never_write_into_one_folder(own_run, tmp_path, name, tries):
     words = [str(word) for word in commands(own_run)[name][0]]
     for number in range(tries):
