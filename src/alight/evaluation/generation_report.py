@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from alight.evaluation.features import DINOV2, FOUNDATION, GREY_PIXELS, INCEPTION, ImageFeatures
+from alight.evaluation.features import DINOV2, INCEPTION, ImageFeatures
 from alight.evaluation.generated import Conditions, GeneratedImages
 from alight.evaluation.reference_set import ReferenceSet
 from alight.metrics.frechet import FrechetDistance, frechet_distance
@@ -41,8 +41,8 @@ def generation_figures(
         figures += inception_figures(scores, conditions)
     elif generated.inception is not None:
         figures.append(inception_score_figure(generated.inception.classes.compute(), conditions))
-    for key in (DINOV2, FOUNDATION, GREY_PIXELS):
-        if key in generated.statistics and key in reference.statistics:
+    for key in generated.statistics:
+        if key in reference.statistics:
             distance = frechet_distance(generated.statistics[key], reference.statistics[key])
             figures.append(space_figure(key, distance, conditions, generated.statistics[key].features or key))
     if DINOV2 in generated.statistics and DINOV2 in reference.features:
