@@ -6,7 +6,7 @@ from typing import NamedTuple
 from alight.config import EvaluateTokenizerConfig
 from alight.evaluation.reconstruction import Measurements
 from alight.evaluation.tokenizers import EvaluatedTokenizer
-from alight.metrics.report import Answer
+from alight.reporting.report import Answer
 
 ANCHOR_IMAGES = "50,000 ImageNet validation crops of 256 pixels"
 

@@ -11,7 +11,7 @@ from alight.metrics.frechet import FrechetDistance, frechet_distance
 from alight.metrics.inception_score import InceptionScore
 from alight.metrics.inception_set import InceptionScores, inception_scores
 from alight.metrics.manifold import density_coverage, precision_recall
-from alight.metrics.report import Figure
+from alight.reporting.report import Figure
 
 PUBLISHED_COUNT = 50_000
 EVALUATOR = "Inception-v3 of 2015-12-05, TensorFlow resizing to 299, float64"

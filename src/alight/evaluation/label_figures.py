@@ -8,7 +8,7 @@ from alight.data.loading import open_dataset, sequential_batches
 from alight.evaluation.generated import GeneratedImages
 from alight.metrics.features import GreyPixels
 from alight.metrics.label_accuracy import DigitClassifier, LabelAccuracy, LabelClassifier
-from alight.metrics.report import Comparison, Figure
+from alight.reporting.report import Comparison, Figure
 from alight.runtime.errors import InputError
 
 MOST_FOR_A_JUDGE = 20_000  # a support vector classifier takes a time that grows with the square of the images

@@ -11,8 +11,8 @@ from alight.metrics.latent_figures import (
     latent_vectors,
     power_spectrum,
 )
-from alight.metrics.pictures import scatter
-from alight.metrics.report import Curve, Figure, Picture
+from alight.reporting.pictures import scatter
+from alight.reporting.report import Curve, Figure, Picture
 from alight.runtime.seeding import derive_seed, random_stream
 
 CHECKED = 2_000  # latents, from first to last, that are read for everything but the checksums

@@ -12,9 +12,9 @@ from alight.config import EvaluateTokenizerConfig, MeasureTokenizerConfig
 from alight.evaluation.assessment import F16D32
 from alight.evaluation.reconstruction import Measurements, evenly_spread
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks
-from alight.metrics.pictures import comparison_strip
-from alight.metrics.report import Comparison, Curve, Figure, Picture
 from alight.models.foundation import FoundationModel
+from alight.reporting.pictures import comparison_strip
+from alight.reporting.report import Comparison, Curve, Figure, Picture
 from alight.runtime.pixels import UINT8_RULE
 from alight.training.tracking import read_log
 

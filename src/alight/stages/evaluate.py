@@ -25,12 +25,12 @@ from alight.evaluation.reconstruction import Measurements, reconstruct
 from alight.evaluation.reconstruction import measure_reconstruction as measure_tokenizer
 from alight.evaluation.tokenizer_report import log_curve, magnification, tokenizer_curves, tokenizer_figures
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, open_evaluated, open_metric_networks
-from alight.metrics.pictures import pair_strip
-from alight.metrics.report import Curve, Figure, Picture, Report, Stage
-from alight.metrics.report_files import figure_lines, write_report
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
+from alight.reporting.files import figure_lines, write_report
+from alight.reporting.pictures import pair_strip
+from alight.reporting.report import Curve, Figure, Picture, Report, Stage
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group

@@ -24,9 +24,9 @@ from alight.evaluation.tokenizer_report import (
     tokenizer_figures,
 )
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, open_evaluated, open_metric_networks
-from alight.metrics.report import Picture, Report, Stage
-from alight.metrics.report_files import write_report, write_table
 from alight.outputs import claimed_output, writing_folder
+from alight.reporting.files import write_report, write_table
+from alight.reporting.report import Picture, Report, Stage
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash

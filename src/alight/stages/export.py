@@ -17,12 +17,12 @@ from alight.data.loading import open_dataset
 from alight.data.provenance import png_text, software
 from alight.evaluation.reconstruction import reconstruct
 from alight.evaluation.tokenizers import EvaluatedTokenizer
-from alight.metrics.pictures import pair_strip
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import image_size
 from alight.pipelines.opening import open_pipeline
+from alight.reporting.pictures import pair_strip
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text

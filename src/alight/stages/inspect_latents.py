@@ -11,9 +11,9 @@ from alight.artifacts import Artifact, library_versions, read_artifact, write_ma
 from alight.config import InspectLatentsConfig
 from alight.data.latents import LatentDataset
 from alight.evaluation.latent_report import density_figures, latent_figures, latent_plots, read_some
-from alight.metrics.report import Figure, Picture, Report
-from alight.metrics.report_files import write_report
 from alight.outputs import claimed_output, writing_folder
+from alight.reporting.files import write_report
+from alight.reporting.report import Figure, Picture, Report
 from alight.runtime.files import file_hash
 
 

@@ -8,8 +8,8 @@ from alight.config import SolverConfig, TuneConfig
 from alight.evaluation.features import SPACES
 from alight.evaluation.generation_report import short_count
 from alight.evaluation.tokenizer_report import magnification
-from alight.metrics.pictures import image_grid
-from alight.metrics.report import Curve, Figure, Picture, Report, Stage
+from alight.reporting.pictures import image_grid
+from alight.reporting.report import Curve, Figure, Picture, Report, Stage
 from alight.tune.settings import brief
 from alight.tune.storing import SETTINGS_FILE
 from alight.tune.trial import SettingsSearch, Trial, front

@@ -15,10 +15,10 @@ from alight.evaluation.reference_set import (
     open_reference_set,
     open_training_images,
 )
-from alight.metrics.report_files import figure_lines, write_report, write_table
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
+from alight.reporting.files import figure_lines, write_report, write_table
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from alight.metrics.pictures import check_images
+from alight.reporting.pictures import check_images
 from alight.runtime.errors import InputError
 
 NAMES_OF_THE_REPORT = (
