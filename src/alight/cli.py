@@ -55,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(printable(traceback.format_exc(), keep="\n\t"), end="", file=sys.stderr)
         print(f"{paint('alight:', 'red', sys.stderr)} {printable(str(error))}", file=sys.stderr)
         code = EXIT_USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = shortened(" ".join(str(error).split()) or "the memory is full")
+        remedy = "Take smaller batches, a smaller model or smaller images, or a machine with more memory."
+        print(f"{paint('alight:', 'red', sys.stderr)} Out of memory: {printable(reason)}. {remedy}", file=sys.stderr)
+        code = EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
         print("alight: interrupted.", file=sys.stderr)
         code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
@@ -62,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_BROKEN_PIPE
     sys.exit(code)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or of_torch
 
 
 def dispatch(arguments: list[str]) -> int:
