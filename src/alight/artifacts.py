@@ -152,7 +152,7 @@ class Artifact:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the folder holds a finished artifact."""
+    """Tell if the folder holds a finished artifact."""
     return (folder / MANIFEST).is_file()
 
 

@@ -68,6 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has seen enough; nothing is left to be flushed to them
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_BROKEN_PIPE
+    except OSError as error:  # a disk, a network file system or a removed file, where no stage knows more
+        if "--verbose" in words:
+            print(printable(traceback.format_exc(), keep="\n\t"), end="", file=sys.stderr)
+        message = f"{error.filename or 'A file'} failed: {error.strerror or error}. Check the disk and the path; what "
+        message += "was finished before is unchanged, and --verbose shows where it happened."
+        print(f"{paint('alight:', 'red', sys.stderr)} {printable(message)}", file=sys.stderr)
+        code = EXIT_USER_ERROR
     sys.exit(code)
 
 

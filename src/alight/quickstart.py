@@ -94,7 +94,7 @@ def pipeline_inputs(plan: dict[str, Job]) -> dict[str, str]:
 
 
 def is_older_pipeline(folder: Path) -> bool:
-    """Whether version 0.1 wrote the pipeline: without a manifest, and not unfinished either."""
+    """Tell if version 0.1 wrote the pipeline: it has no manifest, and is not unfinished either."""
     return (folder / PIPELINE_INDEX).is_file() and not is_complete(folder) and not (folder / STARTED).exists()
 
 

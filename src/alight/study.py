@@ -1,4 +1,4 @@
-"""What alignment changes, in one command: a plain and an aligned tokenizer -> one report that shows both."""
+"""The effect of alignment in one command: a plain and an aligned tokenizer -> one report that shows both."""
 
 from importlib import import_module
 from pathlib import Path

@@ -101,7 +101,7 @@ def changed(value, rng, depth=0):
 
 
 @pytest.mark.parametrize(
-    ("first", "mutations"), [(0, 24), pytest.param(1000, 500, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("first", "mutations"), [(0, 24), pytest.param(1000, 500, marks=pytest.mark.exhaustive)], ids=["few", "many"]
 )
 def test_damage_is_found_or_harmless(run, tmp_path, first, mutations):
     expected = {}

@@ -56,7 +56,7 @@ def test_the_user_learns_before_the_search_that_it_cannot_be_stored(pipeline, tm
     def stop(_):
         raise StoppedError
 
-    monkeypatch.setattr(trial.Judge, "search", stop)
+    monkeypatch.setattr(trial.SettingsSearch, "run", stop)
     monkeypatch.setattr("alight.tune.storing.reason_against_storing", lambda _: "read-only file system")
     with pytest.raises(StoppedError):
         search.run(config(pipeline, tmp_path / "report"))
@@ -84,14 +84,14 @@ def test_a_damaged_record_of_trials_is_named(pipeline, tmp_path, monkeypatch):
     class StoppedError(Exception):
         pass
 
-    save = trial.Judge._save
+    save = trial.SettingsSearch._save
 
     def stop(judge):
         save(judge)
         raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial.Judge, "_save", stop)
+        patch.setattr(trial.SettingsSearch, "_save", stop)
         with pytest.raises(StoppedError):
             search.run(config(pipeline, tmp_path / "report"))
     path = tmp_path / "report" / PROGRESS

@@ -1,12 +1,16 @@
 """Every command that writes, against folders that are not its own: nothing of anybody's is lost or mixed."""
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 
 import pytest
 import warm
 
 from alight.artifacts import is_complete, read_artifact, read_manifest, verify_files
+from alight.cli import main
 
 FOREIGN = [
     *("report.html", "report.json", "grid.png", "config.json", "diffusion_pytorch_model.safetensors", "index.json"),
@@ -95,7 +99,7 @@ def test_inputs_and_the_folders_around_them_are_never_outputs(own_run, refused, 
 
 
 @pytest.mark.parametrize("name", ["latents", "samples", "export", "report"])
-@pytest.mark.parametrize("tries", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tries", [2, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_two_processes_never_write_into_one_folder(own_run, tmp_path, name, tries):
     words = [str(word) for word in commands(own_run)[name][0]]
     for number in range(tries):
@@ -139,3 +143,50 @@ def test_a_quickstart_without_its_pipeline_makes_it_again(alight, tiny_quickstar
         assert again.keys() == whole.keys()
         assert all(again[name] == data for name, data in whole.items() if name != "alight.json")
         shutil.rmtree(pipeline)
+
+
+FAULTS = [errno.EIO, errno.ESTALE, errno.EXDEV, errno.EINVAL, errno.ENOSPC, errno.ENOLCK, errno.EOPNOTSUPP]
+
+
+@pytest.mark.parametrize("number", FAULTS)
+@pytest.mark.parametrize("name", ["latents", "samples", "export", "report"])
+def test_a_failing_disk_is_one_paragraph_and_the_next_run_succeeds(
+    own_run, tmp_path, monkeypatch, capsys, name, number
+):
+    words = [str(word) for word in (*commands(own_run)[name][0], "--output", tmp_path / "run")]
+    call = "flock" if number in (errno.ENOLCK, errno.EOPNOTSUPP) else "fsync" if number == errno.EINVAL else "replace"
+    before = contents(own_run)
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl if call == "flock" else os, call, fail)
+        code, errors = run_here(words, capsys)
+    if call == "flock":
+        assert code == 0, errors  # without locks the work goes on
+    else:
+        assert code == 2, errors
+        assert "Traceback" not in errors
+        assert "Cannot write to" in errors
+        code, errors = run_here(words, capsys)
+        assert code == 0, errors
+    assert contents(own_run) == before
+    assert not [path for path in (tmp_path / "run").rglob(".*")]
+
+
+def run_here(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    return left.value.code, capsys.readouterr().err
+
+
+def test_an_error_of_the_system_that_no_stage_expects_is_a_sentence(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/somewhere/images")
+
+    monkeypatch.setattr("alight.show.info.run", fail)
+    code, errors = run_here(["info", str(tmp_path)], capsys)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert "/somewhere/images" in errors

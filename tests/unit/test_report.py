@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from alight.metrics.pictures import image_grid
-from alight.metrics.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage
-from alight.metrics.report_files import write_report, write_table
-from alight.metrics.report_page import duration_text, number_text, plain_text, render_page
+from alight.reporting.files import write_report, write_table
+from alight.reporting.page import duration_text, number_text, plain_text, render_page
+from alight.reporting.pictures import image_grid
+from alight.reporting.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage
 from alight.runtime.errors import InputError
 
 NASTY = "</style><script src='//evil.example/x.js'>alert(\"1\")</script> & $title ${summary} <img src=x onerror=y>"

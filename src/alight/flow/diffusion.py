@@ -1,4 +1,4 @@
-"""How much noise an SDE injects: the diffusion coefficient D(t) of
+"""The strength of the noise that an SDE injects: the diffusion coefficient D(t) of
 
     dx = (velocity + D score) dt + sqrt(2 D) dW.
 

@@ -159,7 +159,7 @@ class GuidedVelocity:
         return () if self.guidance_scale == 1 else tuple(t for t in (self._low, self._high) if math.isfinite(t))
 
     def is_guided(self, t: Time) -> bool:
-        """Whether guidance is on at time t: the scale differs from 1 and t lies in the interval."""
+        """Tell if guidance is on at time t: the scale differs from 1 and t lies in the interval."""
         return self.guidance_scale != 1 and self._low <= _as_float32(t) <= self._high
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:

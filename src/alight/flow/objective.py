@@ -105,7 +105,7 @@ def flow_matching_loss(
 def _weighted_error(
     output: Tensor, point: PathSample, path: Path, prediction: Prediction, loss_weight: LossWeight
 ) -> Tensor:
-    """What is squared: the velocity error, or the noise error times the square root of its weight.
+    """The error that is squared: of the velocity, or the noise error times the square root of its weight.
 
     A score s implies the noise -sigma s, so that both are compared with the noise. With c the score coefficient, a
     noise error e is a velocity error c e / sigma, and enters the likelihood bound as c e^2 / sigma^2.

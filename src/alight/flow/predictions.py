@@ -1,4 +1,4 @@
-"""What a network's output means, and how one meaning turns into another.
+"""The meanings of a network's output, and conversions between them.
 
 At a point x_t of a path the velocity, the score grad log p_t(x_t) and the noise carry the same information (SiT, arXiv
 2401.08740, section 2):

@@ -23,7 +23,7 @@ from alight.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class SDESolution:
-    """Where the simulation arrived and what it cost.
+    """The state at which the simulation arrived, and its cost.
 
     Attributes:
         x: the final state.

@@ -25,7 +25,7 @@ Field = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class ODESolution:
-    """Where a solver arrived and what it cost.
+    """The state at which a solver arrived, and its cost.
 
     Attributes:
         x: the final state.

@@ -1,4 +1,4 @@
-"""Where on the path to look: random times for training, time grids for sampling, and the warp that both share."""
+"""Times on the path: random ones for training, grids for sampling, and the warp that both share."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What a good reconstruction costs: absolute error (with LPIPS on top) and the KL term of the latent.
+"""Reconstruction losses: absolute error (with LPIPS on top) and the KL term of the latent.
 
 Two reductions: `sum` over an image and mean over the batch, which the published weight of the KL term (1e-6) belongs
 to, or the plain `mean` over all elements.

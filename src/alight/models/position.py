@@ -1,4 +1,4 @@
-"""Where a token stands: the fixed sine-cosine embedding, and the rotary embedding of queries and keys.
+"""Positions of tokens: the fixed sine-cosine embedding, and the rotary embedding of queries and keys.
 
 Legend: N tokens = height * width in row-major order, D model width, H heads, K = D / H head width.
 LightningDiT uses both at once: the first is added to the tokens, the second rotates queries and keys by angles, so

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from alight.artifacts import Artifact
-from alight.metrics.report_page import plain_text
+from alight.reporting.page import plain_text
 from alight.runtime.console import duration
 from alight.sharing.escaping import Markup, code, markdown, plain
 from alight.sharing.source import nested, portable

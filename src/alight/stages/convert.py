@@ -15,7 +15,9 @@ import torch
 from alight.artifacts import Artifact, is_complete, read_artifact, write_manifest
 from alight.config import ConvertConfig
 from alight.data.class_names import readable_class_names
-from alight.data.latents import INDEX, LatentDataset, published_index
+from alight.data.latent_index import INDEX, map_shards, published_index, read_index
+from alight.data.latent_shards import MAX_CLASSES, require_finite
+from alight.data.latents import LatentDataset
 from alight.interop.latents import STATISTICS_FILE
 from alight.interop.reference import (
     LatentsStatistics,
@@ -31,7 +33,7 @@ from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE, is_hub_id
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, new_file, writing_folder
-from alight.runtime.checked_json import read_checked, write_checked
+from alight.runtime.checked_json import write_checked
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 
@@ -149,12 +151,16 @@ def from_latents_folder(source: Path, config: ConvertConfig) -> None:
     if config.statistics is not None:
         mean, std = load_latents_statistics(config.statistics)
         check_channels(mean, index["shape"][0], config.statistics)
-        index["statistics"] |= {"mean": mean.tolist(), "std": std.tolist()}
+        index["statistics"].update({"mean": mean.tolist(), "std": std.tolist()})
     seen = len(index["class_names"])
     if config.num_classes is not None and config.num_classes < seen:
         raise InputError(f"The labels in {source} go up to {seen - 1}, so num_classes must be at least {seen}.")
+    if config.num_classes is not None and config.num_classes > MAX_CLASSES:
+        raise InputError(f"num_classes is {config.num_classes}, but at most {MAX_CLASSES:,} classes are known.")
     index["class_names"] = class_names(config.num_classes or seen)
     names = [shard["file"] for shard in index["shards"]]
+    for name, maps in zip(names, map_shards(source, names), strict=True):
+        require_finite(source / name, maps)
     with writing_folder(config.output) as staging:
         link_shards(source, staging, names)
         write_checked(staging / INDEX, index)
@@ -253,7 +259,7 @@ def to_latents_folder(source: Path, output: Path) -> None:
             f"The latents in {source} hold no mirrored images, which the published code reads half of the time. "
             "Extract them again with --flips True."
         )
-    names = [shard["file"] for shard in read_checked(source / INDEX)["shards"]]
+    names = [shard["file"] for shard in read_index(source)["shards"]]
     with writing_folder(output) as staging:
         link_shards(source, staging, names)
         export_latents_statistics(dataset.mean.flatten(), dataset.std.flatten(), staging / STATISTICS_FILE)
@@ -262,7 +268,8 @@ def to_latents_folder(source: Path, output: Path) -> None:
 def link_shards(source: Path, folder: Path, names: list[str]) -> None:
     """Give the shards a second name in another folder, or copy them where the file system cannot do that."""
     for name in names:
+        shard = (source / name).resolve()  # a second name of a symbolic link would lead nowhere
         try:
-            os.link(source / name, folder / name)
+            os.link(shard, folder / name)
         except OSError:
-            shutil.copyfile(source / name, folder / name)
+            shutil.copyfile(shard, folder / name)

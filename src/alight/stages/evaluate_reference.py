@@ -62,7 +62,7 @@ def run(config: EvaluateReferenceConfig) -> Artifact:
 def open_real(
     config: EvaluateReferenceConfig, processes: Processes
 ) -> tuple[int, tuple[int, int], str, Iterable[Pixels]]:
-    """How many images there are, their size, what they are, and this process's batches of them."""
+    """The number of images, their size, their description, and this process's batches of them."""
     if config.latents is not None:
         return open_decoded(config, processes)
     dataset = open_dataset(config.images, config.split, augment=False)

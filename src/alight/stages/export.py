@@ -15,14 +15,14 @@ from alight.config import EvaluateTokenizerConfig, ExportConfig, ImagesConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
 from alight.data.provenance import png_text, software
-from alight.evaluation.measure import reconstruct
-from alight.evaluation.subjects import Subject
-from alight.metrics.pictures import pair_strip
+from alight.evaluation.reconstruction import reconstruct
+from alight.evaluation.tokenizers import EvaluatedTokenizer
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import image_size
 from alight.pipelines.opening import open_pipeline
+from alight.reporting.pictures import pair_strip
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
@@ -138,7 +138,7 @@ def describe(
     networks: LightningDiTPipeline | VAVAE,
     report: dict[str, Any] | None,
 ) -> Shared:
-    """What the card says, but for the pictures."""
+    """The content of the card, without pictures."""
     pipeline = networks if isinstance(networks, LightningDiTPipeline) else None
     vae = networks.tokenizer if isinstance(networks, LightningDiTPipeline) else networks
     models = {"tokenizer": vae} | ({"transformer": pipeline.transformer} if pipeline is not None else {})
@@ -184,10 +184,10 @@ def with_reconstructions(
     images = ImagesConfig.model_validate({**own, "source": source})
     dataset, of = open_shown_images(images)
     vae = networks if isinstance(networks, VAVAE) else networks.tokenizer
-    subject = Subject(shared.name, vae, shared.tokenizer, None)
+    tokenizer = EvaluatedTokenizer(shared.name, vae, shared.tokenizer, None)
     shown = range(min(config.reconstructions, len(dataset)))
     settings = EvaluateTokenizerConfig(images=images, batch_size=min(8, len(shown)))
-    strip = pair_strip(*reconstruct(subject, dataset, shown, settings, torch.device("cpu")))
+    strip = pair_strip(*reconstruct(tokenizer, dataset, shown, settings, torch.device("cpu")))
     Image.fromarray(strip).save(staging / RECONSTRUCTIONS_PICTURE, pnginfo=png_text(software()))
     caption = f"The first {len(shown)} {of} of {Path(source).name}: originals above, reconstructions below."
     return replace(shared, pictures={**shared.pictures, RECONSTRUCTIONS_PICTURE: caption})

@@ -15,11 +15,11 @@ from alight.config import SampleConfig
 from alight.data.image_npz import write_images_npz
 from alight.data.provenance import software
 from alight.data.sample_folder import Request, SampleFolder
-from alight.metrics.pictures import image_grid
 from alight.models.lightning_dit import LightningDiT
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.requests import label_protocol, plan_requests
+from alight.reporting.pictures import image_grid
 from alight.runtime.console import duration, log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group

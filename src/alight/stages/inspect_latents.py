@@ -11,15 +11,15 @@ from alight.artifacts import Artifact, library_versions, read_artifact, write_ma
 from alight.config import InspectLatentsConfig
 from alight.data.latents import LatentDataset
 from alight.evaluation.latent_report import density_figures, latent_figures, latent_plots, read_some
-from alight.metrics.report import Figure, Picture, Report
-from alight.metrics.report_files import write_report
 from alight.outputs import claimed_output, writing_folder
+from alight.reporting.files import write_report
+from alight.reporting.report import Figure, Picture, Report
 from alight.runtime.files import file_hash
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was seen; `facts` by name as they are printed, `report` where one was written."""
+    """The result of an inspection; `facts` by name as they are printed, `report` where one was written."""
 
     path: Path
     hash: str
@@ -92,7 +92,7 @@ def inspect(config: InspectLatentsConfig, artifact: Artifact) -> Inspection:
 
 
 def describe(dataset: LatentDataset) -> str:
-    """How many latents of which shape."""
+    """The number and shape of the latents."""
     text = f"{len(dataset):,} of shape {' x '.join(map(str, dataset.shape))}"
     text += ", mean and log-variance" if dataset.has_moments else ""
     return text + (", each also mirrored" if dataset.has_flips else "")

@@ -21,13 +21,13 @@ from alight.data.latent_statistics import ChannelStatistics
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
 from alight.interop.tokenizer_sources import open_tokenizer
-from alight.metrics.pictures import pair_strip
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
 from alight.models.pretrained import WEIGHTS_FILE, read_safetensors
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
+from alight.reporting.pictures import pair_strip
 from alight.runtime.console import log, progress_bar
 from alight.runtime.device import autocast, compile_blocks, resolve_device
 from alight.runtime.distributed import Processes, process_group

@@ -23,11 +23,11 @@ from alight.flow import (
     time_interval,
 )
 from alight.interop.tokenizer_sources import open_tokenizer
-from alight.metrics.pictures import image_grid
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
+from alight.reporting.pictures import image_grid
 from alight.runtime.device import autocast, compile_blocks, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError

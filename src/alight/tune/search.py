@@ -5,9 +5,7 @@ import time
 from alight.artifacts import Artifact, find_pipeline, read_artifact, write_manifest
 from alight.config import TuneConfig
 from alight.evaluation.features import (
-    DINOV2,
-    FOUNDATION,
-    INCEPTION,
+    SPACES,
     FeatureNetworks,
     open_feature_networks,
 )
@@ -17,10 +15,10 @@ from alight.evaluation.reference_set import (
     open_reference_set,
     open_training_images,
 )
-from alight.metrics.report_files import figure_lines, write_report, write_table
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
+from alight.reporting.files import figure_lines, write_report, write_table
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -28,7 +26,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.tune.report import TABLE, describe, table
 from alight.tune.storing import stored_settings, warn_if_not_to_be_stored, write_settings
-from alight.tune.trial import PROGRESS, Judge
+from alight.tune.trial import PROGRESS, SettingsSearch
 
 
 def run(config: TuneConfig) -> Artifact:
@@ -62,12 +60,12 @@ def run(config: TuneConfig) -> Artifact:
         reference = open_reference(config, networks, size, processes)
         if key not in reference.statistics:
             raise InputError(f"The reference ({reference.description}) knows nothing of the features of '{key}'.")
-        judge = Judge(config, pipeline, networks, reference, key, processes)
-        trials = judge.search()
+        search = SettingsSearch(config, pipeline, networks, reference, key, processes)
+        trials = search.run()
         best = min(trials, key=lambda trial: trial.distance)
         if processes.is_main:
             stored = config.store and stored_settings(config.pipeline, best.settings)
-            report = describe(config, judge, trials, best, stored, time.perf_counter() - started)
+            report = describe(config, search, trials, best, stored, time.perf_counter() - started)
             with writing_folder(config.output) as staging:
                 write_report(staging, report)
                 write_table(staging / TABLE, table(trials))
@@ -91,8 +89,8 @@ def choose_space(config: TuneConfig, image_size: int, processes: Processes) -> t
     networks = open_feature_networks(config, image_size, processes.device)
     key = networks.keys[0] if config.measure == "auto" else config.measure
     if key not in networks.keys:
-        option = {INCEPTION: "--inception-weights", DINOV2: "--dinov2", FOUNDATION: "--foundation"}[key]
-        raise InputError(f"measure {key} needs its network; give {option}, or set measure to auto.")
+        option = SPACES[key].option.replace("_", "-")
+        raise InputError(f"measure {key} needs its network; give --{option}, or set measure to auto.")
     return networks, key
 
 

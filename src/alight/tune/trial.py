@@ -14,10 +14,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 from alight.config import DrawConfig, SolverConfig, TuneConfig
 from alight.evaluation.batches import contiguous_share
 from alight.evaluation.features import (
-    DINOV2,
-    FOUNDATION,
-    GREY_PIXELS,
-    INCEPTION,
+    SPACES,
     FeatureNetworks,
     gather_features,
 )
@@ -34,7 +31,6 @@ from alight.runtime.reading import read_json
 from alight.tune.settings import brief, changed, choices, grid
 
 PROGRESS = "unfinished.json"
-NAMES = {INCEPTION: "FID", DINOV2: "FD-DINOv2", FOUNDATION: "Frechet distance", GREY_PIXELS: "Frechet distance"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class _SearchState(BaseModel, strict=True, extra="forbid"):
     trials: list[_TrialState]
 
 
-class Judge:
+class SettingsSearch:
     """Tries settings and remembers what came of them, also beyond an interruption.
 
     Args:
@@ -90,7 +86,7 @@ class Judge:
         self._record = {"config": config.model_dump(mode="json"), "weights": self.images(config.draw.sampling).hashes}
         self._resume()
 
-    def search(self) -> list[Trial]:
+    def run(self) -> list[Trial]:
         """All trials, in the order in which they were first made."""
         if self.config.search == "grid":
             for settings in grid(self.config):
@@ -128,7 +124,7 @@ class Judge:
             nfe = float(np.mean([value for part in self.processes.gather(images.evaluations) for value in part]))
             distance = found.value if math.isfinite(found.value) else math.inf  # never the best
             self._done[name] = Trial(settings, distance, nfe, time.perf_counter() - started)
-            log.info("tune: %s: %s %.4g, NFE %g.", brief(settings), NAMES[self.key], distance, nfe)
+            log.info("tune: %s: %s %.4g, NFE %g.", brief(settings), SPACES[self.key].distance, distance, nfe)
             self._save()
         return self._done[name]
 

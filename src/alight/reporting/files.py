@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from alight.metrics.report import Curve, Report
-from alight.metrics.report_page import render_page
+from alight.reporting.page import render_page
+from alight.reporting.report import Curve, Report
 from alight.runtime.files import explained_disk_errors, replacing
 
 
