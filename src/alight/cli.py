@@ -51,10 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = dispatch(words)
     except InputError as error:
-        if "--verbose" in words:
-            print(printable(traceback.format_exc(), keep="\n\t"), end="", file=sys.stderr)
-        print(f"{paint('alight:', 'red', sys.stderr)} {printable(str(error))}", file=sys.stderr)
-        code = EXIT_USER_ERROR
+        code = _refused(str(error), words)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = shortened(" ".join(str(error).split()) or "the memory is full")
+        remedy = "Take smaller batches, a smaller model or smaller images, or a machine with more memory."
+        code = _refused(f"Out of memory: {reason}. {remedy}", words)
     except KeyboardInterrupt as interrupt:
         print("alight: interrupted.", file=sys.stderr)
         code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
@@ -62,13 +65,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_BROKEN_PIPE
     except OSError as error:  # a disk, a network file system or a removed file, where no stage knows more
-        if "--verbose" in words:
-            print(printable(traceback.format_exc(), keep="\n\t"), end="", file=sys.stderr)
         message = f"{error.filename or 'A file'} failed: {error.strerror or error}. Check the disk and the path; what "
         message += "was finished before is unchanged, and --verbose shows where it happened."
-        print(f"{paint('alight:', 'red', sys.stderr)} {printable(message)}", file=sys.stderr)
-        code = EXIT_USER_ERROR
+        code = _refused(message, words)
     sys.exit(code)
+
+
+def _refused(message: str, words: list[str]) -> int:
+    """Print one paragraph, after the place in the code where that is asked for, and return the exit code."""
+    if "--verbose" in words:
+        print(printable(traceback.format_exc(), keep="\n\t"), end="", file=sys.stderr)
+    print(f"{paint('alight:', 'red', sys.stderr)} {printable(message)}", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or of_torch
 
 
 def dispatch(arguments: list[str]) -> int:

@@ -61,8 +61,8 @@ class DrawConfig(Section):
 
     labels: Literal["balanced", "random"] = "balanced"  # equally many of each class, or drawn uniformly from the seed
     classes: tuple[ClassName, ...] = ()  # names or indices; empty = all
-    samples_per_class: Positive = 10  # of balanced labels
-    num_samples: Positive | None = None  # of random labels, all classes together
+    samples_per_class: Annotated[int, Field(ge=1, le=100_000)] = 10  # of balanced labels
+    num_samples: Annotated[int, Field(ge=1, le=10_000_000)] | None = None  # of random labels, all classes together
     class_counts: dict[ClassName, Positive] = {}  # so many of each class that is named here, and of no other
     sampling: SolverConfig = SolverConfig()
     precision: Literal["fp32", "bf16"] = "fp32"

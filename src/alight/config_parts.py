@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from alight.runtime.errors import InputError
 
+Item = TypeVar("Item")
 LARGEST_COUNT, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # what arrays, files and generators of random numbers can take
 LONGEST_NAME, LONGEST_PATH = 255, 3_900  # bytes: limits of file systems, with room for the files in a folder
 
+AtLeastOne = Annotated[tuple[Item, ...], Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
 NonNegative = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Size = Annotated[int, Field(ge=1, le=65_536)]  # pixels, channels and widths; larger ones are misprints
+Depth = Annotated[int, Field(ge=1, le=1_000)]  # layers
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 PositiveReal = Annotated[float, Field(gt=0)]
 NonNegativeReal = Annotated[float, Field(ge=0)]
@@ -57,7 +62,8 @@ def usable_text(text: str) -> str:
 
 
 def _source_with_home(text: str) -> str:
-    return str(usable_path(Path(text))) if text == "~" or (text.startswith("~") and "/" in text) else text
+    path = usable_path(Path(text))  # names of hubs and catalogues are shorter than any path may be
+    return str(path) if text == "~" or (text.startswith("~") and "/" in text) else text
 
 
 Source = Annotated[str, AfterValidator(_source_with_home)]  # a path, or a name of another kind
@@ -104,7 +110,7 @@ class ImagesConfig(Section):
     source: Source = "digits"  # digits, photographs (embedded), a folder, list, tars or parquet, hf:owner/name[:split]
     image_column: str | None = None  # of a list, tars or a table: where the images are; None = found by name or type
     label_column: str | None = None  # likewise, where the labels are; None = found, or none
-    size: Positive = 256  # side of the square crop in pixels
+    size: Size = 256  # side of the square crop in pixels
     crop: Literal["center", "random"] = "center"  # centre crop as in ADM, or a random one
     unconditional: bool = False  # take everything as one class, whatever its folders or labels
     horizontal_flip: bool = False  # mirror half of the images at random while training
@@ -118,7 +124,7 @@ class OptimizerConfig(Section):
     """Adam with decoupled weight decay, and its learning rate over time."""
 
     lr: PositiveReal = 2e-4  # peak learning rate; never scaled behind your back
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # decay of the two moments
+    betas: tuple[Decay, Decay] = (0.9, 0.95)  # decay of the two moments
     weight_decay: NonNegativeReal = 0.0  # decoupled (AdamW)
     max_grad_norm: PositiveReal | None = 1.0  # clip the global gradient norm; None = off
     warmup_steps: NonNegative = 0  # linear warm-up from zero
@@ -132,7 +138,7 @@ class TrainingConfig(Section):
     steps: Positive = 80_000  # optimizer steps
     global_batch_size: Positive = 256  # images per optimizer step
     micro_batch_size: Positive | None = None  # images per forward pass; None = the whole batch at once
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.9999  # average of the weights; None = off
+    ema_decay: Decay | None = 0.9999  # average of the weights; None = off
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast with fp32 weights
     sharding: Literal["replicate", "shard"] = "replicate"  # several processes: DDP, or FSDP2 where memory is short
     compile: bool = False  # torch.compile of each block

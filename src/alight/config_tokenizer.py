@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from alight.config_parts import (
+    Depth,
     Fraction,
     ImagesConfig,
     Job,
@@ -17,9 +18,12 @@ from alight.config_parts import (
     Positive,
     PositiveReal,
     Section,
+    Size,
     Source,
     TrainingConfig,
 )
+
+Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=12)]
 
 # --- foundation ---------------------------------------------------------------------------------------------------
 
@@ -27,10 +31,10 @@ from alight.config_parts import (
 class FoundationModelConfig(Section):
     """A small vision transformer, for images that no public foundation model knows."""
 
-    hidden_size: Positive = 192
-    num_layers: Positive = 6
-    num_heads: Positive = 3
-    patch_size: Positive = 16
+    hidden_size: Size = 192
+    num_layers: Depth = 6
+    num_heads: Size = 3
+    patch_size: Size = 16
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -56,10 +60,10 @@ class TrainFoundationConfig(Job):
 class TokenizerModelConfig(Section):
     """The autoencoder; the defaults are the paper's f16d32."""
 
-    latent_channels: Positive = 32
-    block_out_channels: tuple[Positive, ...] = (128, 128, 256, 256, 512)  # n levels downsample by 2**(n-1)
-    layers_per_block: Positive = 2
-    norm_num_groups: Positive = 32
+    latent_channels: Size = 32
+    block_out_channels: Levels = (128, 128, 256, 256, 512)  # n levels downsample by 2**(n-1)
+    layers_per_block: Depth = 2
+    norm_num_groups: Size = 32
     level_attention: bool = True  # attention at the lowest level
     mid_block_attention: bool = True
 

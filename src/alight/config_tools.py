@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from alight.config_parts import Device, NonNegative, Positive, PositiveReal, Section, Source
+from alight.config_parts import AtLeastOne, Device, NonNegative, Positive, PositiveReal, Section, Size, Source
 
 
 class ExportConfig(Section):
@@ -41,7 +41,7 @@ class ExportConfig(Section):
 class ReportConfig(Section):
     """Show the figures of finished reports with their conditions, several side by side."""
 
-    folders: tuple[Path, ...] = (Path("runs/report"),)  # reports, or folders with one in `report`
+    folders: AtLeastOne[Path] = (Path("runs/report"),)  # reports, or folders with one in `report`
 
 
 class InfoConfig(Section):
@@ -53,14 +53,14 @@ class InfoConfig(Section):
 class BenchConfig(Section):
     """Time the library against a plain version of the same mathematics."""
 
-    work: tuple[Literal["train", "sample", "read", "extract", "tokenizer"], ...] = (
+    work: AtLeastOne[Literal["train", "sample", "read", "extract", "tokenizer"]] = (
         "train",
         "sample",
         "read",
     )  # what to time
     device: Device = "cpu"
     preset: str | None = None  # size of the model; None = S/1 on a CPU and XL/1 on a GPU
-    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")  # one table section each
+    precisions: AtLeastOne[Literal["fp32", "bf16"]] = ("fp32", "bf16")  # one table section each
     train_batch: Positive | None = None  # None = 8 on a CPU and 32 on a GPU
     sample_batch: Positive | None = None  # None = 1 on a CPU and 32 on a GPU
     sample_steps: Positive = 49  # model calls; 49 is what the published code calls 50 steps
@@ -82,7 +82,7 @@ class PlanConfig(Section):
     processes: Positive = 1  # that will share the batch, on as many machines or devices like this one
     seconds: PositiveReal = 60.0  # about how long to measure; a model too large for that is measured in part
     device: Device | None = None  # None = the recipe's
-    latent_shape: tuple[Positive, Positive, Positive] = (32, 16, 16)  # channels, height, width; if not there yet
+    latent_shape: tuple[Size, Size, Size] = (32, 16, 16)  # channels, height, width; if not there yet
     num_classes: Positive = 1000  # likewise
     num_images: Positive | None = None  # of an epoch; None = of the recipe's data, or ImageNet's if not there yet
 
@@ -94,7 +94,7 @@ class DoctorConfig(Section):
     run: Path | None = None  # a training run, finished or not: look for trouble in its log
     tokenizer: Path | None = None  # encode and decode images with it; a folder, a hub id or a published checkpoint
     images: Source | None = None  # a folder, or anything that images.source may be
-    num_images: Positive = 16  # so many of them
+    num_images: Annotated[int, Field(ge=1, le=100_000)] = 16  # so many of them
     output: Path = Path("runs")  # where results are going to be written
     network: bool = False  # also see whether the Hugging Face hub can be reached
     device: Device = "auto"

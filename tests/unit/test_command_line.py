@@ -81,6 +81,18 @@ def test_the_home_folder_is_expanded_behind_an_equals_sign(tmp_path, monkeypatch
     assert config.output == tmp_path / "x"
 
 
+def test_too_little_memory_is_one_sentence(capsys, monkeypatch):
+    import numpy
+
+    def run(config):
+        return numpy.ones((2**31, 2**31), dtype=numpy.int8)  # which no machine has
+
+    monkeypatch.setattr("alight.show.reports.run", run)
+    error = complaint(capsys, "report", "x")
+    assert error.startswith("alight: Out of memory: Unable to allocate")
+    assert "Take smaller batches" in error
+
+
 # --- the console --------------------------------------------------------------------------------------------------
 
 

@@ -53,6 +53,9 @@ def test_scientific_notation_is_a_number(tmp_path, text):
         ("job: sample\nsampling: {guidance_scale: .inf}", "'sampling.guidance_scale' is inf"),
         ("job: sample\nsampling: {guidance_scale: .nan}", "'sampling.guidance_scale' is nan"),
         ("job: tune\nguidance_scales: [1, 1e30]", "'guidance_scales.1' is 1e+30"),
+        ("job: tokenizer train\nmodel: {block_out_channels: []}", "'model.block_out_channels' is []"),
+        ("job: tokenizer train\noptimizer: {betas: [0.9, 1]}", "'optimizer.betas.1' is 1"),
+        ("job: report\nfolders: []", "'folders' is []"),
         ("job: sample\nseed: 99999999999999999999\n", "'seed' is 99999999999999999999"),
         ("job: sample\nseed: 0xffffffffffffffffffff\n", "'seed' is"),
         ("job: sample\noutput: ''\n", "output: the text is empty"),
@@ -147,6 +150,12 @@ def test_a_path_that_no_file_can_have_is_refused(path, message):
             assert len(str(caught.value)) < 300
     with pytest.raises(InputError, match=message):
         validate(JOBS["report"], {"folders": [path]}, "report")
+
+
+@pytest.mark.parametrize("source", ["9" * 300, "ab/" * 2_000])
+def test_a_source_that_no_file_can_have_is_refused(source):
+    with pytest.raises(InputError, match=r"images\.source: .* at most"):
+        validate(JOBS["tune"], {"images": {"source": source}}, "x")
 
 
 def test_texts_that_cannot_be_stored_are_refused():
