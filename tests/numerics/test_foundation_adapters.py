@@ -13,14 +13,26 @@ from transformers import (
     AutoModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    ConvNextConfig,
+    ConvNextModel,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    PvtConfig,
+    PvtModel,
+    SamConfig,
+    SamModel,
+    SamVisionConfig,
+    SamVisionModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    SwinConfig,
+    SwinModel,
+    Swinv2Config,
+    Swinv2Model,
     ViTConfig,
     ViTMAEConfig,
     ViTMAEModel,
@@ -28,6 +40,7 @@ from transformers import (
 )
 
 from alight.models.foundation import FoundationModel
+from alight.runtime.errors import InputError
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 MODELS = {  # model, configuration with the real patch and native size, prefix tokens
@@ -173,3 +186,75 @@ def test_timm_gives_the_same_features(tmp_path):
     expected = tokens.view(2, 14, 14, 32).permute(0, 3, 1, 2)
     assert foundation.num_prefix_tokens == direct.num_prefix_tokens
     torch.testing.assert_close(foundation(images, (14, 14)), expected, rtol=0, atol=2e-5)
+
+
+# --- networks that are no plain grids of tokens ------------------------------------------------------------------
+
+SAM_VISION = {
+    **{"hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64},
+    **{"image_size": 64, "patch_size": 16, "global_attn_indexes": [1], "window_size": 2, "num_pos_feats": 8},
+}
+SWIN = {"embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 2, 4], "window_size": 4, "image_size": 64}
+
+
+def opened(model, folder, **options):
+    for number, parameter in enumerate(model.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
+    return FoundationModel.from_pretrained(str(folder), **options)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_sam_gives_the_features_behind_its_neck(whole, tmp_path):
+    config = SamVisionConfig(**SAM_VISION)
+    model = SamModel(SamConfig(vision_config=config.to_dict())) if whole else SamVisionModel(config)
+    foundation = opened(model.eval(), tmp_path)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = (model.vision_encoder if whole else model)(images).last_hidden_state  # (B, D, h, w)
+    torch.testing.assert_close(foundation(images, (4, 4)), expected, rtol=1e-5, atol=1e-6)
+    assert (foundation.feature_dim, foundation.patch_size, foundation.num_prefix_tokens) == (16, 16, 0)
+    assert foundation(images[:, :, :32, :48], (2, 3)).shape == (2, 16, 2, 3)  # fed at its own size
+
+
+@pytest.mark.parametrize(("kind", "config"), [(SwinModel, SwinConfig), (Swinv2Model, Swinv2Config)])
+def test_swin_gives_the_grid_of_its_last_stage(kind, config, tmp_path):
+    model = kind(config(**SWIN, patch_size=4)).eval()
+    foundation = opened(model, tmp_path)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = model(images).last_hidden_state.transpose(1, 2).unflatten(2, (4, 4))
+    torch.testing.assert_close(foundation(images, (4, 4)), expected, rtol=1e-5, atol=1e-6)
+    assert (foundation.feature_dim, foundation.patch_size, foundation.num_prefix_tokens) == (32, 16, 0)
+    assert foundation(images, (8, 8)).shape == (2, 32, 8, 8)
+
+
+def test_networks_without_a_grid_of_patches_are_refused(tmp_path):
+    convolutions = ConvNextModel(ConvNextConfig(hidden_sizes=[4, 8, 16, 32], depths=[1, 1, 1, 1], image_size=64))
+    pyramid = PvtModel(PvtConfig(image_size=64))
+    for number, model in enumerate((convolutions, pyramid)):
+        with pytest.raises(InputError, match="cannot be used as a foundation model|not a complete vision transformer"):
+            opened(model, tmp_path / str(number))
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
+def test_truncated_weights_of_a_foundation_model_are_a_sentence(keep, tmp_path):
+    opened(SwinModel(SwinConfig(**SWIN, patch_size=4)), tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: int(keep * len(whole)) if keep == 0.5 else keep])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        FoundationModel.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "null", "[]", "3", '{"image_mean": 3, "image_std": [1, 1, 1]}', "\xff"),
+        *('{"image_mean": ["a"], "image_std": [1]}', '{"image_mean": [0, 0], "image_std": [1, 1]}'),
+        '{"image_mean": [0, 0, 0], "image_std": [0, 1, 1]}',
+    ],
+)
+def test_a_preprocessor_file_of_the_wrong_shape_is_a_sentence(text, tmp_path):
+    opened(SwinModel(SwinConfig(**SWIN, patch_size=4)), tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match="preprocessor_config"):
+        FoundationModel.from_pretrained(str(tmp_path))

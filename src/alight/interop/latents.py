@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from alight.interop.torch_file import read_torch_file, write_torch_file
 from alight.runtime.errors import InputError
 
 STATISTICS_FILE = "latents_stats.pt"
+MAX_CHANNELS = 100_000
 
 
 class LatentsStatistics(NamedTuple):
@@ -31,7 +33,8 @@ def load_latents_statistics(path: str | Path) -> LatentsStatistics:
     path = path / STATISTICS_FILE if path.is_dir() else path
     contents = read_torch_file(path)
     found = [contents.get(name) for name in ("mean", "std")] if isinstance(contents, dict) else []
-    tensors = [value.flatten().float() for value in found if isinstance(value, Tensor)]
+    sound = [value for value in found if isinstance(value, Tensor) and 0 < value.numel() <= MAX_CHANNELS]
+    tensors = [value.flatten().float() for value in sound if value.layout == torch.strided and not value.is_complex()]
     if len(tensors) != 2 or tensors[0].shape != tensors[1].shape:
         raise InputError(
             f"{path} holds no statistics of latents, which are two tensors, mean and std, with one number per "
@@ -41,7 +44,7 @@ def load_latents_statistics(path: str | Path) -> LatentsStatistics:
     if not (mean.isfinite() & std.isfinite() & (std > 0)).all():
         raise InputError(
             f"{path} holds statistics that are not finite, or a std that is not positive. Get the file again, or "
-            "leave it out where latents are at hand: it is then computed from them."
+            "leave it out where there are latents: it is then computed from them."
         )
     return LatentsStatistics(mean, std)
 

@@ -94,7 +94,9 @@ def load_transformer(
     Raises:
         InputError: the file is missing, damaged, unsafe or of another kind, or its weights do not fit the model.
     """
-    state = select_weights(read_torch_file(path), weights, source=path)
+    contents = read_torch_file(path)
+    state = select_weights(contents, weights, source=path)
+    config.setdefault("learn_sigma", recorded_learn_sigma(contents))
     if sample_size is None or positions is None:
         return transformer_from_published(state, source=path, sample_size=sample_size, **config).eval()
     return transformer_from_published(state, source=path, **config).resized(sample_size, positions).eval()
@@ -111,18 +113,24 @@ def transformer_from_published(
         **config: arguments of `LightningDiT`, in place of what the state dict implies; None counts as not given.
 
     Raises:
-        InputError: a weight is missing, unexpected, of another shape or not finite.
+        InputError: a weight is missing, unexpected, of another shape or not finite; or these may be the weights of a
+            DiT or SiT, see `refuse_other_transformers`.
     """
     given = {name: value for name, value in config.items() if value is not None}
+    if "learn_sigma" not in given:
+        refuse_other_transformers(published, source)
     hints = {name: given[name] for name in ("num_heads", "sample_size", "class_dropout_prob") if name in given}
     implied = infer_transformer_config(published, source=source, **hints)
     with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
         model = LightningDiT(**{**implied, **given})
     model.to_empty(device="cpu")
     model.reset_positions()
-    if published["pos_embed"].shape[1] != model.pos_embed.shape[1]:
+    stored_positions = published.get("pos_embed")
+    if stored_positions is None:  # fixed, so that it can be computed
+        published = {**published, "pos_embed": model.pos_embed.clone()}
+    elif stored_positions.shape[1] != model.pos_embed.shape[1]:
         raise InputError(
-            f"{source} was trained with {published['pos_embed'].shape[1]} positions, but sample_size "
+            f"{source} was trained with {stored_positions.shape[1]} positions, but sample_size "
             f"{model.config.sample_size} has {model.pos_embed.shape[1]}. Leave sample_size out, or say what becomes "
             "of the positions: load_transformer(..., positions='interpolate')."
         )
@@ -224,29 +232,42 @@ def infer_transformer_config(
     """
 
     def shape(name: str, axes: int = 2) -> tuple[int, ...]:
-        if name not in published or published[name].dim() != axes:
+        if name in published and published[name].dim() == axes:
+            return tuple(published[name].shape)
+        if "x_embedder.proj.weight" in published and "blocks.0.attn.qkv.weight" in published:
+            has = f"{published[name].dim()} axes instead of {axes}" if name in published else "is missing"
             raise InputError(
-                f"{source} is no checkpoint of a LightningDiT: it has no {name!r} with {axes} axes. "
-                f"{describe_weights(published)}"
+                f"{source} is an incomplete checkpoint of a LightningDiT: its {name!r} {has}. Get a complete one."
             )
-        return tuple(published[name].shape)
+        raise InputError(
+            f"{source} is no checkpoint of a LightningDiT: it has no {name!r} with {axes} axes. "
+            f"{describe_weights(published)}"
+        )
 
+    empty = next((name for name, value in published.items() if not value.numel()), None)
+    if empty is not None:
+        raise InputError(f"{source} is no checkpoint of a LightningDiT: its {empty!r} is empty. Get a complete one.")
     hidden_size, in_channels, patch_size, _ = shape("x_embedder.proj.weight", axes=4)
     gated = "blocks.0.mlp.w12.weight" in published
     inner_size = shape("blocks.0.mlp.w3.weight" if gated else "blocks.0.mlp.fc2.weight")[1]
     q_norm, table = published.get("blocks.0.attn.q_norm.weight"), published.get("feat_rope.freqs_cos")
+    if sample_size is None:  # both are fixed, and either says how many positions there are
+        num_tokens = (
+            len(table) if table is not None and "pos_embed" not in published else shape("pos_embed", axes=3)[1]
+        )
     if num_heads is None:
         if q_norm is None and table is None:
             raise InputError(
                 f"{source} does not tell its number of attention heads (it has neither rotary positions nor query "
-                "norms); give num_heads."
+                "norms); give num_heads, unless these are weights of a SiT or DiT, which cannot be sampled as a "
+                "LightningDiT."
             )
         num_heads = hidden_size // (q_norm if table is None else table).shape[-1]  # type: ignore[union-attr]
     return {
-        "sample_size": sample_size or _square_size(shape("pos_embed", axes=3)[1], patch_size, source),
+        "sample_size": sample_size or _square_size(num_tokens, patch_size, source),
         "in_channels": in_channels,
         "hidden_size": hidden_size,
-        "num_layers": 1 + max(int(name.split(".")[1]) for name in published if name.startswith("blocks.")),
+        "num_layers": _num_layers(published, source),
         "num_heads": num_heads,
         "patch_size": patch_size,
         "mlp_ratio": _mlp_ratio(hidden_size, inner_size, gated),
@@ -259,6 +280,18 @@ def infer_transformer_config(
         "adaln_shift": shape("blocks.0.adaLN_modulation.1.weight")[0] == 6 * hidden_size,
         "learn_sigma": shape("final_layer.linear.weight")[0] == 2 * in_channels * patch_size**2,
     }
+
+
+def _num_layers(published: Mapping[str, Tensor], source: Any) -> int:
+    """How many blocks there are, numbered from 0 without a gap."""
+    parts = [name.split(".")[1] for name in published if name.startswith("blocks.")]
+    numbers = {int(part) for part in parts if part.isdecimal()}
+    if numbers != set(range(len(numbers))):
+        raise InputError(
+            f"{source} is an incomplete checkpoint of a LightningDiT: of its blocks up to {max(numbers)}, only "
+            f"{len(numbers)} are there. Get a complete one."
+        )
+    return len(numbers)
 
 
 def _square_size(num_tokens: int, patch_size: int, source: Any) -> int:
@@ -288,9 +321,44 @@ def _rename(name: str, names: Mapping[str, str]) -> str:
 def _adopt_rotary_table(model: LightningDiT, tables: list[Tensor], source: Any) -> None:
     """Take the stored angles, which equal our own but for the rounding of another processor."""
     own, stored = model.rope_table, torch.stack([table[:, ::2] for table in tables], dim=-1)  # (N, K / 2, 2)
-    if own is None or own.shape != stored.shape or not torch.allclose(own, stored.to(own), atol=1e-4):
+    precision = max(torch.finfo(table.dtype).eps for table in tables) if stored.is_floating_point() else 0.0
+    fits = own is not None and own.shape == stored.shape
+    if own is None or not fits or not torch.allclose(own, stored.to(own), rtol=0, atol=max(1e-4, precision)):
         raise InputError(
             f"{source} has rotary positions for another grid, or with another period, than this model; take its "
             "own sample_size, num_heads and rope."
         )
-    own.copy_(stored)
+    if precision < 1e-4:  # angles in half precision were rounded after they were computed
+        own.copy_(stored)
+
+
+def refuse_other_transformers(published: Mapping[str, Tensor], source: Any) -> None:
+    """Refuse the layout of the published DiT and SiT, whose names are those of LightningDiT.
+
+    It is the same for both: no rotary positions, no weights in the norms, GELU, and a second half of the output
+    channels for a variance. A DiT predicts noise over 1,000 integer times; nothing in the file tells it from a SiT.
+
+    Raises:
+        InputError: says what these weights are.
+    """
+    foreign = ("feat_rope.freqs_cos", "final_layer.norm_final.weight", "blocks.0.attn.q_norm.weight")
+    patch, output = published.get("x_embedder.proj.weight"), published.get("final_layer.linear.weight")
+    if patch is None or output is None or patch.dim() != 4 or any(name in published for name in foreign):
+        return
+    if "blocks.0.mlp.fc1.weight" in published and len(output) == 2 * patch[0].numel():
+        raise InputError(
+            f"{source} has the layout of DiT and SiT, not of LightningDiT: no rotary positions, plain norms, GELU, "
+            "and twice the output channels, for a variance. A DiT predicts noise at integer times, and nothing here "
+            "tells it from a SiT, so sampled as a velocity its images would be wrong. Open it with diffusers "
+            "(DiTPipeline) or with the code that it comes from."
+        )
+
+
+def recorded_learn_sigma(contents: Any) -> bool | None:
+    """Whether `export_transformer` recorded twice the output channels, so that the file is none of a DiT."""
+    config = contents.get("config") if isinstance(contents, Mapping) else None
+    model = config.get("model") if isinstance(config, Mapping) else None
+    if not isinstance(model, Mapping) or "trained_size" not in model:  # recorded by this package alone
+        return None
+    found = model.get("learn_sigma")
+    return found if isinstance(found, bool) else None

@@ -12,8 +12,9 @@ from alight.interop.latents import STATISTICS_FILE, load_latents_statistics
 from alight.interop.tokenizer import load_tokenizer
 from alight.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, is_hub_id
 from alight.models.vavae import VAVAE
+from alight.models.weight_files import weights_hash
 from alight.runtime.errors import InputError
-from alight.runtime.files import file_hash
+from alight.runtime.reading import read_json_object
 
 SUBFOLDER = "vae"  # where the folders of whole pipelines keep theirs
 
@@ -68,8 +69,8 @@ def _from_folder(folder: Path, name: str) -> OpenTokenizer:
             "whose weights are those of diffusers' AutoencoderKL."
         )
     vae = VAVAE.from_pretrained(place)
-    config = json.loads((place / CONFIG_FILE).read_text(encoding="utf-8"))
-    return OpenTokenizer(vae, _identity(vae, place, name, config, file_hash(place / WEIGHTS_FILE)))
+    config = read_json_object(place / CONFIG_FILE, "Restore the file that was saved with the weights.")
+    return OpenTokenizer(vae, _identity(vae, place, name, config, weights_hash(place)))
 
 
 def _from_published_file(path: Path) -> OpenTokenizer:

@@ -11,14 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alight.interop.safe_unpickling import HARMLESS
 from alight.models.pretrained import read_safetensors
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors
+from alight.runtime.reading import require_regular
 
-DISTRIBUTED_PREFIX = "module."
+DISTRIBUTED_PREFIX, COMPILED_PREFIX = "module.", "_orig_mod."  # of DistributedDataParallel and of torch.compile
+EXPANDED_LIMIT = 2**28  # bytes of a tensor that repeats its numbers: a few bytes of a file can announce any size
+ENTRIES = ("ema", "model", "state_dict")
 # The start of a tensor's name -> what holds such a tensor; the first match in this order is taken.
 SIGNATURES = {
     "x_embedder.": "a published LightningDiT, which converts as a transformer",
+    "transformer_blocks.": "a transformer of diffusers such as DiT, which predicts noise and cannot be converted",
     "encoder.down.": "a published VA-VAE, which converts as a tokenizer",
     "encoder.down_blocks.": "a tokenizer in the layout of diffusers, whose folder opens without conversion",
     "patch_embed.": "a transformer of this package, whose folder opens without conversion",
@@ -38,12 +43,14 @@ def read_torch_file(path: str | Path) -> Any:
         raise InputError(
             f"{path} is a folder, but a published checkpoint is one file. A folder opens with from_pretrained."
         )
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"There is no file {path}. Check the path, or download the checkpoint first.")
+    require_regular(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle can raise anything
         foreign = re.search(r"Unsupported (?:global|class): (?:GLOBAL )?([\w.]+)|GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and foreign:
@@ -59,32 +66,60 @@ def read_torch_file(path: str | Path) -> Any:
 
 
 def select_weights(contents: Any, entry: str | None = None, *, source: Any = "the file") -> dict[str, Tensor]:
-    """The state dict inside a training checkpoint, or a bare one, under names without the prefix `module.`.
+    """The state dict inside a training checkpoint, or a bare one, under names without `module.` and `_orig_mod.`.
 
     Args:
         contents: what `read_torch_file` returned.
         entry: the name of the entry; None takes `ema`, else `model`, else `state_dict`, else the contents themselves.
+            An entry that is None or empty counts as absent.
         source: what an error message names as the origin.
 
     Raises:
         InputError: there is no such entry, or it holds other things than tensors.
     """
-    entries = [name for name in ("ema", "model", "state_dict") if isinstance(contents, Mapping) and name in contents]
+    present = {name: contents[name] for name in ENTRIES if isinstance(contents, Mapping) and name in contents}
+    entries = [name for name, value in present.items() if value is not None and value != {}]
     if entry is not None and entry not in entries:
+        state = "an empty entry" if entry in present else "no entry"
+        other = f"choose one of {', '.join(entries)}." if entries else "it is no training checkpoint. Leave it out."
+        raise InputError(f"{source} has {state} {entry!r}; {other}")
+    if present and not entries:
         raise InputError(
-            f"{source} has no entry {entry!r}"
-            + (
-                f"; choose one of {', '.join(entries)}."
-                if entries
-                else ": it is no training checkpoint. Leave the choice out."
-            )
+            f"{source} holds no weights: its entries {' and '.join(present)} are empty. Get a checkpoint that was "
+            "saved with its weights."
         )
-    state = contents[entry or entries[0]] if entries else contents
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{source} holds no state dict (names with tensors); give a checkpoint of model weights.")
-    if all(name.startswith(DISTRIBUTED_PREFIX) for name in state):
-        return {name.removeprefix(DISTRIBUTED_PREFIX): value for name, value in state.items()}
-    return dict(state)
+    state_dict = contents[entry or entries[0]] if entries else contents
+    refusal = f"{source} holds no state dict (names with tensors)"
+    if not isinstance(state_dict, Mapping) or not state_dict:
+        raise InputError(f"{refusal}, but {_in_words(state_dict)}. Give a checkpoint of model weights.")
+    for name, value in state_dict.items():
+        if not isinstance(name, str) or not _is_plain(value):
+            raise InputError(f"{refusal}: its {name!r} is {_in_words(value)}. Give a checkpoint of model weights.")
+    return _without_wrappers(state_dict)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is a tensor whose numbers are stored, one by one where there are many."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return False
+    size = value.numel() * value.element_size()
+    return size <= EXPANDED_LIMIT or size <= value.untyped_storage().nbytes()
+
+
+def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the names of the model itself, without what wrapped the model while it was trained."""
+    plain = {name.replace(COMPILED_PREFIX, ""): value for name, value in state.items()}
+    while plain and all(name.startswith(DISTRIBUTED_PREFIX) for name in plain):
+        plain = {name.removeprefix(DISTRIBUTED_PREFIX): value for name, value in plain.items()}
+    return plain
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a mapping of {', '.join(map(str, list(value)[:3]))}" if value else "nothing"
+    if isinstance(value, Tensor):
+        return f"a tensor of {tuple(value.shape)} that does not store its numbers one by one"
+    return f"of type {type(value).__name__}"
 
 
 def describe_weights(state: Mapping[str, Tensor]) -> str:

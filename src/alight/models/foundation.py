@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from alight.models.foundation_catalogue import IMAGENET_MEAN, IMAGENET_STD, allowed_sizes
 from alight.models.foundation_loading import open_backbone
 from alight.runtime.console import log
+from alight.runtime.errors import InputError
 
 Size = tuple[int, int]  # height, width
 
 _PUBLISHED_SIZE = 224
+MOST_PREFIX_TOKENS = 64  # class tokens and registers
+SAM = ("sam_vision_model", "sam_hq_vision_model")  # features behind a neck, as (B, D, h, w), at one size alone
+HIERARCHICAL = ("swin", "swinv2")  # every stage but the first joins 2 x 2 patches; windows are made for one size
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,13 @@ class FoundationModel(nn.Module):
         if self.family == "vit_mae":
             config.mask_ratio = 0.0  # all patches are wanted, not the visible quarter of its training
         self.patch_size = _side(config.patch_size)
-        self.feature_dim = int(config.hidden_size)
+        self.feature_dim = int(config.output_channels if self.family in SAM else config.hidden_size)
         self.native_size = _side(config.image_size)
         self.allowed_sizes = allowed_sizes(self.family, self.native_size)
+        if self.family in HIERARCHICAL:
+            self.patch_size *= 2 ** (len(config.depths) - 1)
+        if self.family in SAM + HIERARCHICAL:
+            self.allowed_sizes = (self.native_size,)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self._accepts = set(inspect.signature(backbone.forward).parameters)
@@ -119,11 +127,40 @@ class FoundationModel(nn.Module):
         """
         opened = open_backbone(str(name))
         model = cls(opened.model, opened.mean, opened.std, name=str(name), input_mode=input_mode)
-        if opened.row is not None:
+        if opened.row is None:
+            model.require_grid()
+        else:
             keys = ("family", "patch_size", "feature_dim", "num_prefix_tokens", "native_size")
             found = {key: getattr(model, key) for key in keys}
             opened.row.check(str(name), found | {"mean": opened.mean, "std": opened.std})
         return model
+
+    def require_grid(self) -> None:
+        """Find out with an empty image, as small as the model takes, whether its features form a grid of patches.
+
+        Raises:
+            InputError: they do not, or the model takes no images.
+        """
+        if self.family in SAM:  # checked when it is used: a thousand pixels a side take a CPU many seconds
+            return
+        side = self.patch_size if self.allowed_sizes is None else self.native_size
+        try:
+            found = self.num_prefix_tokens
+            with torch.no_grad():
+                width = self._tokens(torch.zeros(1, 3, side, side).to(self.mean)).shape[-1]
+        except Exception as error:  # networks of other kinds fail in their own ways
+            raise self._no_grid(
+                f"an image of {side}x{side} pixels fails: {' '.join(str(error).split()):.150}"
+            ) from error
+        if not 0 <= found <= MOST_PREFIX_TOKENS or width != self.feature_dim:
+            patches = (side // self.patch_size) ** 2
+            raise self._no_grid(f"{found + patches} features of {width} channels for {patches} patches")
+
+    def _no_grid(self, found: str) -> InputError:
+        return InputError(
+            f"'{self.name}' cannot be used as a foundation model: a {self.family} gives no grid of patch features "
+            f"({found}). Give a vision transformer such as DINOv2, MAE, SigLIP, CLIP, SAM or Swin."
+        )
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -187,6 +224,10 @@ class FoundationModel(nn.Module):
             pixels = (images * 0.5 + 0.5 - self.mean) / self.std
         height, width = plan.patch_grid
         tokens = self._tokens(pixels)[:, -height * width :]  # (B, N, D), without the prefix
+        if tokens.shape[1:] != (height * width, self.feature_dim):
+            raise self._no_grid(
+                f"{tokens.shape[1]} features of {tokens.shape[2]} channels for {height * width} patches"
+            )
         features = _at_least_float32(tokens).transpose(1, 2).unflatten(2, plan.patch_grid)  # (B, D, h, w)
         if plan.resamples_features:
             if plan not in self._announced and not images.is_meta:
@@ -203,11 +244,14 @@ class FoundationModel(nn.Module):
         if self.family == "vit_mae":  # it shuffles the patches, unless it is told their order
             count = (pixels.shape[2] // self.patch_size) * (pixels.shape[3] // self.patch_size)
             options["noise"] = torch.arange(count, device=pixels.device).expand(len(pixels), -1)
-        return self.backbone(pixels, **options).last_hidden_state
+        tokens: Tensor = self.backbone(pixels, **options).last_hidden_state
+        if tokens.ndim == 4:  # (B, D, h, w), or (B, h, w, D) as timm has it
+            return tokens.flatten(2).transpose(1, 2) if tokens.shape[1] == self.feature_dim else tokens.flatten(1, 2)
+        return tokens
 
     def _learned_positions(self) -> Tensor | None:
         """The table of learned absolute positions (prefix + N, D), row by row; None where there is none."""
-        embeddings = getattr(self.backbone, "embeddings", None)
+        embeddings = getattr(self.backbone, "embeddings", None) if self.family not in HIERARCHICAL else None
         parameter = getattr(embeddings, "position_embeddings", None)  # (1, prefix + N, D)
         module = getattr(embeddings, "position_embedding", None)  # nn.Embedding
         return parameter[0] if parameter is not None else getattr(module, "weight", None)

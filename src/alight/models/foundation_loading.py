@@ -4,27 +4,38 @@ Whatever the origin, what comes back is called with pixels and gives `last_hidde
 `model_type`, `patch_size`, `hidden_size` and `image_size`.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.utils import logging as hub_logging
+from pydantic import ConfigDict, Field, with_config
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
+from typing_extensions import TypedDict
 
 from alight.artifacts import verify_folder
 from alight.models.foundation_catalogue import IMAGENET_MEAN, IMAGENET_STD, FoundationRow, find_row, known_names
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
+from alight.runtime.reading import read_json
 
 TIMM = "timm:"
+SIDE_LIMIT = 16_384  # pixels
+
+
+@with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
+class _Pixels(TypedDict):
+    """`preprocessor_config.json`, as far as it is used here."""
+
+    image_mean: NotRequired[Annotated[list[float], Field(min_length=3, max_length=3)]]
+    image_std: NotRequired[Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]]
 
 
 class OpenedBackbone(NamedTuple):
@@ -76,15 +87,26 @@ def _open_transformers(name: str, origin: str, row: FoundationRow | None) -> Ope
             )
     except Exception as error:
         raise InputError(_cannot_be_loaded(name, origin, row, error)) from error
-    lacks = [key for key in ("patch_size", "image_size") if not hasattr(config, key)]
+    wanted = ("patch_size", "image_size", "output_channels" if hasattr(config, "output_channels") else "hidden_size")
+    lacks = [key for key in wanted if not hasattr(config, key)]
     lacks += sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if lacks:
         raise InputError(
             f"'{name}' is not a complete vision transformer: it lacks {', '.join(lacks[:3])}. Give a transformers "
             "ViT such as dinov2-large."
         )
+    sides = [side for key in ("patch_size", "image_size") for side in _sides(getattr(config, key))]
+    if not all(isinstance(side, int) and 0 < side <= SIDE_LIMIT for side in sides):
+        raise InputError(
+            f"'{name}' has patch_size {config.patch_size} and image_size {config.image_size}, where whole numbers of "
+            "pixels are needed. Get its config.json again."
+        )
     mean, std = _pixel_statistics(origin, row)
     return OpenedBackbone(model, mean, std, row)
+
+
+def _sides(size: Any) -> list[Any]:
+    return list(size) if isinstance(size, list | tuple) else [size]
 
 
 def _cannot_be_loaded(name: str, origin: str, row: FoundationRow | None, error: Exception) -> str:
@@ -116,12 +138,7 @@ def _pixel_statistics(origin: str, row: FoundationRow | None) -> tuple[tuple[flo
             _raise_exceptions_for_connection_errors=False,
         )
     if found and Path(found).is_file():
-        try:
-            values = json.loads(Path(found).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(
-                f"{found} cannot be read ({error}). Get it again, with the weights it belongs to."
-            ) from error
+        values = read_json(Path(found), _Pixels, "Get it again, with the weights it belongs to.")
         if "image_mean" in values and "image_std" in values:
             return tuple(values["image_mean"]), tuple(values["image_std"])
     if row is not None:

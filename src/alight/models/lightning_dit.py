@@ -3,7 +3,7 @@
 Legend: B batch, C latent channels, (H, W) latent grid, p patch size, N = H W / p^2 tokens, D model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -202,6 +202,17 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         if name not in PRESETS:
             raise InputError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name]._asdict(), **overrides})
+
+    @classmethod
+    def check_before_building(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor], source: Any) -> None:
+        """Compare the positions, which are computed while a model is built, with those among the weights."""
+        grid, stored = token_grid(config.get("sample_size", 16), config.get("patch_size", 1)), weights.get("pos_embed")
+        expected = (1, grid.height * grid.width, config.get("hidden_size", 1152))
+        if stored is not None and tuple(stored.shape) != expected:
+            raise InputError(
+                f"{source} describes positions of the shape {expected}, but those of the weights are of another "
+                f"shape, {tuple(stored.shape)}. Give weights and configuration that were saved together."
+            )
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -4,21 +4,34 @@ The library's own loader fills missing weights with random numbers and goes on; 
 random weights costs its user days.
 """
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import ModelMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alight.artifacts import CONFIG_FILE, WEIGHTS_FILE, verify_folder
+from alight.models.loading_options import check_options, resolve_dtype
+from alight.models.weight_files import find_weights, read_safetensors, read_weights
 from alight.runtime.errors import InputError
+from alight.runtime.reading import read_json_object
+
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "StrictlyLoaded",
+    "is_hub_id",
+    "load_strictly",
+    "open_model_folder",
+    "read_safetensors",
+]
 
 ModelT = TypeVar("ModelT", bound=ModelMixin)
+LAYERS = ("num_layers", "layers_per_block")  # fields of a configuration that say how much is to be built
+LAYERS_LIMIT = 1_000
 
 
 class StrictlyLoaded(ModelMixin):
@@ -33,17 +46,43 @@ class StrictlyLoaded(ModelMixin):
         Args:
             pretrained_model_name_or_path: a local folder or a hub id.
             subfolder: of the folder or repository.
-            **options: of diffusers' loader; for a local folder only `torch_dtype` matters.
+            **options: `dtype` (or `torch_dtype`), `variant` and `output_loading_info` as in diffusers, and what
+                concerns downloads. Weights become float32 unless a type is given; "auto" is that of the file.
 
         Raises:
-            InputError: if files are missing or damaged, or weights and configuration do not fit.
+            InputError: if files are missing or damaged, weights and configuration do not fit, or a keyword is unknown
+                or cannot be heeded.
         """
-        origin = pretrained_model_name_or_path
+        origin, what = pretrained_model_name_or_path, f"{cls.__name__}.from_pretrained"
+        if not isinstance(origin, str | os.PathLike) or not str(origin):
+            raise InputError(f"{what} takes a folder or a hub id, not {origin!r}.")
+        check_options(options, what)
+        dtype = resolve_dtype(options, what)
         if not is_hub_id(origin):
-            model = open_model_folder(cls, Path(origin) / subfolder if subfolder else Path(origin))
-            return model.to(options["torch_dtype"]) if options.get("torch_dtype") else model
+            model = open_model_folder(cls, Path(origin, subfolder or ""), options.get("variant"), dtype)
+            found: dict[str, Any] = {
+                "missing_keys": [],
+                "unexpected_keys": [],
+                "mismatched_keys": [],
+                "error_msgs": [],
+            }
+        else:
+            model, found = cls._fetch(origin, subfolder, dtype, options)
+        return (model, found) if options.get("output_loading_info") else model
+
+    @classmethod
+    def _fetch(cls, origin: Any, subfolder: str | None, dtype: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
+        """A model of the hub, by the library's own loader, whose findings are refused."""
+        own = ("dtype", "torch_dtype", "output_loading_info", "use_safetensors")
+        passed = {name: value for name, value in options.items() if name not in own}
+        if dtype == "auto":
+            raise InputError(f"'{origin}' is on the hub, where dtype='auto' is not known. Give a type, or a folder.")
+        if dtype is not None:
+            passed["dtype"] = dtype
         try:
-            model, found = super().from_pretrained(origin, subfolder=subfolder, output_loading_info=True, **options)
+            model, found = super().from_pretrained(
+                origin, subfolder=subfolder, output_loading_info=True, use_safetensors=True, **passed
+            )
         except OSError as error:
             raise InputError(
                 f"'{origin}' is no folder here, and as a hub id it cannot be fetched ({_one_line(error)}). Check the "
@@ -52,16 +91,27 @@ class StrictlyLoaded(ModelMixin):
         wrong = {kind: names for kind, names in found.items() if names}
         if wrong:
             raise InputError(f"The weights in {origin} do not fit their configuration: {wrong}. Get them again.")
-        return model
+        return model, found
+
+    @classmethod
+    def check_before_building(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor], source: Any) -> None:
+        """Refuse a configuration that would build something far larger than the weights; subclasses know how."""
+
+    def check_loaded(self, source: Any) -> None:
+        """Refuse fields of the configuration that nothing else looks at before they are used."""
 
 
 def is_hub_id(origin: Any) -> bool:
     """Whether this can only be a name on the hub: owner/name, and neither it nor its parent is a folder here."""
     folder = Path(origin)
+    if "\0" in str(origin):
+        raise InputError(f"{str(origin)!r:.200} is no folder and no name on the hub: it holds a NUL. Check the path.")
     return not folder.exists() and not folder.parent.exists() and str(origin).count("/") == 1
 
 
-def open_model_folder(cls: type[ModelT], folder: Path) -> ModelT:
+def open_model_folder(
+    cls: type[ModelT], folder: Path, variant: str | None = None, dtype: torch.dtype | str | None = None
+) -> ModelT:
     """Build a diffusers model from its folder, in eval mode.
 
     Weights under the attention names of diffusers before 0.17 (query, key, value, proj_attn), as in the files of the
@@ -69,49 +119,76 @@ def open_model_folder(cls: type[ModelT], folder: Path) -> ModelT:
 
     Args:
         cls: a diffusers model.
-        folder: holds `config.json` and `diffusion_pytorch_model.safetensors`.
+        folder: holds `config.json` and `diffusion_pytorch_model.safetensors`, or the shards of such a file.
+        variant: of the weights files, see `find_weights`.
+        dtype: of the model; None = float32, "auto" = that of the weights.
 
     Raises:
         InputError: if a file is missing or damaged, or if the weights do not fit the configuration.
     """
     verify_folder(folder)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} is not a {cls.__name__} folder: it has no {name}. {_advice(folder)}")
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        kind = config.get("_class_name", cls.__name__)
-        model = cls.from_config(config) if kind in {ancestor.__name__ for ancestor in cls.__mro__} else None
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(
-            f"{folder / CONFIG_FILE} does not describe a {cls.__name__} ({_one_line(error)}). Restore the file that "
-            "was saved with the weights."
-        ) from error
-    if model is None:
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{folder} is not a {cls.__name__} folder: it has no {CONFIG_FILE}. {_advice(folder)}")
+    files = find_weights(folder, variant)
+    if not files:
+        name = f"{WEIGHTS_FILE}{f' of the variant {variant!r}' if variant else ''}"
+        raise InputError(f"{folder} is not a {cls.__name__} folder: it has no {name}. {_advice(folder)}")
+    config = _read_config(cls, folder)
+    weights, source = read_weights(files), files[0] if len(files) == 1 else folder
+    model = _build(cls, config, weights, folder / CONFIG_FILE, source)
+    model.load_state_dict(weights, strict=True)
+    if isinstance(model, StrictlyLoaded):
+        model.check_loaded(folder / CONFIG_FILE)
+    if dtype == "auto":
+        dtype = next((value.dtype for value in weights.values() if value.is_floating_point()), None)
+    return model.to(dtype).eval() if dtype is not None else model.eval()
+
+
+def _read_config(cls: type[ModelT], folder: Path) -> dict[str, Any]:
+    config = read_json_object(folder / CONFIG_FILE, "Restore the file that was saved with the weights.")
+    kind = config.get("_class_name", cls.__name__)
+    if kind not in [ancestor.__name__ for ancestor in cls.__mro__]:
         raise InputError(f"{folder} holds a {kind}, not a {cls.__name__}. Check which folder you meant to give.")
-    weights = read_safetensors(folder / WEIGHTS_FILE)
-    model._fix_state_dict_keys_on_load(weights)  # what the library's own loader calls, in place
-    load_strictly(model, weights, source=folder / WEIGHTS_FILE)
-    return model.eval()
+    for name in LAYERS:
+        if isinstance(config.get(name), int) and config[name] > LAYERS_LIMIT:
+            raise InputError(
+                f"{folder / CONFIG_FILE} has {name} {config[name]}, more than the {LAYERS_LIMIT} that any model has. "
+                "Restore the file that was saved with the weights."
+            )
+    return config
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU.
-
-    Raises:
-        InputError: if the file is truncated or of another format.
-    """
+def _build(cls: type[ModelT], config: dict[str, Any], weights: dict[str, Tensor], place: Path, source: Any) -> ModelT:
+    """The model of a configuration, once it is certain that it is as large as its weights, renamed here in place."""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        if issubclass(cls, StrictlyLoaded):
+            cls.check_before_building(config, weights, place)
+        with torch.device("meta"):  # takes no memory
+            outline = cls.from_config(config)
+        outline._fix_state_dict_keys_on_load(weights)  # what the library's own loader calls
+        check_fit(outline, weights, source)
+        return cls.from_config(config)
+    except InputError:
+        raise
+    except Exception as error:  # wrong types and values fail in the networks, in their own ways
         raise InputError(
-            f"{path} is not a complete safetensors file ({_one_line(error)}). It was probably cut off while it was "
-            "copied or downloaded; get it again."
+            f"{place} does not describe a {cls.__name__} ({_one_line(error)}). Restore the file that was saved with "
+            "the weights."
         ) from error
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: Any) -> None:
     """Load weights that must match the model exactly.
+
+    Raises:
+        InputError: lists what is missing, unexpected, of another shape, or not finite.
+    """
+    check_fit(model, weights, source)
+    model.load_state_dict(dict(weights), strict=True)
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: Any) -> None:
+    """Refuse weights that do not match a model, which may be on the meta device.
 
     Raises:
         InputError: lists what is missing, unexpected, of another shape, or not finite.
@@ -133,7 +210,6 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: Any) 
             f"The weights in {source} do not fit {type(model).__name__}: {'; '.join(found)}. Give weights and "
             "configuration that were saved together."
         )
-    model.load_state_dict(dict(weights), strict=True)
 
 
 def _advice(folder: Path) -> str:

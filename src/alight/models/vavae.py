@@ -3,6 +3,9 @@
 images in [-1, 1] -> posterior -> raw latents -> latents (normalised per channel) -> raw latents -> images.
 """
 
+import math
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -64,6 +67,28 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
             force_upcast=False,
             mid_block_add_attention=mid_block_attention,
         )
+
+    def check_loaded(self, source: Any) -> None:
+        """Refuse statistics of latents that cannot normalise them.
+
+        Raises:
+            InputError: names the field.
+        """
+        config, channels = self.config, self.config.latent_channels
+        for name in ("latents_mean", "latents_std"):
+            values = config.get(name)
+            sound = isinstance(values, list | tuple) and len(values) == channels and all(map(_is_number, values))
+            if values is not None and not (sound and (name == "latents_mean" or min(values) > 0)):
+                raise InputError(
+                    f"{source} has a {name} that is not {channels} finite {'positive ' * (name == 'latents_std')}"
+                    "numbers, one per channel. Restore the file that was saved with the weights."
+                )
+        scale, shift = config.get("scaling_factor"), config.get("shift_factor")
+        if not (scale is None or (_is_number(scale) and scale > 0)) or not (shift is None or _is_number(shift)):
+            raise InputError(
+                f"{source} has scaling_factor {scale!r} and shift_factor {shift!r}, which must be finite numbers. "
+                "Restore the file that was saved with the weights."
+            )
 
     def to_json_string(self) -> str:
         """The configuration under the name of the diffusers class, which is all that opening the folder needs."""
@@ -206,3 +231,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
             )
         mean, std = (value.to(like).view(1, -1, 1, 1) for value in statistics)
         return mean, std
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NotRequired, cast
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
 from PIL import Image
+from pydantic import ConfigDict, with_config
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from alight.artifacts import read_artifact, verify_folder
+from alight.artifacts import MANIFEST, read_artifact, verify_folder
 from alight.data.class_names import class_index, readable_class_names
 from alight.flow import (
     PATHS,
     DiffusionForm,
     GuidedVelocity,
     LastStep,
-    Prediction,
     SDEMethod,
     VelocityField,
     solve_ode,
@@ -28,11 +31,39 @@ from alight.flow import (
     time_interval,
 )
 from alight.models.lightning_dit import LightningDiT
+from alight.models.loading_options import check_options, resolve_dtype
+from alight.models.pretrained import is_hub_id
 from alight.models.vavae import VAVAE
+from alight.pipelines.call_arguments import (
+    as_labels,
+    as_seeds,
+    as_steps,
+    check_generator,
+    check_interval,
+    check_numbers,
+    noise_of_generators,
+    require_finite,
+)
+from alight.pipelines.folder_check import PREDICTIONS, check_pipeline_folder
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import to_uint8
+from alight.runtime.reading import check_values
 from alight.runtime.seeding import noise_of_seeds, random_stream
 from alight.runtime.solver_names import SDE_SOLVERS, require_solver
+
+# Keywords of diffusers' own loader of pipelines that it heeds.
+DIFFUSERS_OPTIONS = {"custom_pipeline", "custom_revision", "device_map", "quantization_config", "trust_remote_code"}
+
+
+@with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
+class TransformerFacts(TypedDict):
+    """What the manifest of a transformer must say for images to be made with it."""
+
+    latents_mean: list[float]
+    latents_std: list[float]
+    class_names: NotRequired[list[str] | None]
+    path: NotRequired[str]
+    prediction: NotRequired[str]
 
 
 @dataclass
@@ -74,7 +105,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         scheduler: FlowMatchEulerDiscreteScheduler,
         class_names: Sequence[str] | None = None,
         path: str = "linear",
-        prediction: Prediction = "velocity",
+        prediction: str = "velocity",  # diffusers remarks on a Literal whenever it opens a pipeline
         recommended_sampling: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -90,33 +121,66 @@ class LightningDiTPipeline(DiffusionPipeline):
         )
 
     @classmethod
-    def from_artifacts(cls, transformer: Path, tokenizer: Path) -> LightningDiTPipeline:
+    def from_artifacts(cls, transformer: str | Path, tokenizer: str | Path) -> LightningDiTPipeline:
         """Join a trained transformer with its tokenizer.
+
+        Args:
+            transformer: folder of a transformer artifact.
+            tokenizer: folder of a tokenizer artifact.
 
         Raises:
             InputError: if a folder is unusable, or the transformer was trained on another tokenizer's latents.
         """
-        trained = read_artifact(transformer, "transformer")
-        trained.require_input(read_artifact(tokenizer, "tokenizer"))
-        vae = VAVAE.from_pretrained(tokenizer)
-        vae.set_latents_statistics(
-            torch.tensor(trained.facts["latents_mean"]), torch.tensor(trained.facts["latents_std"])
-        )
+        folder = Path(transformer)
+        trained = read_artifact(folder, "transformer")
+        trained.require_input(read_artifact(Path(tokenizer), "tokenizer"))
+        where = f"The facts in {folder / MANIFEST}"
+        facts = check_values(trained.facts, TransformerFacts, where, "Restore the file, or train it again.")
+        path, prediction = facts.get("path", "linear"), facts.get("prediction", "velocity")
+        if path not in PATHS or prediction not in PREDICTIONS:
+            raise InputError(f"{where} name the path {path!r} with {prediction!r}, unknown here. Restore the file.")
+        vae = VAVAE.from_pretrained(Path(tokenizer))
+        vae.set_latents_statistics(torch.tensor(facts["latents_mean"]), torch.tensor(facts["latents_std"]))
         scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-        flow = {name: trained.facts[name] for name in ("path", "prediction") if name in trained.facts}
-        model = LightningDiT.from_pretrained(transformer)
-        return cls(vae, model, scheduler, trained.facts.get("class_names"), **flow)
+        return cls(vae, LightningDiT.from_pretrained(folder), scheduler, facts.get("class_names"), path, prediction)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
-        """Open a folder that `save_pretrained` wrote, or a hub id; options are those of diffusers.
+        """Open a folder that `save_pretrained` wrote, or a hub id.
+
+        Args:
+            pretrained_model_name_or_path: a local folder or a hub id.
+            **options: those of diffusers, such as `dtype` and `variant`, and components to be taken instead of those
+                in the folder.
 
         Raises:
-            InputError: the folder is an artifact, and a file of it is missing or has changed.
+            InputError: a file is missing or damaged, does not describe a pipeline of this package, or a keyword is
+                unknown or cannot be heeded.
         """
-        verify_folder(Path(pretrained_model_name_or_path))
+        origin, what = pretrained_model_name_or_path, f"{cls.__name__}.from_pretrained"
+        own = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        check_options(options, what, own | DIFFUSERS_OPTIONS)
+        by_component = options.get("dtype") or options.get("torch_dtype")
+        dtype = by_component if isinstance(by_component, dict) else resolve_dtype(options, what)
+        if dtype == "auto":
+            raise InputError(f"{what} does not know 'auto'. Give a type such as torch.bfloat16.")
+        options = {name: value for name, value in options.items() if name not in ("dtype", "torch_dtype")}
+        options |= {} if dtype is None else {"dtype": dtype}
+        if not is_hub_id(origin):
+            if not Path(origin).is_dir():
+                raise InputError(f"There is no folder {origin}. Check the path, or give a hub id (owner/name).")
+            verify_folder(Path(origin))
+            check_pipeline_folder(Path(origin), options, cls.__call__)
         options.setdefault("low_cpu_mem_usage", False)  # it needs a package that is otherwise unused, and says so
-        return super().from_pretrained(pretrained_model_name_or_path, **options)
+        try:
+            return super().from_pretrained(origin, **options)
+        except InputError:
+            raise
+        except Exception as error:  # the library has dozens of kinds for files that are missing or damaged
+            raise InputError(
+                f"The pipeline in {origin} cannot be opened ({' '.join(str(error).split())[:300]}). Restore the "
+                "folder, or write it again."
+            ) from error
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
@@ -142,7 +206,7 @@ class LightningDiTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Sequence[int | str],
+        class_labels: Sequence[int | str] | int | str,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
@@ -152,8 +216,8 @@ class LightningDiTPipeline(DiffusionPipeline):
         diffusion_form: DiffusionForm = "sigma",
         last_step: LastStep = "mean",
         guide: LightningDiT | None = None,
-        seeds: Sequence[int] | None = None,
-        generator: torch.Generator | None = None,
+        seeds: Sequence[int] | int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
         on_step: Callable[[int, Tensor], None] | None = None,
@@ -164,7 +228,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         does, and with adaptive solvers, whose steps are the batch's.
 
         Args:
-            class_labels: indices or names.
+            class_labels: indices or names; one alone for one image.
             num_inference_steps: steps really taken.
             guidance_scale: 1 = off.
             guidance_interval: (low, high) in model time, t = 0 noise and t = 1 data; None = everywhere.
@@ -174,20 +238,26 @@ class LightningDiTPipeline(DiffusionPipeline):
             diffusion_form: how much noise the SDE solvers add when; see `alight.flow.diffusion_coefficient`.
             last_step: how the SDE solvers end; see `alight.flow.solve_sde`.
             guide: a weaker transformer on the same latents: autoguidance (arXiv 2406.02507), not the null class.
-            seeds: one per image.
-            generator: draws the noise of the whole batch instead.
+            seeds: one per image; a number for one image.
+            generator: draws the noise of the whole batch instead; a list of one per image draws that of each.
             latents: the noise itself, (B, C, h, w), instead of both.
             output_type: `pil`, `uint8` (NHWC tensor), `pt` (NCHW in [-1, 1]) or `latent` (normalised latents).
             on_step: called after each step with (steps done, latents).
 
         Raises:
-            InputError: on an unknown class, solver or output type, or settings out of range.
+            InputError: on an unknown class, solver or output type, settings out of range, or latents and images that
+                are not finite.
         """
         if output_type not in ("pil", "uint8", "pt", "latent"):
             raise InputError(f"Unknown output_type '{output_type}'. Known are pil, uint8, pt and latent.")
         require_solver(solver)
+        num_inference_steps = as_steps(num_inference_steps)
+        check_numbers(guidance_scale=guidance_scale, timestep_shift=timestep_shift)
+        check_interval(guidance_interval)
         self.check_guidance(guidance_scale, guidance_channels, guide)
         labels = self.resolve_labels(class_labels).to(self.transformer.device)
+        seeds = as_seeds(seeds, len(labels))
+        check_generator(generator, len(labels))
         noise = self._noise(len(labels), seeds, generator, latents).to(self.transformer.device)
         # a transformer trained without class dropout has no null class; without guidance or with a guide it needs none
         has_null = guidance_scale != 1 and guide is None
@@ -221,16 +291,22 @@ class LightningDiTPipeline(DiffusionPipeline):
             warp = None if shift == 1.0 else shift
             field, (start, end) = VelocityField(velocity, path, prediction), time_interval(path, prediction)
             x = solve_ode(field, noise, num_inference_steps, solver, warp, t_0=start, t_1=end, on_step=on_step).x
-        return LightningDiTOutput(images=self.decode(x, output_type), nfe=velocity.nfe)
+        settings = {"guidance_scale": guidance_scale, "solver": solver, "num_inference_steps": num_inference_steps}
+        require_finite(x, "The latents", settings)
+        if output_type == "latent":
+            return LightningDiTOutput(images=x, nfe=velocity.nfe)
+        images = self.decode(x, "pt")
+        require_finite(images, "The images", settings)
+        return LightningDiTOutput(images=as_output(images, output_type), nfe=velocity.nfe)
 
-    def resolve_labels(self, class_labels: Sequence[int | str]) -> Tensor:
+    def resolve_labels(self, class_labels: Sequence[int | str] | int | str) -> Tensor:
         """Class names and indices to an int64 tensor of indices.
 
         Raises:
             InputError: names the class that is unknown, and those that are known.
         """
         names, count = self.class_names, self.transformer.config.num_classes
-        return torch.tensor([class_index(label, names, count) for label in class_labels], dtype=torch.int64)
+        return torch.tensor([class_index(label, names, count) for label in as_labels(class_labels)], dtype=torch.int64)
 
     def check_guidance(self, scale: float, channels: int | None = None, guide: LightningDiT | None = None) -> None:
         """Find out before any work starts whether the transformer can be guided like that.
@@ -259,30 +335,34 @@ class LightningDiTPipeline(DiffusionPipeline):
     def _noise(
         self,
         count: int,
-        seeds: Sequence[int] | None,
-        generator: torch.Generator | None,
+        seeds: list[int] | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
         latents: Tensor | None,
     ) -> Tensor:
         shape = latent_shape(self.transformer)
         if latents is not None:
-            if latents.shape != (count, *shape):
-                raise InputError(f"latents of shape {tuple(latents.shape)} were given; expected {(count, *shape)}.")
+            if not isinstance(latents, Tensor) or latents.shape != (count, *shape):
+                raise InputError(f"latents of shape {np.shape(latents)} were given; expected {(count, *shape)}.")
             return latents
         if seeds is not None:
-            if len(seeds) != count:
-                raise InputError(f"{count} class labels need as many seeds; {len(seeds)} were given.")
-            return noise_of_seeds(list(seeds), shape)
+            return noise_of_seeds(seeds, shape)
+        if isinstance(generator, Sequence):
+            return noise_of_generators(generator, shape)
         return torch.randn((count, *shape), generator=generator, device=generator.device if generator else "cpu")
 
     def decode(self, latents: Tensor, output_type: str = "uint8") -> Any:
         """Normalised latents to images, in one of the output types of a call."""
         if output_type == "latent":
             return latents
-        images = self.tokenizer.decode_latents(latents.to(self.tokenizer.dtype))
-        if output_type == "pt":
-            return images
-        pixels = to_uint8(images)
-        return pixels if output_type == "uint8" else [Image.fromarray(image.cpu().numpy()) for image in pixels]
+        return as_output(self.tokenizer.decode_latents(latents.to(self.tokenizer.dtype)), output_type)
+
+
+def as_output(images: Tensor, output_type: str) -> Any:
+    """Images (B, 3, H, W) in [-1, 1] as they are asked for: `pt`, `uint8` or `pil`."""
+    if output_type == "pt":
+        return images
+    pixels = to_uint8(images)
+    return pixels if output_type == "uint8" else [Image.fromarray(image.cpu().numpy()) for image in pixels]
 
 
 def latent_shape(transformer: LightningDiT) -> tuple[int, int, int]:

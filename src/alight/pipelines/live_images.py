@@ -9,12 +9,11 @@ import torch
 from alight.config import DrawConfig
 from alight.evaluation.batches import in_steps
 from alight.evaluation.generated import Conditions, GeneratedImages, Pixels, sampling_conditions
-from alight.models.pretrained import WEIGHTS_FILE
+from alight.models.weight_files import weights_hash
 from alight.pipelines.lightning_dit import LightningDiTPipeline, latent_shape
 from alight.pipelines.requests import label_protocol, plan_requests
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
-from alight.runtime.files import file_hash
 from alight.runtime.pixels import UINT8_RULE
 
 
@@ -42,7 +41,7 @@ class LiveImages(GeneratedImages):
         order = np.random.default_rng(seed).permutation(len(requests))
         self._requests = [requests[number] for number in order]
         self._pipeline, self._draw, self._seed = pipeline, draw, seed
-        self.hashes = {part: file_hash(folder / part / WEIGHTS_FILE) for part in ("transformer", "tokenizer")}
+        self.hashes = {part: weights_hash(folder / part) for part in ("transformer", "tokenizer")}
         self.evaluations: list[int] = []  # of every batch that was made
         self.name, self.count = folder.name, len(requests)
         self.labels = np.array([request.label for request in self._requests])
