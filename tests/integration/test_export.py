@@ -21,6 +21,7 @@ from alight.interop.reference import export_latents_statistics, export_tokenizer
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import seeded_initialisation
 from alight.sharing.escaping import markdown
+from alight.sharing.hub import check_access
 from alight.sharing.lineage import require_tokenizer_of
 from alight.sharing.source import portable
 from alight.stages import convert
@@ -359,6 +360,16 @@ def test_an_upload_that_cannot_work_does_no_work(
     assert not output.exists()
     assert not hub.repositories
     assert not hub.files
+
+
+WRONG_SHAPES = [None, [], "somebody", {}, {"name": 3}, {"name": "a", "orgs": 3}, {"name": "a", "orgs": [1]}]
+
+
+@pytest.mark.parametrize("answer", WRONG_SHAPES)
+def test_a_hub_that_answers_in_another_shape_is_named(monkeypatch, hub, answer):
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda *_, **__: answer)
+    with pytest.raises(InputError, match="does not say who you are"):
+        check_access("somebody/digits")
 
 
 def test_a_hub_out_of_reach_is_told_before_any_work(monkeypatch, finished_quickstart, tmp_path):
