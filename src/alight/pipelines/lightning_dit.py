@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from alight.artifacts import read_artifact
-from alight.data.class_names import class_index, readable_class_names
+from alight.data.class_names import class_indices, readable_class_names
 from alight.flow import (
     PATHS,
     DiffusionForm,
@@ -137,7 +137,7 @@ class LightningDiTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Sequence[int | str],
+        class_labels: Sequence[int | str] | int | str,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
@@ -159,7 +159,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         does, and with adaptive solvers, whose steps are the batch's.
 
         Args:
-            class_labels: indices or names.
+            class_labels: indices or names, or one of them.
             num_inference_steps: steps really taken.
             guidance_scale: 1 = off.
             guidance_interval: (low, high) in model time, t = 0 noise and t = 1 data; None = everywhere.
@@ -218,14 +218,14 @@ class LightningDiTPipeline(DiffusionPipeline):
             x = solve_ode(field, noise, num_inference_steps, solver, warp, t_0=start, t_1=end, on_step=on_step).x
         return LightningDiTOutput(images=self.decode(x, output_type), nfe=velocity.nfe)
 
-    def resolve_labels(self, class_labels: Sequence[int | str]) -> Tensor:
-        """Class names and indices to an int64 tensor of indices.
+    def resolve_labels(self, class_labels: Sequence[int | str] | int | str) -> Tensor:
+        """Class names and indices, or one of them, to an int64 tensor of indices.
 
         Raises:
             InputError: names the class that is unknown, and those that are known.
         """
         names, count = self.class_names, self.transformer.config.num_classes
-        return torch.tensor([class_index(label, names, count) for label in class_labels], dtype=torch.int64)
+        return torch.tensor(class_indices(class_labels, names, count), dtype=torch.int64)
 
     def check_guidance(self, scale: float, channels: int | None = None, guide: LightningDiT | None = None) -> None:
         """Find out before any work starts whether the transformer can be guided like that.
