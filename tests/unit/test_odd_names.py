@@ -183,7 +183,7 @@ def test_names_like_patterns_are_names(tmp_path, name):
     (folder / "tars").mkdir()
     with tarfile.open(folder / "tars" / f"{name}.tar", "w") as archive:
         archive.add(folder / "pets" / name / f"{name}.png", f"{name}.png")
-    for place in ("pets", f"{name}.csv", f"{name}.jsonl", "tars", f"tars/{name}.tar"):
+    for place in ("pets", f"{name}.csv", f"{name}.jsonl", "tars", f"tars/{name}.tar", "tars/*.tar"):
         assert open_images(folder / place).store.read(0) == content
 
 
@@ -199,6 +199,22 @@ def test_tables_with_names_like_patterns_are_found(tmp_path, name):
     table.save_to_disk(folder / "saved")
     for word in (folder / "table" / f"{name}.parquet", folder / "table", folder / "saved", f"hf:{folder / 'images'}"):
         assert open_images(word).store.read(0) == content
+
+
+@pytest.mark.parametrize(
+    "word",
+    [*("x" * 300 + end for end in ("", ".csv", "*.tar", "*.parquet")), "x" * 5000, "a\0b", "a\0b.tar", ""],
+)
+def test_words_that_no_path_can_be_are_one_paragraph(word):
+    with pytest.raises(InputError, match="There (are no images|is no file)") as error:
+        open_images(word)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("word", ["{0..5}" * 12, "{1..100000}{1..100000}", "{a,b}" * 30])
+def test_patterns_of_too_many_files_are_refused_at_once(word):
+    with pytest.raises(InputError, match="more than 100,000 files"):
+        open_images(f"{word}.tar")
 
 
 # --- text that is no name -------------------------------------------------------------------------------------------

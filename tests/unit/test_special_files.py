@@ -1,4 +1,4 @@
-"""FIFOs, devices and the like in the place of an image, a list, a tar or a table: skipped or refused, never awaited."""
+"""FIFOs, devices and the like in the place of an image, a list, a tar or a table: skipped or refused, never read."""
 
 import io
 import json

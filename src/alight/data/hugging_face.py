@@ -113,7 +113,7 @@ class _TableStore(ImageStore):
 
 def is_saved_table(folder: Path) -> bool:
     """Whether `datasets` wrote this folder with `save_to_disk`."""
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    return any(os.path.isfile(folder / name) for name in ("state.json", "dataset_dict.json"))
 
 
 def _open_table(word: str) -> tuple["Dataset", str]:

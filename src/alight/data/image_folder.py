@@ -37,9 +37,9 @@ class ImageFolder(StoredImages):
         self, folder: str | os.PathLike[str], unconditional: bool = False, max_skipped_fraction: float = 0.5
     ) -> None:
         folder = Path(folder)
-        if not folder.is_dir():
-            found = "is a file, not a folder; unpack it first" if folder.exists() else "does not exist"
-            raise InputError(f"The image folder {folder} {found}.")
+        if not os.path.isdir(folder):
+            found = "is a file, not a folder; unpack it first" if os.path.exists(folder) else "does not exist"
+            raise InputError(f"The image folder {folder!s:.300} {found}.")
         names = list_images(folder)
         if not names:
             raise InputError(

@@ -25,7 +25,7 @@ from alight.data.stored_images import StoredImages
 from alight.runtime.errors import InputError
 from alight.runtime.reading import require_regular
 
-LIST_EXTENSIONS = (".csv", ".jsonl", ".txt")
+LIST_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".txt")
 _SEPARATOR = re.compile(r"[,;\t]|\s+")
 
 Entry = tuple[str, RawLabel]  # path and label
@@ -34,8 +34,8 @@ Entry = tuple[str, RawLabel]  # path and label
 class ImageList(StoredImages):
     """The images that a list names, relative to the folder in which the list lies, or by absolute paths.
 
-    - `.csv`: two columns, path and label, or only the first, between commas, semicolons or tabs. A header may give
-      them other names and places.
+    - `.csv`, `.tsv`: two columns, path and label, or only the first, between commas, semicolons or tabs. A header may
+      give them other names and places.
     - `.jsonl`: one object per line, such as `{"path": "cat/1.jpg", "label": "cat"}`, or only a path in quotes.
     - `.txt`: one path per line; a label may follow after a comma, or after a space.
 
@@ -65,7 +65,7 @@ class ImageList(StoredImages):
     ) -> None:
         file = Path(file)
         require_regular(file)
-        readers = {".csv": _read_csv, ".jsonl": _read_json_lines, ".txt": _read_text}
+        readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_json_lines, ".txt": _read_text}
         columns = _Columns(file, image_column, None if unconditional else label_column, unconditional)
         try:
             table = readers[file.suffix.lower()](file, columns)

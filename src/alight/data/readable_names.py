@@ -18,7 +18,12 @@ _LONGEST_CLASS_NAME = 1000  # characters; longer ones are texts, not names
 
 def readable(name: str) -> str:
     r"""The name in normal form NFC, with `\xe9` for a byte that is not UTF-8."""
-    return unicodedata.normalize("NFC", _SURROGATE.sub(_escape, name))
+    return unicodedata.normalize("NFC", printable(name))
+
+
+def printable(name: str) -> str:
+    r"""The name as it is, but with `\xe9` for a byte that is not UTF-8."""
+    return _SURROGATE.sub(_escape, name)
 
 
 @lru_cache(maxsize=1 << 16)

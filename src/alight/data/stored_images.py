@@ -10,7 +10,7 @@ from alight.data.decode import Pixels, decode_image
 from alight.data.image_index import ImageIndex, index_images
 from alight.data.image_store import ImageStore
 from alight.data.images import ImageSource
-from alight.data.readable_names import readable
+from alight.data.readable_names import printable, readable
 from alight.runtime.errors import InputError
 
 _NAMED_IN_MESSAGES = 3
@@ -60,8 +60,11 @@ class StoredImages(ImageSource):
         return f"{self.store.place}: {count}{skipped}"
 
     def name(self, index: int) -> str:
-        """The name in the store: for files the path relative to the folder, with forward slashes."""
-        return self.store.name(int(self._positions[index]))
+        r"""The name in the store, with `\xe9` for a byte that is not UTF-8.
+
+        For files it is the path relative to the folder, with forward slashes.
+        """
+        return printable(self.store.name(int(self._positions[index])))
 
     def content_hash(self, index: int) -> str:
         """Of the encoded bytes, as they were when they were indexed."""
