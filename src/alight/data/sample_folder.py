@@ -6,6 +6,7 @@ killed goes on with the images that are missing, whoever of several processes ma
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,14 @@ from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 from alight.artifacts import differences
+from alight.data.png_check import is_intact_png
 from alight.data.provenance import png_text
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors, replacing, write_text
-from alight.runtime.reading import read_json
+from alight.runtime.reading import read_bytes, read_json
 
 UNFINISHED = "unfinished.json"
+_LARGEST_PNG = 256 * 2**20  # bytes
 
 
 class _State(TypedDict):
@@ -96,12 +99,15 @@ class SampleFolder:
         (self.path / UNFINISHED).unlink(missing_ok=True)
 
     def holds(self, number: int, request: Request) -> bool:
-        """Whether image `number` is here, whole, and made as requested."""
+        """Whether image `number` is here, bit by bit as it was written, and made as requested."""
         try:
-            with Image.open(self.image_path(number)) as image:
+            content = read_bytes(self.image_path(number), _LARGEST_PNG)
+            if not is_intact_png(content):
+                return False
+            with Image.open(BytesIO(content)) as image:
                 image.load()
                 return (image.info.get("label"), image.info.get("seed")) == (str(request.label), str(request.seed))
-        except (OSError, SyntaxError, ValueError):  # Pillow's words for a damaged file
+        except Exception:  # of a foreign file of this name, Pillow raises nearly everything
             return False
 
     def write(self, number: int, pixels: np.ndarray, request: Request, nfe: int, settings: Mapping[str, Any]) -> None:
