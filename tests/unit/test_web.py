@@ -1,8 +1,11 @@
 """The parts of the browser app that need no browser: pictures, latents in colours, work that stops, and the gate."""
 
+import ast
 import asyncio
 import io
+import re
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +17,24 @@ from alight.artifacts import write_manifest
 from alight.config import SolverConfig
 from alight.flow import GuidedVelocity
 from alight.runtime.errors import InputError
-from alight.web import served
+from alight.web import markup, served
 from alight.web.gate import FORM_BYTES, Gate
 from alight.web.interpolation import MixedVelocity, between_latents
 from alight.web.jobs import Jobs, Stopped, stream
 from alight.web.latent_views import channel_maps, pca_pictures
-from alight.web.markup import Shown, figures, status
+from alight.web.latents_tab import structure
+from alight.web.markup import (
+    Shown,
+    element,
+    figures,
+    heading,
+    hint,
+    message_text,
+    page_head,
+    row_name,
+    status,
+    summary,
+)
 from alight.web.pictures import PictureStore, png_bytes
 from alight.web.sampling import sample_request
 
@@ -39,10 +54,47 @@ def test_png_carries_its_settings_in_any_script():
         assert (png.info["class"], png.info["seed"]) == ("Schäferhund", "7")
 
 
-def test_texts_cannot_become_markup():
-    hostile = '"><script>alert(1)</script>'
-    page = status(hostile) + figures([Shown(hostile, hostile, hostile, hostile)], 32)
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: status(HOSTILE, 0.5),
+        lambda: hint(HOSTILE),
+        lambda: heading(HOSTILE, HOSTILE),
+        lambda: row_name(HOSTILE),
+        lambda: page_head(HOSTILE, HOSTILE),
+        lambda: summary(HOSTILE, [(HOSTILE, HOSTILE, HOSTILE)]),
+        lambda: figures([Shown(HOSTILE, HOSTILE, HOSTILE, HOSTILE)], 32),
+        lambda: element("p", HOSTILE, title=HOSTILE),
+        lambda: message_text(HOSTILE),
+        lambda: hint("") + HOSTILE,
+        lambda: HOSTILE + hint(""),
+    ],
+)
+def test_texts_cannot_become_markup(made):
+    page = made()
     assert "<script" not in page
+    assert "<img src=x" not in page
+
+
+def test_a_foundation_models_name_cannot_become_markup():
+    foundation = SimpleNamespace(name="folder/<img src=x onerror=alert(1)>")
+    which = SimpleNamespace(foundation=foundation, main=SimpleNamespace(image_size=8))
+    desk = SimpleNamespace(served=which, pictures=PictureStore())
+    grids = torch.randn(2, 4, 8, 8)
+    page = structure(desk, np.zeros((2, 8, 8, 3), np.uint8), grids, grids)
+    assert "Features of" in page
+    assert "<img src=x" not in page
+
+
+@pytest.mark.parametrize("path", sorted(Path(markup.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+def test_only_one_file_of_the_app_writes_tags(path):
+    if path.name == "markup.py":
+        return
+    texts = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+    assert not [text for text in texts if isinstance(text, str) and re.search("</?[a-z]", text)]
 
 
 def test_channels_are_blue_below_and_orange_above_their_mean():
