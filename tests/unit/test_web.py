@@ -1,7 +1,6 @@
-"""The parts of the browser app that need no browser: pictures, latents in colours, work that stops, and the gate."""
+"""The parts of the browser app that need no browser: markup, pictures, latents in colours and work that stops."""
 
 import ast
-import asyncio
 import io
 import re
 import threading
@@ -18,7 +17,6 @@ from alight.config import SolverConfig
 from alight.flow import GuidedVelocity
 from alight.runtime.errors import InputError
 from alight.web import markup, served
-from alight.web.gate import FORM_BYTES, Gate
 from alight.web.interpolation import MixedVelocity, between_latents
 from alight.web.jobs import Jobs, Stopped, stream
 from alight.web.latent_views import channel_maps, pca_pictures
@@ -177,52 +175,6 @@ def test_image_i_has_the_ith_seed_whatever_its_class():
     for count in (None, 0, 1.5, float("nan"), float("inf")):
         with pytest.raises(InputError, match="number of images"):
             sample_request([3], count, 7, {}, max_images=10)
-
-
-def through_the_gate(gate, headers, chunks=()):
-    """The status of the gate's answer to one request whose body comes in chunks."""
-    sent = []
-    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    messages.append({"type": "http.request", "body": b"", "more_body": False})
-
-    async def receive():
-        return messages.pop(0)
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
-    asyncio.run(gate(scope, receive, send))
-    return sent[0]["status"]
-
-
-async def reads_everything(scope, receive, send):
-    while (await receive())["more_body"]:
-        pass
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
-
-
-def test_a_body_of_unknown_length_is_cut_off_at_the_limit():
-    gate = Gate(reads_everything, None, max_bytes=1000, loopback=False)
-    assert through_the_gate(gate, {}, [bytes(900)]) == 200
-    assert through_the_gate(gate, {}, [bytes(900), bytes(FORM_BYTES), bytes(900)]) == 413
-    assert through_the_gate(gate, {"content-length": "1000000"}) == 413
-
-
-@pytest.mark.parametrize(
-    ("host", "code"),
-    [("127.0.0.1:7860", 200), ("localhost", 200), ("[::1]:80", 200), ("evil.example", 403), ("", 403)],
-)
-def test_a_server_of_one_machine_answers_to_its_names_only(host, code):
-    assert through_the_gate(Gate(reads_everything, None, 1000, loopback=True), {"host": host}) == code
-
-
-@pytest.mark.parametrize("given", ["", "Basic", "Basic !!!", "Basic YWRhOndyb25n", "Bearer YWRhOmxhY2U="])
-def test_only_the_right_credentials_open_the_gate(given):
-    gate = Gate(reads_everything, ("ada", "lace"), 1000, loopback=False)
-    assert through_the_gate(gate, {"authorization": given} if given else {}) == 401
-    assert through_the_gate(gate, {"authorization": "Basic YWRhOmxhY2U="}) == 200
 
 
 def test_the_page_begins_with_what_a_search_has_found_else_with_the_runs_own_settings(tmp_path):
