@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import logging
+import re
 import time
 
 import pytest
@@ -62,6 +63,61 @@ def test_only_the_right_credentials_open_the_gate(given):
 
 def basic(user, password):
     return {"authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+PAGE = b'<html><script>1</script><script type="module" src="a.js"></script><p>&lt;script></p></html>'
+
+
+def answer_of(gate, path="/", chunks=(PAGE,)):
+    """Status, headers and body of the gate's answer to a request for a page that the app sends in chunks."""
+    sent, seen = [], []
+
+    async def page(scope, receive, send):
+        seen.append((scope["path"], scope.get("root_path")))
+        length = str(sum(map(len, chunks))).encode()
+        headers = [(b"Content-Type", b"text/html; charset=utf-8"), (b"Content-Length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message):
+        sent.append(message)
+
+    gate.app = page
+    scope = {"type": "http", "method": "GET", "headers": [], "path": path, "client": ("192.0.2.1", 1)}
+    asyncio.run(gate(scope, None, send))
+    headers = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:]), seen
+
+
+@pytest.mark.parametrize("chunks", [(PAGE,), (PAGE[:9], PAGE[9:30], PAGE[30:])])
+def test_only_scripts_with_the_nonce_of_the_answer_may_run(chunks):
+    gate = Gate(reads_everything, None, 1000, loopback=False)
+    nonces = set()
+    for _ in range(2):
+        _, headers, body, _ = answer_of(gate, chunks=chunks)
+        policy = headers["content-security-policy"]
+        scripts = re.search("script-src ([^;]*)", policy)[1]
+        assert "unsafe-inline" not in scripts
+        nonce = re.search("'nonce-([^']+)'", scripts)[1]
+        assert body.count(b'<script nonce="' + nonce.encode() + b'"') == 2
+        assert int(headers["content-length"]) == len(body)
+        nonces.add(nonce)
+    assert len(nonces) == 2
+
+
+@pytest.mark.parametrize("root_path", ["/app", "/app/", "https://x.example/app"])
+@pytest.mark.parametrize("path", ["/app/config", "/config"])
+def test_below_a_root_path_a_proxy_may_cut_it_off_or_not(root_path, path):
+    gate = Gate(reads_everything, None, 1000, loopback=False, root_path=root_path)
+    assert answer_of(gate, path)[3] == [("/app/config", "/app")]
+
+
+def test_a_root_path_without_a_slash_leads_to_the_one_with_it():
+    gate = Gate(reads_everything, None, 1000, loopback=False, root_path="/app")
+    status, headers, _, seen = answer_of(gate, "/app")
+    assert (status, headers["location"], seen) == (308, "/app/", [])
 
 
 FOREIGN = {"host": "127.0.0.1:7860", "origin": "http://evil.example"}
@@ -158,7 +214,8 @@ def test_many_guesses_at_once_from_one_address_are_not_even_compared(monkeypatch
             sent.append(message)
 
         given = basic("ada", password)["authorization"].encode()
-        scope = {"type": "http", "method": "GET", "headers": [(b"authorization", given)], "client": (address, 1)}
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"authorization", given)]}
+        scope["client"] = (address, 1)
         await gate(scope, receive, send)
         return sent[0]["status"]
 

@@ -9,9 +9,11 @@ import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from alight.web.guesses import MOST_WAITING, Guesses
 from alight.web.origins import is_foreign
+from alight.web.policy import PolicedSend, security_headers
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -20,14 +22,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 FORM_BYTES = 64 * 1024  # what a request may need besides files
-HEADERS = {
-    # The page is all on this server: nothing is loaded from elsewhere, sent elsewhere, or shown inside another page.
-    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
-    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
 
 
 class TooLargeError(Exception):
@@ -52,6 +46,7 @@ class Gate:
         self.app, self.loopback, self.root_path = app, loopback, root_path
         self.expected = None if credentials is None else _digest(":".join(credentials).encode())
         self.max_bytes = max_bytes + FORM_BYTES
+        self.prefix = urlsplit(root_path).path.rstrip("/")
         self.guesses = Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +67,16 @@ class Gate:
             return await _answer(send, 400, "The content-length is no number.")
         if int(length[:20]) > self.max_bytes:
             return await _answer(send, 413, self._limit())
-        return await self._pass_on(scope, receive, send)
+        if self.prefix and scope["path"] == self.prefix:  # addresses in the page are relative to what ends in a slash
+            return await _answer(send, 308, "The page is one slash further.", {"location": f"{self.prefix}/"})
+        return await self._pass_on(self._below_prefix(scope), receive, send)
+
+    def _below_prefix(self, scope: Scope) -> Scope:
+        """The request as the app expects it: with the root path, which some proxies cut off and some do not."""
+        path = scope["path"]
+        if not self.prefix or path.startswith(f"{self.prefix}/"):
+            return {**scope, "root_path": self.prefix}
+        return {**scope, "root_path": self.prefix, "path": self.prefix + path}
 
     async def _is_known(self, scope: Scope, authorization: str, send: Send) -> bool:
         """Whether the visitor may come in; the others are answered here, those with a wrong password late."""
@@ -96,7 +100,8 @@ class Gate:
         return f"That is too large: at most {(self.max_bytes - FORM_BYTES) / 1e6:g} MB can be sent at once."
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received, answered = 0, False
+        received = 0
+        answer = PolicedSend(send)
 
         async def counted() -> MutableMapping[str, Any]:
             nonlocal received
@@ -106,18 +111,10 @@ class Gate:
                 raise TooLargeError
             return message
 
-        async def with_headers(message: MutableMapping[str, Any]) -> None:
-            nonlocal answered
-            if message["type"] == "http.response.start":
-                answered = True
-                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", []), *own]}
-            await send(message)
-
         try:
-            await self.app(scope, counted, with_headers)
+            await self.app(scope, counted, answer)
         except TooLargeError:
-            if not answered:
+            if not answer.started:
                 await _answer(send, 413, self._limit())
 
 
@@ -140,9 +137,13 @@ def _host_name(host: str) -> str:
     return host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
 
 
+def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
 async def _answer(send: Send, code: int, text: str, headers: dict[str, str] | None = None) -> None:
     body = text.encode()
-    own = HEADERS | {"content-type": "text/plain; charset=utf-8", "content-length": str(len(body))} | (headers or {})
-    start = {"status": code, "headers": [(name.encode(), value.encode()) for name, value in own.items()]}
+    own = {"content-type": "text/plain; charset=utf-8", "content-length": str(len(body))} | (headers or {})
+    start = {"status": code, "headers": [*_encoded(own), *security_headers()]}
     await send({"type": "http.response.start", **start})
     await send({"type": "http.response.body", "body": body})

@@ -117,6 +117,7 @@ def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> 
         app,
         build_page(served, jobs, pictures),
         path="/",
+        root_path=config.root_path.rstrip("/") or None,
         footer_links=[],
         run_history=False,
         show_error=False,
