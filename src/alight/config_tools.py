@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from alight.config_parts import AtLeastOne, Device, NonNegative, Positive, PositiveReal, Section, Size, Source
 
@@ -121,7 +121,10 @@ class ServeConfig(Section):
     host: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = every machine that can reach it
     port: Annotated[int, Field(ge=0, le=65535)] = 7860  # 0 = a free one
     user: str | None = None  # ask every visitor for this name and the password
-    password: str | None = None
+    password: str | None = Field(None, repr=False)  # - = ask for it; better ALIGHT_PASSWORD or the file below
+    password_file: Path | None = None  # whose only line is the password
+    root_path: str = ""  # the public path below which a proxy serves the app (/app), or its whole public address
+    trusted_proxy: str | None = None  # address of a reverse proxy, which is believed about visitors (X-Forwarded-For)
     max_images: Positive = 64  # in one request
     max_upload_mb: PositiveReal = 20.0  # of the files that are sent at once
     queue_size: Positive = 20  # requests that may wait; further ones are turned away
@@ -131,10 +134,21 @@ class ServeConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.user is None) != (self.password is None):
+        if self.user is None and (self.password is not None or self.password_file is not None):
             raise ValueError("give both user and password, or neither")
-        if self.user is not None and (not self.user or not self.password or ":" in self.user):
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("give password or password_file, not both")
+        if self.user == "" or self.password == "" or ":" in (self.user or ""):
             raise ValueError("user and password cannot be empty, and user cannot contain a colon")
+        if self.root_path and not re.fullmatch(r"(https?://[^/?#\s\"'<>]+)?(/[\w.~%-]+)*", self.root_path):
+            raise ValueError(
+                f"root_path '{self.root_path}' is neither a path like /app nor an address like https://x.org/app"
+            )
         if self.compare is not None and self.compare == self.pipeline:
             raise ValueError("compare is the pipeline itself; leave it out to compare two settings of one pipeline")
         return self
+
+    @field_serializer("password", when_used="json")
+    def _hidden(self, password: str | None) -> str | None:
+        """Keep the password out of every log and file that shows the configuration."""
+        return None if password is None else "********"

@@ -94,7 +94,7 @@ def _card(figure: Figure) -> str:
     finite = "" if math.isfinite(figure.value) else " undefined"
     return (
         f'<article class="card"><h3>{escape(figure.label)}</h3>'
-        f'<a class="value{finite}" href="#figure-{figure.name}" title="conditions">{value}</a>'
+        f'<a class="value{finite}" href="#figure-{escape(figure.name)}" title="conditions">{value}</a>'
         f'<dl>{comparisons}</dl><p class="quiet">{escape(figure.explanation)}</p></article>'
     )
 
@@ -184,7 +184,7 @@ def _figure_table(report: Report) -> str:
     groups = []
     for figure in report.figures:
         compared = _figure_row(figure.compare) if figure.compare else ""
-        groups.append(f'<tbody id="figure-{figure.name}">{_figure_row(figure)}{compared}</tbody>')
+        groups.append(f'<tbody id="figure-{escape(figure.name)}">{_figure_row(figure)}{compared}</tbody>')
     if not groups:
         return ""
     return (

@@ -1,5 +1,6 @@
 """`alight serve`: models in memory, a page in the browser, and a server that ends in good order."""
 
+import asyncio
 import gc
 import importlib.util
 import logging
@@ -15,9 +16,11 @@ from alight.config import ServeConfig
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.interrupt import Interrupted, deferred_interrupt
+from alight.web.connections import BACKLOG, Room, Sparing, limited_protocol, most_connections, sparing_accept_errors
 from alight.web.folders import pipeline_folders
 from alight.web.gate import LOOPBACK, Gate
 from alight.web.jobs import Jobs
+from alight.web.passwords import credentials
 from alight.web.pictures import PICTURES, PictureStore
 from alight.web.routes import Routes
 
@@ -32,7 +35,9 @@ def run(config: ServeConfig) -> NoReturn:
         Interrupted: the signal that ended it.
     """
     require_gradio()
+    known = credentials(config)
     pipeline_folders(config)  # before anything heavy is imported
+    most_connections()
     with (
         listening_socket(config.host, config.port) as listener,
         tempfile.TemporaryDirectory(prefix="alight-") as files,
@@ -41,11 +46,11 @@ def run(config: ServeConfig) -> NoReturn:
         from alight.web.served import open_served
 
         jobs = Jobs()
-        app = build_app(open_served(config), jobs)
+        app = build_app(open_served(config), jobs, known)
         gc.freeze()  # nothing of this goes before the end, and the end need not look through it
         announce(config, listener.getsockname()[1])
         with deferred_interrupt() as signal_number:
-            serve(app, listener, jobs)
+            serve(app, listener, jobs, Room(most_connections(), config.trusted_proxy))
         raise Interrupted(signal_number() or signal.SIGINT)
 
 
@@ -75,7 +80,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host}, port {port}: {error.strerror or error}. Choose another --port "
             "(0 = a free one), or another --host."
         ) from error
-    listener.listen()
+    listener.listen(BACKLOG)
     return listener
 
 
@@ -86,7 +91,7 @@ def keep_to_ourselves(files: Path) -> None:
     os.environ["GRADIO_RUN_HISTORY"] = "False"
 
 
-def build_app(served: Any, jobs: Jobs) -> Gate:
+def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> Gate:
     """The page and the pictures, behind the gate."""
     import gradio as gr
     from fastapi import FastAPI, Response
@@ -116,6 +121,7 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
         app,
         page,
         path="/",
+        root_path=config.root_path.rstrip("/") or None,
         footer_links=[],
         run_history=False,
         show_error=False,
@@ -127,8 +133,7 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
         **page_style(),
     )
     page.has_launched = True  # mounting does not set it, and without it gradio lets any path pass for an upload
-    credentials = (config.user, config.password) if config.user and config.password else None
-    return Gate(Routes(app), credentials, max_bytes, loopback=config.host in LOOPBACK)
+    return Gate(Routes(app), known, max_bytes, loopback=config.host in LOOPBACK, root_path=config.root_path)
 
 
 def log_refusals_in_a_line() -> None:
@@ -152,20 +157,34 @@ def announce(config: ServeConfig, port: int) -> None:
     name = f"[{config.host}]" if ":" in config.host else config.host
     print(f"Serving at http://{name}:{port}/ (Ctrl-C ends it)", flush=True)
     if config.host not in LOOPBACK and config.user is None:
-        log.warning("Everybody who can reach this machine can use the page; --user and --password ask who comes.")
+        log.warning("Everybody who can reach this machine can use the page; --user NAME makes it ask for a password.")
 
 
-def serve(app: Gate, listener: socket.socket, jobs: Jobs) -> None:
+def serve(app: Gate, listener: socket.socket, jobs: Jobs, room: Room) -> None:
     """Answer requests until SIGINT or SIGTERM comes."""
     import uvicorn
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            asyncio.get_running_loop().set_exception_handler(sparing_accept_errors())
+            await super().startup(sockets)
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             jobs.stop_all()  # or it would wait for the images that are on their way
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages left open are cut off; they may be
             await super().shutdown(sockets)
 
     settings = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=PATIENCE, server_header=False
+        app,
+        http=limited_protocol(room),
+        ws="none",
+        backlog=BACKLOG,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=PATIENCE,
+        server_header=False,
+        proxy_headers=room.proxy is not None,
+        forwarded_allow_ips=room.proxy,
     )
+    logging.getLogger("uvicorn.error").addFilter(Sparing())
     Server(settings).run(sockets=[listener])
