@@ -90,15 +90,23 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
     from fastapi import FastAPI, Response
     from gradio import processing_utils
 
+    from alight.web.calls import Calls
     from alight.web.page import build_page
+    from alight.web.routes import Routes
     from alight.web.theme import page_style
+    from alight.web.upload_route import swept, upload_progress, upload_route
+    from alight.web.upload_store import UploadStore
 
     async def fetch_nothing(url: str) -> NoReturn:
         raise gr.Error("This server fetches nothing from elsewhere. Send the file itself.", print_exception=False)
 
     processing_utils.async_ssrf_protected_get = fetch_nothing  # else a request could name an address for a file
     config, pictures = served.config, PictureStore()
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    max_bytes = int(config.max_upload_mb * 1e6)
+    uploads = UploadStore(Path(os.environ["GRADIO_TEMP_DIR"]), max_bytes)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=swept(uploads))
+    app.post("/gradio_api/upload")(upload_route(uploads))  # before gradio's own
+    app.get("/gradio_api/upload_progress")(upload_progress)
 
     @app.get(f"/{PICTURES}/{{key}}/{{filename}}")
     def picture(key: str, filename: str) -> Response:
@@ -107,10 +115,10 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
             return Response("This picture is not kept any more. Make it again.", status_code=404)
         return Response(stored.content, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
-    max_bytes = int(config.max_upload_mb * 1e6)
+    page = build_page(served, jobs, pictures)
     gr.mount_gradio_app(
         app,
-        build_page(served, jobs, pictures),
+        page,
         path="/",
         footer_links=[],
         run_history=False,
@@ -122,8 +130,9 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
         mcp_server=False,
         **page_style(),
     )
+    page.has_launched = True  # without it gradio checks no path of a mounted page
     credentials = (config.user, config.password) if config.user and config.password else None
-    return Gate(app, credentials, max_bytes, loopback=config.host in LOOPBACK)
+    return Gate(Routes(app, Calls(page, uploads)), credentials, max_bytes, loopback=config.host in LOOPBACK)
 
 
 def announce(config: ServeConfig, port: int) -> None:
