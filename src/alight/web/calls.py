@@ -83,43 +83,44 @@ class Calls:
         return found
 
     def complaint(self, component: Any, value: Any) -> str:
-        """The reason why a component cannot take a value; empty if it can, as far as its type tells."""
+        """The reason why a component cannot take a value; empty if it can."""
         import gradio as gr
 
-        if isinstance(component, gr.File):
-            return self._files(value)
-        if isinstance(component, (gr.Number, gr.Slider)):
-            if value is None and not isinstance(component, gr.Slider):
-                return ""
-            return "" if _is_number(value) else f"Give a number, not {_short(value)}."
-        if isinstance(component, gr.Dropdown) and component.multiselect:
-            several = isinstance(value, list) and len(value) <= MOST_VALUES
-            fits = value is None or (several and all(_is_choice(component, each) for each in value))
-            return "" if fits else f"Give a list of at most {MOST_VALUES:,} choices, not {_short(value)}."
-        if isinstance(component, (gr.Dropdown, gr.Radio)):
-            fits = value is None or _is_choice(component, value)
-            return "" if fits else f"Give one of the choices, not {_short(value)}."
-        return f"Values of {type(component).__name__} are not taken here."
-
-    def _files(self, value: Any) -> str:
+        if isinstance(component, gr.Slider):
+            return _number_complaint(component, value)
         if value is None:
             return ""
+        if isinstance(component, gr.Number):
+            return _number_complaint(component, value)
+        if isinstance(component, gr.File):
+            return self._files_complaint(component, value)
+        if isinstance(component, gr.Dropdown) and component.multiselect:
+            if not isinstance(value, list) or len(value) > MOST_VALUES:
+                return f"Give a list of at most {MOST_VALUES:,} choices, not {_short(value)}."
+            return next(filter(None, (_choice_complaint(component, each) for each in value)), "")
+        if isinstance(component, (gr.Dropdown, gr.Radio)):
+            return _choice_complaint(component, value)
+        return f"Values of {type(component).__name__} are not taken here."
+
+    def _files_complaint(self, component: Any, value: Any) -> str:
         if not isinstance(value, list) or len(value) > MOST_VALUES:
             return f"Give a list of at most {MOST_VALUES:,} files."
-        for file in value:
-            path = file.get("path") if isinstance(file, dict) else None
-            if not isinstance(path, str):
-                return "Give each file as an object with the 'path' that the upload answered."
-            if path.lower().startswith(("http:", "https:")):
-                return "This server fetches nothing from elsewhere. Send the file itself."
-            if not self.uploads.use(path):
-                return f"{_short(path.rpartition('/')[2])} is not on the server, or not any more. Choose it again."
-            name = file.get("orig_name")
-            name = name if isinstance(name, str) else None
-            file.clear()  # gradio believes further fields, such as an address
-            file.update(
-                path=path, meta={"_type": "gradio.FileData"}, orig_name=name if isinstance(name, str) else None
-            )
+        return next(filter(None, (self._file_complaint(component, file) for file in value)), "")
+
+    def _file_complaint(self, component: Any, file: Any) -> str:
+        path = file.get("path") if isinstance(file, dict) else None
+        if not isinstance(path, str):
+            return "Give each file as an object with the 'path' that the upload answered."
+        name = _short(path.rpartition("/")[2])
+        if path.lower().startswith(("http:", "https:")):
+            return "This server fetches nothing from elsewhere. Send the file itself."
+        if not self.uploads.use(path):
+            return f"{name} is not on the server, or not any more. Choose it again."
+        if not path.lower().endswith(tuple(component.file_types)):
+            return f"Invalid file type: {name}. Send one of {', '.join(component.file_types)}."
+        shown = file.get("orig_name")
+        file.clear()  # gradio believes further fields, such as an address
+        file.update(path=path, meta={"_type": "gradio.FileData"}, orig_name=shown if isinstance(shown, str) else None)
         return ""
 
     def known_session(self, path: str, query: bytes) -> bool:
@@ -159,14 +160,22 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**6
 
 
-def _is_number(value: Any) -> bool:
+def _number_complaint(component: Any, value: Any) -> str:
     known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return known and abs(value) <= LARGEST_NUMBER and math.isfinite(value)
+    if not known or abs(value) > LARGEST_NUMBER or not math.isfinite(value):
+        return f"Give a number, not {_short(value)}."
+    if component.minimum is not None and value < component.minimum:
+        return f"{_short(value)} is less than minimum value {component.minimum}."
+    if component.maximum is not None and value > component.maximum:
+        return f"{_short(value)} is greater than maximum value {component.maximum}."
+    return ""
 
 
-def _is_choice(component: Any, value: Any) -> bool:
-    """Is a value of the type of the choices? (Which of them exist, the component says.)"""
-    return type(value) in {type(choice) for _, choice in component.choices}
+def _choice_complaint(component: Any, value: Any) -> str:
+    """Choices are compared with their type: to Python, True and 1.0 are class 1."""
+    if any(type(value) is type(choice) and value == choice for _, choice in component.choices):
+        return ""
+    return f"{_short(value)} is not in the list of choices."
 
 
 def _short(value: Any) -> str:

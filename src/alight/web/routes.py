@@ -79,6 +79,8 @@ class Routes:
         except Exception as error:
             if outside is not None:
                 raise outside from None
+            if type(error).__name__ == "ClientDisconnect":
+                return  # nobody is there to be told
             log.error(
                 f"{scope['method']} {scope['path'][:100]!r} ended in {type(error).__name__}: {str(error)[:300]!r}"
             )

@@ -94,7 +94,7 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
     from alight.web.page import build_page
     from alight.web.routes import Routes
     from alight.web.theme import page_style
-    from alight.web.upload_route import swept, upload_progress, upload_route
+    from alight.web.upload_route import add_upload_routes, swept
     from alight.web.upload_store import UploadStore
 
     async def fetch_nothing(url: str) -> NoReturn:
@@ -105,8 +105,7 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
     max_bytes = int(config.max_upload_mb * 1e6)
     uploads = UploadStore(Path(os.environ["GRADIO_TEMP_DIR"]), max_bytes)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=swept(uploads))
-    app.post("/gradio_api/upload")(upload_route(uploads))  # before gradio's own
-    app.get("/gradio_api/upload_progress")(upload_progress)
+    add_upload_routes(app, uploads)
 
     @app.get(f"/{PICTURES}/{{key}}/{{filename}}")
     def picture(key: str, filename: str) -> Response:

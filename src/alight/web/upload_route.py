@@ -1,26 +1,23 @@
 """The one way in for files: a form with files goes to the store, and the answer is the paths to use them by."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
-
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 
 from alight.web.upload_store import SWEEP_SECONDS, QuotaError, UploadStore
 
 MOST_FILES, MOST_FIELDS = 200, 10  # in one form
 
 
-def upload_route(store: UploadStore) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint that stores the files of a form, with the same answer as gradio's: a list of paths.
+def add_upload_routes(app: Any, store: UploadStore) -> None:
+    """Let an application store files, with the same answer as gradio's: a list of paths. Add it before gradio.
 
-    It answers 411 to a request that does not announce its length, 400 to one that is no form with files, and 429
-    where there is no more room.
+    It answers 411 to a request that does not announce its length, 400 to one that is no form with files, 429 where
+    there is no more room, and 507 where the disk has none.
     """
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
     async def upload(request: Request) -> Response:
         length = request.headers.get("content-length", "")
@@ -28,27 +25,31 @@ def upload_route(store: UploadStore) -> Callable[[Request], Awaitable[Response]]
             return PlainTextResponse("Say how long the request is, in the header Content-Length.", status_code=411)
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             return PlainTextResponse("Send files as multipart/form-data.", status_code=400)
-        visitor = request.client.host if request.client else ""
         try:
-            with store.room(visitor, int(length)):
-                async with request.form(max_files=MOST_FILES, max_fields=MOST_FIELDS) as form:
-                    files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
-                    return JSONResponse([await _store(store, visitor, file) for file in files])
+            return await _stored(store, request, int(length))
         except QuotaError as error:
             return PlainTextResponse(str(error), status_code=429)
         except OSError as error:
             return PlainTextResponse(f"The server cannot keep the file: {error.strerror}.", status_code=507)
 
-    return upload
+    async def progress(_: Request) -> Response:
+        # the page asks for this beside an upload; it shows no progress, so there is no more to tell
+        return StreamingResponse(iter(['data: {"msg": "done"}\n\n']), media_type="text/event-stream")
+
+    app.router.add_route("/gradio_api/upload", upload, methods=["POST"])
+    app.router.add_route("/gradio_api/upload_progress", progress, methods=["GET"])
 
 
-async def _store(store: UploadStore, visitor: str, file: UploadFile) -> str:
-    return str(await run_in_threadpool(store.add, visitor, file.filename or "", file.file))
+async def _stored(store: UploadStore, request: Any, length: int) -> Any:
+    from starlette.datastructures import UploadFile
+    from starlette.responses import JSONResponse
 
-
-async def upload_progress() -> Response:
-    """What the page asks beside an upload: it shows no progress, so the answer is that there is no more to tell."""
-    return StreamingResponse(iter(['data: {"msg": "done"}\n\n']), media_type="text/event-stream")
+    visitor = request.client.host if request.client else ""
+    with store.room(visitor, length):
+        async with request.form(max_files=MOST_FILES, max_fields=MOST_FIELDS) as form:
+            files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
+            paths = [await asyncio.to_thread(store.add, visitor, file.filename or "", file.file) for file in files]
+            return JSONResponse([str(path) for path in paths])
 
 
 def swept(store: UploadStore) -> Callable[[Any], AbstractAsyncContextManager[None]]:
@@ -57,7 +58,7 @@ def swept(store: UploadStore) -> Callable[[Any], AbstractAsyncContextManager[Non
     async def sweep() -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            await run_in_threadpool(store.sweep)
+            await asyncio.to_thread(store.sweep)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
