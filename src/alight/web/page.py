@@ -19,7 +19,6 @@ TABS = {
     "Latents": latents_tab,
     "Compare": compare_tab,
 }
-SWEEP_SECONDS, UPLOAD_SECONDS = 60, 1800  # how often to look for old uploads, and when they are old
 
 
 def build_page(served: Served, jobs: Jobs, pictures: PictureStore) -> Any:
@@ -27,9 +26,8 @@ def build_page(served: Served, jobs: Jobs, pictures: PictureStore) -> Any:
     import gradio as gr
 
     desk = Desk(served, jobs, pictures)
-    sweep = (SWEEP_SECONDS, UPLOAD_SECONDS)
     title = f"alight: {served.main.name}"
-    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=sweep) as page:
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         fragment(head(served))
         with gr.Tabs(elem_id="tabs"):
             for name, build in TABS.items():

@@ -97,8 +97,11 @@ def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> 
     from fastapi import FastAPI, Response
     from gradio import processing_utils
 
+    from alight.web.calls import Calls
     from alight.web.page import build_page
     from alight.web.theme import page_style
+    from alight.web.upload_route import add_upload_routes, swept
+    from alight.web.upload_store import UploadStore
 
     async def fetch_nothing(url: str) -> NoReturn:
         raise gr.Error("This server fetches nothing from elsewhere. Send the file itself.", print_exception=False)
@@ -106,7 +109,10 @@ def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> 
     processing_utils.async_ssrf_protected_get = fetch_nothing  # else a request could name an address for a file
     log_refusals_in_a_line()
     config, pictures = served.config, PictureStore()
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    max_bytes = int(config.max_upload_mb * 1e6)
+    uploads = UploadStore(Path(os.environ["GRADIO_TEMP_DIR"]), max_bytes)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=swept(uploads))
+    add_upload_routes(app, uploads)
 
     @app.get(f"/{PICTURES}/{{key}}/{{filename}}")
     def picture(key: str, filename: str) -> Response:
@@ -115,7 +121,6 @@ def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> 
             return Response("This picture is not kept any more. Make it again.", status_code=404)
         return Response(stored.content, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
-    max_bytes = int(config.max_upload_mb * 1e6)
     page = build_page(served, jobs, pictures)
     gr.mount_gradio_app(
         app,
@@ -132,8 +137,14 @@ def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> 
         mcp_server=False,
         **page_style(),
     )
-    page.has_launched = True  # mounting does not set it, and without it gradio lets any path pass for an upload
-    return Gate(Routes(app), known, max_bytes, loopback=config.host in LOOPBACK, root_path=config.root_path)
+    page.has_launched = True  # mounting does not set it, and without it gradio checks no path
+    return Gate(
+        Routes(app, Calls(page, uploads)),
+        known,
+        max_bytes,
+        loopback=config.host in LOOPBACK,
+        root_path=config.root_path,
+    )
 
 
 def log_refusals_in_a_line() -> None:
