@@ -20,6 +20,8 @@ from alight.config_parts import (
 from alight.config_tokenizer import MeasureTokenizerConfig
 from alight.runtime.solver_names import SDE_SOLVERS, require_solver
 
+Checkpoint = Annotated[str, Field(pattern=r"^(latest|\d{1,8})$", coerce_numbers_to_str=True)]
+
 # --- samples ------------------------------------------------------------------------------------------------------
 
 
@@ -79,6 +81,7 @@ class SampleConfig(DrawConfig, Job):
 
     output: Path = Path("runs/samples")
     transformer: Path = Path("runs/transformer")
+    checkpoint: Checkpoint | None = None  # sample from this one of its run: latest or a step; None = finished weights
     tokenizer: Path = Path("runs/tokenizer")
     guide: Path | None = None  # a weaker transformer: autoguidance by it instead of the null class
     batch_size: Positive = 64

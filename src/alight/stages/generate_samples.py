@@ -19,6 +19,7 @@ from alight.metrics.pictures import image_grid
 from alight.models.lightning_dit import LightningDiT
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.requests import label_protocol, plan_requests
+from alight.pipelines.snapshot import pipeline_of_snapshot
 from alight.runtime.console import duration, log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -26,6 +27,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
 from alight.runtime.pixels import UINT8_RULE
 from alight.runtime.seeding import random_stream
+from alight.training.snapshot import Snapshot, transformer_to_sample
 
 SETTINGS, GRID, TRAJECTORY, NPZ = "samples.json", "grid.png", "trajectory.png", "samples.npz"
 GRID_ROWS, GRID_COLUMNS, TRAJECTORY_COLUMNS = 10, 10, 8
@@ -91,7 +93,7 @@ def run(config: SampleConfig) -> Artifact:
 def open_artifacts(config: SampleConfig) -> dict[str, Artifact]:
     """The folders of tokenizer, transformer and guide, which must belong together."""
     tokenizer = read_artifact(config.tokenizer, "tokenizer")
-    transformer = read_artifact(config.transformer, "transformer")
+    transformer = transformer_to_sample(config.transformer, config.checkpoint)
     transformer.require_input(tokenizer)
     artifacts = {"transformer": transformer, "tokenizer": tokenizer}
     if config.guide is not None:
@@ -109,7 +111,11 @@ def open_artifacts(config: SampleConfig) -> dict[str, Artifact]:
 
 def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: torch.device) -> Models:
     """Load what generates, and find out whether it can do what is asked for."""
-    pipeline = LightningDiTPipeline.from_artifacts(config.transformer, config.tokenizer).to(device)
+    transformer = artifacts["transformer"]
+    if isinstance(transformer, Snapshot):
+        pipeline = pipeline_of_snapshot(transformer, config.tokenizer).to(device)
+    else:
+        pipeline = LightningDiTPipeline.from_artifacts(config.transformer, config.tokenizer).to(device)
     guide = LightningDiT.from_pretrained(config.guide).to(device) if config.guide is not None else None
     pipeline.check_guidance(config.sampling.guidance_scale, config.sampling.guidance_channels, guide)
     return Models(pipeline, guide, artifacts)

@@ -1,12 +1,13 @@
 """Stage 0, where no pretrained model fits: images -> a small vision foundation model in the `transformers` format."""
 
 import json
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining
 
-from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, check_output, read_artifact, write_manifest, writing_folder
 from alight.config import TrainFoundationConfig
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
@@ -17,6 +18,8 @@ from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import random_stream, seeded_initialisation
 from alight.training.flops import count_flops, weightless
+from alight.training.inputs import image_inputs, keep_finished
+from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, make_optimizer, optimizer_step
 from alight.training.run import TrainingRun
 
@@ -31,15 +34,16 @@ def run(config: TrainFoundationConfig) -> Artifact:
         InputError: on unusable images, output folder or device.
     """
     resolved = config.model_dump(mode="json")
-    check_output(config.output, resolved, "foundation")
-    if is_complete(config.output):
+    check_output(config.output, expected_config(resolved, config.output, "foundation"), "foundation")
+    if not goes_on(resolved, config.output, "foundation"):
+        keep_finished(read_artifact(config.output, "foundation"), image_inputs(config.images))
         return read_artifact(config.output, "foundation")
     device = resolve_device(config.device)
     dataset = open_dataset(config.images, "train", seed=config.seed)
     with seeded_initialisation(config.seed, "foundation"):
         model = build_model(config, num_classes=len(dataset.source.class_names)).to(device)
     optimizer = make_optimizer(model.parameters(), config.optimizer)
-    training = config.training
+    training, inputs = config.training, image_inputs(config.images, dataset.source)
     sampler = ResumableSampler(len(dataset), training.global_batch_size, config.seed)
     with TrainingRun(
         config.output / "training",
@@ -50,6 +54,7 @@ def run(config: TrainFoundationConfig) -> Artifact:
         Processes(0, 1, device),
         dataset_size=len(dataset),
         flops_per_image=image_flops(model, config),
+        inputs=inputs,
     ) as progress:
         sampler.advance(progress.start_step)
         batches = iter(ResumableLoader(dataset, sampler, training.micro_batch_size, config.images.workers))
@@ -64,7 +69,7 @@ def run(config: TrainFoundationConfig) -> Artifact:
             norm = optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
             progress.log(grad_norm=norm, lr=lr)
             progress.check(norm)
-    return save(model, config, progress.seconds)
+    return save(model, config, inputs, progress.seconds)
 
 
 def build_model(config: TrainFoundationConfig, num_classes: int) -> PreTrainedModel:
@@ -101,7 +106,7 @@ def image_flops(model: PreTrainedModel, config: TrainFoundationConfig) -> int | 
     return count_flops(lambda: objective(weightless(model), images, labels, seed=0, step=0).backward())
 
 
-def save(model: PreTrainedModel, config: TrainFoundationConfig, seconds: float) -> Artifact:
+def save(model: PreTrainedModel, config: TrainFoundationConfig, inputs: Mapping[str, str], seconds: float) -> Artifact:
     """Write the backbone without its head, and the normalisation it was trained with: [-1, 1]."""
     backbone = model.vit
     with writing_folder(config.output) as staging:
@@ -110,6 +115,6 @@ def save(model: PreTrainedModel, config: TrainFoundationConfig, seconds: float) 
         normalisation = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         (staging / "preprocessor_config.json").write_text(json.dumps(normalisation, indent=2) + "\n")
         digest = file_hash(staging / "model.safetensors")
-        facts = {"task": config.task, "steps": config.training.steps}
+        facts = {"task": config.task, "steps": config.training.steps, **inputs}
         write_manifest(staging, "foundation", config.model_dump(mode="json"), digest, facts=facts, seconds=seconds)
     return read_artifact(config.output, "foundation")
