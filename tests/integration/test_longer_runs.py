@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from alight.artifacts import read_artifact, write_manifest, writing_folder
+from alight.artifacts import read_artifact, write_manifest
 from alight.config import TrainFoundationConfig, TrainTokenizerConfig, TrainTransformerConfig
 from alight.data.latents import LatentWriter
+from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
 from alight.stages import train_foundation, train_tokenizer, train_transformer
 from alight.training.checkpoint import list_checkpoints
@@ -238,7 +239,7 @@ def test_a_finished_run_says_that_nothing_was_done(kind, log_text):
     kind.train("run", 2)
     log_text.clear()
     kind.train("run", 2)
-    assert f"{kind.root / 'run'} is finished already; nothing was done." in log_text.text
+    assert f"{kind.root / 'run'} is finished already" in log_text.text
 
 
 def test_a_finished_run_of_other_inputs_is_not_kept_in_silence(kind):
