@@ -141,7 +141,8 @@ class TrainTransformerConfig(Job):
 
     output: Path = Path("runs/transformer")
     latents: Path = Path("runs/latents")
-    model: TransformerModelConfig = TransformerModelConfig()
+    init_from: str | None = None  # a transformer to start from: artifact, diffusers folder or published checkpoint
+    model: TransformerModelConfig = TransformerModelConfig()  # with init_from, that transformer's
     flow: FlowConfig = FlowConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()

@@ -20,6 +20,7 @@ from alight.config_parts import (
 from alight.config_tokenizer import MeasureTokenizerConfig
 from alight.runtime.solver_names import SDE_SOLVERS, require_solver
 
+Checkpoint = Annotated[str, Field(pattern=r"^(latest|\d{1,8})$", coerce_numbers_to_str=True)]
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]  # 100 is far beyond all that makes images
 TimestepShift = Annotated[float, Field(ge=1e-3, le=1e3)]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
@@ -83,6 +84,7 @@ class SampleConfig(DrawConfig, Job):
 
     output: Path = Path("runs/samples")
     transformer: Path = Path("runs/transformer")
+    checkpoint: Checkpoint | None = None  # sample from this one of its run: latest or a step; None = finished weights
     tokenizer: Path | None = None  # decodes; None = the one that the records of the transformer lead to
     guide: Path | None = None  # a weaker transformer: autoguidance by it instead of the null class
     batch_size: Positive = 64

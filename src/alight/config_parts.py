@@ -139,6 +139,7 @@ class TrainingConfig(Section):
     global_batch_size: Positive = 256  # images per optimizer step
     micro_batch_size: Positive | None = None  # images per forward pass; None = the whole batch at once
     ema_decay: Decay | None = 0.9999  # average of the weights; None = off
+    ema_warmup: Annotated[float, Field(ge=1)] | None = None  # after t steps the decay is at most (1+t)/(this+t)
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast with fp32 weights
     sharding: Literal["replicate", "shard"] = "replicate"  # several processes: DDP, or FSDP2 where memory is short
     compile: bool = False  # torch.compile of each block

@@ -1,22 +1,24 @@
 """Is a training run on its way: its log, its latents, its configuration, and its loss beside a known curve."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
-from alight.artifacts import MANIFEST, differences, is_complete
+from alight.artifacts import differences, is_complete, read_manifest
+from alight.config import TrainingConfig
 from alight.data.latents import LatentDataset
-from alight.doctor.findings import Finding
+from alight.doctor.artifact_check import artifact_findings, checkpoint_findings
+from alight.doctor.findings import Finding, attempt
 from alight.doctor.training_log import Line, series, symptoms
 from alight.models.vavae import MEAN_LIMIT, SIZE_LIMIT
 from alight.recipes import find_recipe, load_config, recipes_folder
 from alight.runtime.errors import InputError
-from alight.training.checkpoint import list_checkpoints
+from alight.training.checkpoint import list_checkpoints, read_checkpoint
+from alight.training.ema import long_average
+from alight.training.longer import TRAINING_FOLDER
 from alight.training.tracking import LOG_FILE, read_log
 
 # (step, MSE of the velocity) where published logs and users' reports tell it, for the released tokenizer's latents
@@ -28,43 +30,98 @@ KNOWN_CURVES = {
 BAND = 0.02  # about a known curve
 RECENT = 10  # the last tenth of the log is averaged
 LATENTS = 256  # that are looked at
+_NO_LOG = (
+    "There is no training log in {folder}: neither training/{log} nor {log} has a line. Give the --output of a "
+    "training run."
+)
 
 
 def run_findings(folder: Path, recipe: str | None) -> Iterator[Finding]:
-    """Everything about one run.
+    """Everything about one run, or about the runs in a folder.
 
     Args:
-        folder: of the run, finished or not; or its `training` folder.
+        folder: of the run, finished or not; its `training` folder; or one that holds runs, such as a quickstart's.
         recipe: that the run is meant to follow.
 
     Raises:
-        InputError: there is no log.
+        InputError: there is no such folder, or no log and no artifact in it.
     """
-    place = next((each for each in (folder / "training", folder) if (each / LOG_FILE).is_file()), None)
-    lines = read_log(place) if place is not None else []
-    if place is None or not lines:
-        raise InputError(
-            f"There is no training log in {folder}: neither training/{LOG_FILE} nor {LOG_FILE} has a line. Give the "
-            "--output of a training run."
-        )
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}. Give the --output of a training run.")
+    files = list(artifact_findings(folder))
+    place = _log_folder(folder)
+    below = [each for each in sorted(folder.iterdir()) if each.is_dir() and _log_folder(each) is not None]
+    if place is None and (recipe is not None or not (below or files)):
+        raise InputError(_NO_LOG.format(folder=folder, log=LOG_FILE))
+    if place is not None:
+        yield from log_findings(folder, place, recipe)
+    else:
+        for each in below:
+            yield Finding("ok", "run", f"{each}:")
+            yield from attempt("run", partial(log_findings, each, _log_folder(each) or each, None))
+    yield from files
+
+
+def log_findings(folder: Path, place: Path, recipe: str | None) -> Iterator[Finding]:
+    """What the log, the checkpoints and the configuration of a run tell.
+
+    Args:
+        folder: of the run.
+        place: of its log and checkpoints.
+        recipe: that it is meant to follow.
+
+    Raises:
+        InputError: the log has no line.
+    """
+    lines = read_log(place)
+    if not lines:
+        raise InputError(_NO_LOG.format(folder=folder, log=LOG_FILE))
     yield Finding("ok", "log", f"{len(lines):,} lines up to step {int(lines[-1]['step']):,}.")
     yield from symptoms(lines)
-    config = run_config(folder, place)
-    if config is not None and "latents" in config and Path(config["latents"]).is_dir():
-        yield normalisation(Path(config["latents"]))
+    yield from attempt("checkpoints", partial(checkpoint_findings, place))
+    config = None
+    try:
+        config = run_config(folder, place)
+    except InputError as error:
+        yield Finding("problem", "configuration", str(error))
+    if config is not None:
+        yield from average_findings(config)
+        latents = config.get("latents")
+        if isinstance(latents, str) and latents and Path(latents).is_dir():
+            yield from attempt("latents", lambda: [normalisation(Path(latents))])
     if recipe is not None:
         yield from configuration(config, recipe)
         yield from known_curve(lines, recipe)
 
 
 def run_config(folder: Path, place: Path) -> dict[str, Any] | None:
-    """The configuration of a run: of the artifact, else of its newest checkpoint, which is mapped and not read."""
+    """The configuration of a run: of the artifact, else of its newest checkpoint, which is mapped and not read.
+
+    Raises:
+        InputError: the manifest or the checkpoint cannot be read.
+    """
     if is_complete(folder):
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["config"]
+        return read_manifest(folder).config
     checkpoints = list_checkpoints(place)
-    if not checkpoints:
-        return None
-    return torch.load(checkpoints[-1][1], map_location="cpu", mmap=True, weights_only=True)["config"]
+    return read_checkpoint(checkpoints[-1][1], mapped=True).get("config") if checkpoints else None
+
+
+def average_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """An average of the weights that remembers how the run began, where the run keeps one.
+
+    Args:
+        config: of the run; what is no configuration of this version is passed over.
+    """
+    try:
+        complaint = long_average(TrainingConfig.model_validate(config.get("training")))
+    except ValueError:
+        return
+    if complaint is not None and "task" not in config:  # foundation models are trained without an average
+        yield Finding("warning", "EMA", *complaint)
+
+
+def _log_folder(folder: Path) -> Path | None:
+    return next((each for each in (folder / TRAINING_FOLDER, folder) if (each / LOG_FILE).is_file()), None)
 
 
 def normalisation(folder: Path) -> Finding:

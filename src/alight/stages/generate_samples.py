@@ -19,6 +19,7 @@ from alight.models.lightning_dit import LightningDiT
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.requests import label_protocol, plan_requests
+from alight.pipelines.snapshot import pipeline_of_snapshot
 from alight.reporting.pictures import image_grid
 from alight.runtime.console import duration, log, progress_bar
 from alight.runtime.device import autocast, resolve_device
@@ -28,6 +29,7 @@ from alight.runtime.files import file_hash, write_text
 from alight.runtime.pixels import UINT8_RULE
 from alight.runtime.seeding import random_stream
 from alight.sharing.lineage import require_tokenizer_of
+from alight.training.snapshot import Snapshot, transformer_to_sample
 
 SETTINGS, GRID, TRAJECTORY, NPZ = "samples.json", "grid.png", "trajectory.png", "samples.npz"
 GRID_ROWS, GRID_COLUMNS, TRAJECTORY_COLUMNS = 10, 10, 8
@@ -95,7 +97,7 @@ def with_tokenizer(config: SampleConfig) -> SampleConfig:
     """The configuration with the tokenizer that the records of the transformer lead to, where none is given."""
     if config.tokenizer is not None:
         return config
-    transformer = read_artifact(config.transformer, "transformer", verify=False)
+    transformer = transformer_to_sample(config.transformer, config.checkpoint)
     return config.model_copy(update={"tokenizer": require_tokenizer_of(transformer)})
 
 
@@ -103,7 +105,7 @@ def open_artifacts(config: SampleConfig) -> dict[str, Artifact]:
     """The folders of tokenizer, transformer and guide, which must belong together."""
     assert config.tokenizer is not None  # see `with_tokenizer`
     tokenizer = read_artifact(config.tokenizer, "tokenizer")
-    transformer = read_artifact(config.transformer, "transformer")
+    transformer = transformer_to_sample(config.transformer, config.checkpoint)
     transformer.require_input(tokenizer)
     artifacts = {"transformer": transformer, "tokenizer": tokenizer}
     if config.guide is not None:
@@ -121,7 +123,11 @@ def open_artifacts(config: SampleConfig) -> dict[str, Artifact]:
 
 def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: torch.device) -> Models:
     """Load what generates, and find out whether it can do what is asked for."""
-    pipeline = LightningDiTPipeline.from_artifacts(config.transformer, artifacts["tokenizer"].path).to(device)
+    transformer, tokenizer = artifacts["transformer"], artifacts["tokenizer"].path
+    if isinstance(transformer, Snapshot):
+        pipeline = pipeline_of_snapshot(transformer, tokenizer).to(device)
+    else:
+        pipeline = LightningDiTPipeline.from_artifacts(config.transformer, tokenizer).to(device)
     guide = LightningDiT.from_pretrained(config.guide).to(device) if config.guide is not None else None
     pipeline.check_guidance(config.sampling.guidance_scale, config.sampling.guidance_channels, guide)
     return Models(pipeline, guide, artifacts)

@@ -1,6 +1,7 @@
 """Stage 0, where no pretrained model fits: images -> a small vision foundation model in the `transformers` format."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import random_stream, seeded_initialisation
 from alight.training.flops import count_flops, weightless
+from alight.training.inputs import image_inputs, require_unchanged
+from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, make_optimizer, optimizer_step
 from alight.training.run import TrainingRun
 
@@ -33,9 +36,13 @@ def run(config: TrainFoundationConfig) -> Artifact:
         InputError: on unusable images, output folder or device.
     """
     resolved = config.model_dump(mode="json")
-    with claimed_output(config.output, "foundation", resolved) as finished:
+    longer = goes_on(resolved, config.output, "foundation")
+    expected = expected_config(resolved, config.output, "foundation")
+    with claimed_output(config.output, "foundation", expected, renew=longer) as finished:
         if finished is None:
             train(config, resolved)
+        else:
+            require_unchanged(finished, image_inputs(config.images))
     return read_artifact(config.output, "foundation")
 
 
@@ -46,7 +53,7 @@ def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
     with seeded_initialisation(config.seed, "foundation"):
         model = build_model(config, num_classes=len(dataset.source.class_names)).to(device)
     optimizer = make_optimizer(model.parameters(), config.optimizer)
-    training = config.training
+    training, inputs = config.training, image_inputs(config.images, dataset.source)
     sampler = ResumableSampler(len(dataset), training.global_batch_size, config.seed)
     with TrainingRun(
         config.output / "training",
@@ -57,6 +64,7 @@ def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
         Processes(0, 1, device),
         dataset_size=len(dataset),
         flops_per_image=image_flops(model, config),
+        inputs=inputs,
     ) as progress:
         sampler.advance(progress.start_step)
         batches = iter(ResumableLoader(dataset, sampler, training.micro_batch_size, config.images.workers))
@@ -71,7 +79,7 @@ def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
             norm = optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
             progress.log(grad_norm=norm, lr=lr)
             progress.check(norm)
-    save(model, config, progress.seconds)
+    save(model, config, inputs, progress.seconds)
 
 
 def build_model(config: TrainFoundationConfig, num_classes: int) -> PreTrainedModel:
@@ -108,7 +116,7 @@ def image_flops(model: PreTrainedModel, config: TrainFoundationConfig) -> int | 
     return count_flops(lambda: objective(weightless(model), images, labels, seed=0, step=0).backward())
 
 
-def save(model: PreTrainedModel, config: TrainFoundationConfig, seconds: float) -> None:
+def save(model: PreTrainedModel, config: TrainFoundationConfig, inputs: Mapping[str, str], seconds: float) -> None:
     """Write the backbone without its head, and the normalisation it was trained with: [-1, 1]."""
     backbone = model.vit
     with writing_folder(config.output) as staging:
@@ -117,5 +125,5 @@ def save(model: PreTrainedModel, config: TrainFoundationConfig, seconds: float) 
         normalisation = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
         (staging / "preprocessor_config.json").write_text(json.dumps(normalisation, indent=2) + "\n")
         digest = file_hash(staging / "model.safetensors")
-        facts = {"task": config.task, "steps": config.training.steps}
+        facts = {"task": config.task, "steps": config.training.steps, **inputs}
         write_manifest(staging, "foundation", config.model_dump(mode="json"), digest, facts=facts, seconds=seconds)

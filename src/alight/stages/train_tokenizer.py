@@ -37,7 +37,9 @@ from alight.runtime.pixels import from_uint8, to_uint8, unit_range
 from alight.runtime.seeding import noise_of_batch, random_stream, seeded_initialisation
 from alight.training.discriminator_watch import DiscriminatorWatch
 from alight.training.ema import EMA
+from alight.training.inputs import IMAGES, INIT_FROM, foundation_inputs, image_inputs, require_unchanged
 from alight.training.latent_regularisation import draw_regularisation
+from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import make_optimizer, optimizer_step
 from alight.training.run import Stateful, TrainingRun
 from alight.training.tokenizer_flops import tokenizer_flops
@@ -59,12 +61,17 @@ def run(config: TrainTokenizerConfig) -> Artifact:
             is not finite.
     """
     resolved = config.model_dump(mode="json")
+    longer = goes_on(resolved, config.output, "tokenizer")
+    expected = expected_config(resolved, config.output, "tokenizer")
     with (
         process_group(resolve_device(config.device)) as processes,
-        claimed_output(config.output, "tokenizer", resolved, is_main=processes.is_main) as finished,
+        claimed_output(config.output, "tokenizer", expected, renew=longer, is_main=processes.is_main) as finished,
     ):
         if finished is None:
             train(config, resolved, processes)
+        elif processes.is_main:
+            found = image_inputs(config.images) | foundation_inputs(used_foundation(config))
+            require_unchanged(finished, found)
     return read_artifact(config.output, "tokenizer")
 
 
@@ -82,6 +89,7 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
     announce(config, schedule, len(dataset), pieces, processes)
 
     origin = Origin.of(config)
+    inputs = image_inputs(config.images, dataset.source) | foundation_inputs(used_foundation(config)) | origin.inputs
     networks = build_networks(config, schedule, origin, device)
     vae, discriminator = networks.vae, networks.discriminator
     if training.compile:
@@ -91,7 +99,7 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
     optimizers = {"optimizer": make_optimizer(autoencoder, optimization)}
     if discriminator is not None:
         optimizers["discriminator_optimizer"] = make_optimizer(discriminator.parameters(), optimization)
-    ema = EMA(vae, training.ema_decay) if training.ema_decay else None
+    ema = EMA(vae, training.ema_decay, training.ema_warmup) if training.ema_decay else None
     trained = ema.model if ema is not None else vae
     parts = {"vae": vae, "projection": networks.projection, "discriminator": discriminator, "ema": ema, **optimizers}
     state: dict[str, Stateful] = {name: part for name, part in parts.items() if part is not None}
@@ -114,6 +122,7 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
         DiscriminatorWatch(),
         dataset_size=len(dataset),
         flops_per_image=flops(schedule[0].alignment.enabled, schedule[0].adversarial_factor(0) is not None),
+        inputs=inputs,
     ) as progress:
         sampler.advance(progress.start_step)
         batches, order = iter(loader), iter(copy.copy(sampler))
@@ -163,13 +172,13 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
                 progress.check(norm)
             progress.log(lr=lr)
             if ema is not None:
-                ema.update(vae)
+                ema.update(vae, step)
             if processes.is_main and previews is not None and (step + 1) % config.preview_every == 0:
                 progress.picture("reconstructions", step + 1, draw_reconstructions(trained, previews, device))
     if processes.is_main:
         if config.train == "all":
             measure_latents_statistics(trained, dataset, config, device)
-        save(trained, networks, config, origin, training.steps, progress.seconds)
+        save(trained, networks, config, origin, inputs, training.steps, progress.seconds)
     processes.barrier()  # the artifact is there
 
 
@@ -211,10 +220,21 @@ class Origin:
         identity = (artifact.hash, *artifact.facts.get("same_latents_as", ()))
         return cls(vae, artifact.path, identity, artifact.facts.get("foundation"))
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Its hash, where there is one."""
+        return {INIT_FROM: self.identity[0]} if self.identity else {}
+
     def weights(self, name: str) -> dict[str, Tensor] | None:
         """Of a network that lies beside the tokenizer."""
         path = self.folder / name if self.folder is not None else None
         return read_safetensors(path) if path is not None and path.is_file() else None
+
+
+def used_foundation(config: TrainTokenizerConfig) -> str | None:
+    """The name of the foundation model, where one takes part."""
+    weights = [config.alignment.weight, *(stage.alignment_weight or 0.0 for stage in config.stages)]
+    return config.alignment.foundation if any(weights) else None
 
 
 def same_architecture(vae: VAVAE, model: TokenizerModelConfig) -> bool:
@@ -330,10 +350,19 @@ def measure_latents_statistics(
 
 
 def save(
-    vae: VAVAE, networks: TokenizerNetworks, config: TrainTokenizerConfig, origin: Origin, steps: int, seconds: float
+    vae: VAVAE,
+    networks: TokenizerNetworks,
+    config: TrainTokenizerConfig,
+    origin: Origin,
+    inputs: dict[str, str],
+    steps: int,
+    seconds: float,
 ) -> None:
     """Write the tokenizer, and beside it what later alignment figures and later training need."""
-    facts: dict[str, object] = {"steps": steps, "image_size": config.images.size}
+    made_from = {name: digest for name, digest in inputs.items() if name != IMAGES}
+    facts: dict[str, object] = {"steps": steps, "image_size": config.images.size, IMAGES: inputs[IMAGES]}
+    if config.init_from is not None:
+        facts[INIT_FROM] = config.init_from
     beside = {DISCRIMINATOR_FILE: networks.discriminator and networks.discriminator.state_dict()}
     if config.train == "decoder":
         facts |= {"same_latents_as": list(origin.identity), "foundation": origin.foundation}
@@ -347,4 +376,4 @@ def save(
             if weights:
                 save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, staging / name)
         digest = file_hash(staging / WEIGHTS_FILE)
-        write_manifest(staging, "tokenizer", config.model_dump(mode="json"), digest, facts=facts, seconds=seconds)
+        write_manifest(staging, "tokenizer", config.model_dump(mode="json"), digest, made_from, facts, seconds)

@@ -23,6 +23,13 @@ from alight.flow import (
     time_interval,
 )
 from alight.interop.tokenizer_sources import open_tokenizer
+from alight.interop.transformer_sources import (
+    OpenTransformer,
+    adopt_weights,
+    architecture_of,
+    open_transformer,
+    warn_of_other_training,
+)
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
@@ -36,9 +43,12 @@ from alight.runtime.pixels import to_uint8
 from alight.runtime.seeding import noise_of_batch, random_stream, seeded_initialisation
 from alight.training.ema import EMA
 from alight.training.flops import count_flops
+from alight.training.inputs import INIT_FROM
+from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, make_optimizer, optimizer_step
 from alight.training.parallel import ModelState, OptimizerState, release_weights, replicate, shard, synchronised
 from alight.training.run import Stateful, TrainingRun
+from alight.training.snapshot import snapshot_record
 
 SAMPLE_STEPS = 20  # of a second-order solver, enough to see what training does
 
@@ -54,9 +64,11 @@ def run(config: TrainTransformerConfig) -> Artifact:
     """
     latents = read_artifact(config.latents, "latents")
     resolved = config.model_dump(mode="json")
+    longer = goes_on(resolved, config.output, "transformer")
+    expected = expected_config(resolved, config.output, "transformer")
     with (
         process_group(resolve_device(config.device)) as processes,
-        claimed_output(config.output, "transformer", resolved, is_main=processes.is_main) as finished,
+        claimed_output(config.output, "transformer", expected, renew=longer, is_main=processes.is_main) as finished,
     ):
         if finished is None:
             train(config, resolved, latents, processes)
@@ -69,11 +81,19 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
     """The training loop; its steps are those of one process, whatever the number of processes and pieces."""
     training, flow, path, device = config.training, config.flow, PATHS[config.flow.path](), processes.device
     dataset = LatentDataset(config.latents)
+    origin = open_transformer(config.init_from) if config.init_from is not None else None
+    inputs, facts = describe(config, dataset, latents, origin)
+    if origin is not None:
+        architecture = architecture_of(origin.model, config.model, config.init_from)
+        config = config.model_copy(update={"model": architecture})
+        warn_of_other_training(origin.artifact, facts)
     sampler = ResumableSampler(
         len(dataset), training.global_batch_size, config.seed, processes.rank, processes.world_size
     )
     pieces = training.pieces(processes.world_size)
-    model, ema, optimizer, forward = build_training(config, dataset, processes)
+    model, ema, optimizer, forward = build_training(config, dataset, processes, origin)
+    arguments = model.arguments
+    del origin
     state: dict[str, Stateful] = {"model": ModelState(model), "optimizer": OptimizerState(model, optimizer)}
     if ema is not None:
         state["ema"] = ModelState(ema.model)
@@ -90,6 +110,8 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
         processes,
         dataset_size=len(dataset),
         flops_per_image=image_flops(config, dataset),
+        inputs=inputs,
+        artifact=snapshot_record(arguments, inputs, facts),
     ) as progress:
         sampler.advance(progress.start_step)
         order = iter(sampler)
@@ -124,12 +146,12 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
             progress.log(grad_norm=norm, lr=lr)
             progress.check(norm)
             if ema is not None:
-                ema.update(model)
+                ema.update(model, step)
             if preview is not None and config.samples_every and (step + 1) % config.samples_every == 0:
                 progress.picture("samples", step + 1, draw_samples(sampled, preview, config, device))
     weights = ModelState(sampled).state_dict()
     if processes.is_main:
-        save(weights, config, dataset, latents, progress.seconds)
+        save(weights, config, resolved, dataset, inputs, facts, progress.seconds)
     processes.barrier()  # the artifact is there
 
 
@@ -161,14 +183,22 @@ class Training(NamedTuple):
     forward: nn.Module
 
 
-def build_training(config: TrainTransformerConfig, dataset: LatentFormat, processes: Processes) -> Training:
-    """The model from the seed, its average and optimizer, laid out over the processes."""
+def build_training(
+    config: TrainTransformerConfig,
+    dataset: LatentFormat,
+    processes: Processes,
+    origin: OpenTransformer | None = None,
+) -> Training:
+    """The model from the seed or from existing weights, its average and optimizer, laid out over the processes."""
     training = config.training
     with seeded_initialisation(config.seed, "transformer"):
-        model = build_model(config, dataset).to(processes.device)
+        model = build_model(config, dataset)
+    if origin is not None:
+        adopt_weights(model, origin)
+    model.to(processes.device)
     if training.activation_checkpointing:
         model.enable_gradient_checkpointing()
-    ema = EMA(model, training.ema_decay) if training.ema_decay else None
+    ema = EMA(model, training.ema_decay, training.ema_warmup) if training.ema_decay else None
     if training.compile:
         compile_blocks(model.blocks)
     if training.sharding == "shard" and processes.world_size > 1:
@@ -278,23 +308,38 @@ def draw_samples(
 # --- end ----------------------------------------------------------------------------------------------------------
 
 
+def describe(
+    config: TrainTransformerConfig, dataset: LatentDataset, latents: Artifact, origin: OpenTransformer | None
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The hashes of the inputs, and what sampling must know of the latents."""
+    inputs = {"latents": latents.hash, "tokenizer": latents.inputs.get("tokenizer", "")}
+    facts: dict[str, Any] = {
+        "class_names": list(dataset.class_names),
+        "latents_mean": dataset.mean.flatten().tolist(),
+        "latents_std": dataset.std.flatten().tolist(),
+        "path": config.flow.path,
+        "prediction": config.flow.prediction,
+    }
+    if origin is not None:
+        inputs[INIT_FROM], facts[INIT_FROM] = origin.artifact.hash, config.init_from
+    return inputs, facts
+
+
 def save(
-    weights: dict[str, Any], config: TrainTransformerConfig, dataset: LatentDataset, latents: Artifact, seconds: float
+    weights: dict[str, Any],
+    config: TrainTransformerConfig,
+    resolved: dict[str, Any],
+    dataset: LatentDataset,
+    inputs: dict[str, str],
+    facts: dict[str, Any],
+    seconds: float,
 ) -> None:
     """Write the weights to sample with, and what sampling must know of the latents."""
     model = build_model(config, dataset)
     model.load_state_dict(weights)
-    inputs = {"latents": latents.hash, "tokenizer": latents.inputs["tokenizer"]}
-    facts = {
-        "class_names": list(dataset.class_names),
-        "latents_mean": dataset.mean.flatten().tolist(),
-        "latents_std": dataset.std.flatten().tolist(),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "steps": config.training.steps,
-        "path": config.flow.path,
-        "prediction": config.flow.prediction,
-    }
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    facts = {**facts, "parameters": parameters, "steps": config.training.steps}
     with writing_folder(config.output) as staging:
         model.save_pretrained(staging)
         digest = file_hash(staging / WEIGHTS_FILE)
-        write_manifest(staging, "transformer", config.model_dump(mode="json"), digest, inputs, facts, seconds)
+        write_manifest(staging, "transformer", resolved, digest, inputs, facts, seconds)

@@ -8,18 +8,44 @@ format holds no checksum that loading would look at.
 """
 
 import hashlib
-import os
 import re
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Annotated, Any, cast
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from alight.runtime.files import explained_disk_errors, file_hash
+from alight.runtime.errors import InputError
+from alight.runtime.files import disk_reason, explained_disk_errors, file_hash, replacing, write_text
+from alight.runtime.reading import read_bytes, require_regular
 
 _NAME = re.compile(r"step-(\d{8})\.pt")
+_LEFTOVER = re.compile(r"step-\d{8}\.writing|\.step-\d{8}\.(pt|sha256)\.writing|\.log\.jsonl\.writing")
+_CHECKSUM = re.compile(r"step-\d{8}\.sha256")
+
+
+class _Content(TypedDict, total=False):
+    """The progress that a checkpoint records beside the state; what is absent was not recorded by its version."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+
+    step: Annotated[int, Field(ge=0)]
+    state: dict[str, Any]
+    config: dict[str, Any]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    non_finite: Annotated[int, Field(ge=0)]
+    versions: dict[str, str]
+    inputs: dict[str, str]
+    planned_steps: Annotated[int, Field(ge=1)]
+    artifact: dict[str, Any]
+
+
+_CONTENT = TypeAdapter(_Content)
+_NEEDED = ("step", "state", "config", "seconds", "non_finite")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -33,11 +59,23 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match.group(1)), path) for match, path in matches)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left: temporary files, checksums of no checkpoint.
+
+    Call it while no other process writes to the folder.
+    """
+    for path in folder.glob("*"):
+        alone = _CHECKSUM.fullmatch(path.name) and not path.with_suffix(".pt").exists()
+        if (alone or _LEFTOVER.fullmatch(path.name)) and path.is_file():
+            with explained_disk_errors(folder):
+                path.unlink(missing_ok=True)
+
+
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, keep_every: int | None = None) -> Path:
     """Write a checkpoint under a temporary name, rename it, and remove old ones.
 
     Args:
-        folder: of the run.
+        folder: of the run; it must exist, so that a folder that was removed meanwhile is noticed.
         step: optimizer steps done.
         state: plain data and tensors.
         keep: how many of the newest stay.
@@ -47,27 +85,75 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, k
         InputError: if the disk is full or the folder cannot be written; older checkpoints stay.
     """
     path = checkpoint_path(folder, step)
-    temporary = path.with_suffix(".writing")
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            hashing = _HashingFile(file)
+            torch.save({"step": step, **state}, cast(IO[bytes], hashing))  # it only writes
+        write_text(_checksum_path(path), f"{hashing.sha256.hexdigest()}  {path.name}\n")
     with explained_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                hashing = _HashingFile(file)
-                torch.save({"step": step, **state}, cast(IO[bytes], hashing))  # it only writes
-                file.flush()
-                os.fsync(file.fileno())
-            with _checksum_path(path).open("w", encoding="ascii") as checksum:
-                checksum.write(f"{hashing.sha256.hexdigest()}  {path.name}\n")
-                checksum.flush()
-                os.fsync(checksum.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    for old_step, old in list_checkpoints(folder)[:-keep]:
-        if keep_every is None or old_step % keep_every:
-            old.unlink()
-            _checksum_path(old).unlink(missing_ok=True)
+        for old_step, old in list_checkpoints(folder)[:-keep]:
+            if keep_every is None or old_step % keep_every:
+                old.unlink(missing_ok=True)
+                _checksum_path(old).unlink(missing_ok=True)
     return path
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the bytes of a checkpoint are those that were written; without its checksum nobody can tell.
+
+    Raises:
+        InputError: the disk refuses to give them, or it is no regular file.
+    """
+    require_regular(path)
+    try:
+        return recorded_hash(path) == file_hash(path)
+    except OSError as error:
+        raise InputError(f"The checkpoint {path} cannot be read: {disk_reason(error)}.") from error
+
+
+def recorded_hash(path: Path) -> str:
+    """The SHA-256 that was written beside a checkpoint; empty where there is none."""
+    checksum = _checksum_path(path)
+    words = read_bytes(checksum, 1000).split() if checksum.is_file() else []
+    return words[0].decode("ascii", "replace") if words else ""
+
+
+def read_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU, with the types that a run relies on.
+
+    Args:
+        path: of the file.
+        mapped: read tensors from the disk when they are used.
+
+    Raises:
+        InputError: it is no torch file, or holds other things than a checkpoint of a run.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return dict(_CONTENT.validate_python(content))
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, item['loc'])) or 'content'}: {item['msg']}" for item in error.errors()[:3])
+        reason = "; ".join(problems)
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    raise _foreign(path, reason)
+
+
+def require_run(content: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint without the progress of a run, which other code may have written.
+
+    Raises:
+        InputError: names what is missing.
+    """
+    if lacking := [name for name in _NEEDED if name not in content]:
+        raise _foreign(folder, f"it has no {', '.join(lacking)}")
+
+
+def _foreign(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"{path} holds no checkpoint of a training run ({reason}). Restore the file that the run wrote, or remove it "
+        "to go on from the checkpoint before."
+    )
 
 
 def load_latest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
@@ -75,16 +161,33 @@ def load_latest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Pa
 
     Returns:
         The state (None if there is none), and the newer files that turned out to be damaged.
+
+    Raises:
+        InputError: the disk refuses to give a checkpoint, or a whole one holds other things.
     """
     damaged: list[Path] = []
     for _, path in reversed(list_checkpoints(folder)):
-        try:
-            if _checksum_path(path).read_text(encoding="ascii").split()[0] == file_hash(path):
-                return torch.load(path, map_location="cpu", weights_only=True), damaged
-        except Exception:  # no checksum, or a file that only looks whole; the caller reports each of them
-            pass
-        damaged.append(path)
+        if is_whole(path):
+            return read_checkpoint(path), damaged
+        damaged.append(path)  # the caller reports each of them
     return None, damaged
+
+
+def restore(parts: Mapping[str, Any], state: Mapping[str, Any], folder: Path) -> None:
+    """Load the state of a checkpoint into models, optimizers and averages, by name.
+
+    Raises:
+        InputError: a part is missing or does not fit; the parts are then of no use.
+    """
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(state[name])
+        except Exception as error:  # every part refuses in its own way
+            reason = "missing" if name not in state else " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(
+                f"The checkpoint in {folder} does not fit this run: its {name} is unusable ({reason}). Restore the "
+                "checkpoint that the run wrote, or delete that folder to start again."
+            ) from error
 
 
 class BackgroundWriter:

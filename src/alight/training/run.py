@@ -26,7 +26,10 @@ from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors
 from alight.runtime.interrupt import Interrupted, deferred_interrupt
-from alight.training.checkpoint import BackgroundWriter, load_latest_checkpoint
+from alight.training.checkpoint import BackgroundWriter, load_latest_checkpoint, remove_leftovers, require_run, restore
+from alight.training.ema import warn_of_long_average
+from alight.training.inputs import require_same_inputs
+from alight.training.longer import is_longer, length_note, of_length
 from alight.training.meter import Averages, Meter
 from alight.training.tracking import Picture, Tracker, open_trackers, require_packages
 
@@ -58,14 +61,16 @@ class TrainingRun:
         listener: told the step and the scalars of every line of the log.
         dataset_size: images in an epoch; None = unknown.
         flops_per_image: floating-point operations to learn from one image; None = unknown.
+        inputs: hashes of what the run is made from, by name; a resumed run must have the same.
+        artifact: plain data that every checkpoint carries for `open_snapshot`.
 
     Attributes:
         start_step: how many steps have been taken before.
         meter: of the speed.
 
     Raises:
-        InputError: if the folder holds a run of another configuration or checkpoints that cannot be
-            used; or if the run is to be watched where it cannot be.
+        InputError: if the folder holds a run of another configuration, of other inputs, of more steps, or checkpoints
+            that cannot be used; or if the run is to be watched where it cannot be.
     """
 
     def __init__(
@@ -79,12 +84,15 @@ class TrainingRun:
         listener: Listener | None = None,
         dataset_size: int | None = None,
         flops_per_image: float | None = None,
+        inputs: Mapping[str, str] | None = None,
+        artifact: Mapping[str, Any] | None = None,
     ) -> None:
         require_packages(training)
         self.folder, self.config, self.training, self.state = folder, dict(config), training, state
         self.description, self.processes, self.listener = description, processes, listener
         self.start_step, self._seconds_before, self._non_finite_before = 0, 0.0, 0
         self._versions = library_versions()
+        self._recorded = {"inputs": dict(inputs or {}), "artifact": dict(artifact or {})}
         self._non_finite = 0  # since this start, which is what the limit is for
         self._averages = Averages()
         self._trackers: list[Tracker] = []  # of the process that writes
@@ -94,6 +102,10 @@ class TrainingRun:
             stack.callback(self._writer.close)
             with explained_disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+            if processes.is_main:
+                remove_leftovers(folder)
+            if processes.is_main and "ema" in state:
+                warn_of_long_average(training, description)
             self._resume()
             if processes.is_main:
                 self._trackers = open_trackers(folder, training, config, self.start_step, stack)
@@ -179,7 +191,7 @@ class TrainingRun:
         if policy == "rollback":
             checkpoint, _ = self._newest()
             if checkpoint is not None:
-                self._restore(checkpoint["state"])
+                restore(self.state, checkpoint["state"], self.folder)
         log.warning(
             "%s: a gradient that is not finite was not applied (%d so far)%s.",
             self.description,
@@ -208,7 +220,7 @@ class TrainingRun:
         if self.processes.is_main:
             non_finite = self._non_finite_before + self._non_finite
             progress = {"config": self.config, "seconds": self.seconds, "non_finite": non_finite}
-            progress["versions"] = self._versions
+            progress |= {"versions": self._versions, "planned_steps": self.training.steps, **self._recorded}
             self._writer.save(step, {"state": state, **progress})
 
     def _newest(self) -> tuple[dict[str, Any] | None, list[Path]]:
@@ -217,28 +229,20 @@ class TrainingRun:
         self.processes.barrier()
         return load_latest_checkpoint(self.folder)
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        for name, item in self.state.items():
-            item.load_state_dict(state[name])
-
     def _resume(self) -> None:
         checkpoint, damaged = self._newest()
         if damaged and checkpoint is None:
             raise InputError(
                 f"All checkpoints in {self.folder} are damaged ({', '.join(path.name for path in damaged)}). Restore "
-                "one of them with its .sha256 file, or delete that folder to start anew."
+                "one of them with its .sha256 file, or delete that folder to start again."
             )
         for path in damaged:
             log.warning("The checkpoint %s is damaged and was passed over.", path)
         if checkpoint is None:
             return
-        changed = differences(checkpoint["config"], self.config)
-        if changed:
-            raise InputError(
-                f"{self.folder} holds a run that was started with another configuration ({'; '.join(changed[:4])}). "
-                "Choose another --output, restore the configuration, or delete that folder to start anew."
-            )
-        self._restore(checkpoint["state"])
+        require_run(checkpoint, self.folder)
+        self._require_same_run(checkpoint)
+        restore(self.state, checkpoint["state"], self.folder)
         other = differences(checkpoint.get("versions", self._versions), self._versions)
         if other:
             log.warning(
@@ -251,3 +255,23 @@ class TrainingRun:
         self._non_finite_before = checkpoint["non_finite"]
         if self.start_step < self.training.steps:
             log.info("%s: going on from step %d of %d.", self.description, self.start_step, self.training.steps)
+            planned = checkpoint.get("planned_steps", self.training.steps)
+            if planned < self.training.steps:
+                steps = self.start_step, planned, self.training.steps
+                log.info("%s: %s", self.description, length_note(checkpoint["config"], self.config, *steps))
+
+    def _require_same_run(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint of another configuration, of other inputs, or of more steps than are wanted."""
+        was, now = checkpoint["config"], self.config
+        if changed := differences(was, of_length(now, was)):
+            raise InputError(
+                f"{self.folder} holds a run that was started with another configuration ({'; '.join(changed[:4])}). "
+                "Choose another --output, restore the configuration, or delete that folder to start again."
+            )
+        is_longer(now, was, self.folder)  # or equal, or it refuses
+        if checkpoint["step"] > self.training.steps:
+            raise InputError(
+                f"{self.folder} holds a checkpoint of step {checkpoint['step']}, more than the {self.training.steps} "
+                "steps of this run. Give at least as many, or choose another --output for a shorter run."
+            )
+        require_same_inputs(checkpoint.get("inputs", {}), self._recorded["inputs"], self.folder)

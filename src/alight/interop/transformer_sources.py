@@ -1,0 +1,185 @@
+"""Any transformer by one call, to start training from: an artifact, a diffusers folder, or a published checkpoint."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from alight.artifacts import Artifact, is_complete, read_artifact
+from alight.config import TransformerModelConfig
+from alight.interop.reference import load_transformer
+from alight.models.lightning_dit import LightningDiT
+from alight.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
+from alight.runtime.console import log
+from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
+
+SUBFOLDER = "transformer"  # where the folders of whole pipelines keep theirs
+_CLASSES = "class_embed.weight"
+_SIZES = ("hidden_size", "num_layers", "num_heads", "patch_size")
+_FREE = ("preset", "class_dropout_prob")  # of the section 'model': what fine-tuning may choose
+_OUTPUTS = ("output_layer.proj.weight", "output_layer.proj.bias")
+
+
+class OpenTransformer(NamedTuple):
+    """A transformer in eval mode, and what identifies it: hash, configuration and facts."""
+
+    model: LightningDiT
+    artifact: Artifact
+
+
+def open_transformer(source: str | Path) -> OpenTransformer:
+    """Open a transformer, wherever it comes from.
+
+    Args:
+        source: one of
+            - a transformer artifact of this package;
+            - a folder that `LightningDiT.save_pretrained` wrote, or of a whole pipeline with one in `transformer/`;
+            - a published LightningDiT checkpoint (`.pt` or `.safetensors`), whose averaged weights are taken where it
+              has them.
+
+    Returns:
+        The model, and its artifact; the hash of a foreign one is that of its weights file.
+
+    Raises:
+        InputError: there is nothing, or nothing complete, or something else.
+    """
+    path = Path(source)
+    if path.is_file():
+        model = load_transformer(path)
+        config = json.loads(model.to_json_string())
+        return OpenTransformer(model, Artifact(path, "transformer", config, file_hash(path)))
+    places = (path, path / SUBFOLDER)
+    place = next((each for each in places if (each / CONFIG_FILE).is_file() and (each / WEIGHTS_FILE).is_file()), None)
+    if place is None or is_complete(place):
+        artifact = read_artifact(place or path, "transformer")
+        return OpenTransformer(LightningDiT.from_pretrained(artifact.path), artifact)
+    model = LightningDiT.from_pretrained(place)
+    config = json.loads(model.to_json_string())
+    return OpenTransformer(model, Artifact(place, "transformer", config, file_hash(place / WEIGHTS_FILE)))
+
+
+def architecture_of(model: LightningDiT, wanted: TransformerModelConfig, source: Any) -> TransformerModelConfig:
+    """The section `model` that builds an architecture which takes the weights of `model`.
+
+    Args:
+        model: whose weights are to be taken.
+        wanted: the section as configured; the default stands for the architecture that is there.
+        source: what an error message names as the origin.
+
+    Raises:
+        InputError: the section asks for another architecture.
+    """
+    own = model.arguments
+    shared = set(TransformerModelConfig.model_fields) - {*_FREE, *_SIZES}
+    given = wanted.model_dump(exclude={"preset"}, exclude_none=True)
+    if wanted.preset and wanted != TransformerModelConfig():
+        with torch.device("meta"):
+            given |= {name: LightningDiT.from_preset(wanted.preset).config[name] for name in _SIZES}
+    if wanted != TransformerModelConfig():
+        other = [
+            f"{name} {own[name]} -> {given[name]}" for name in (*_SIZES, *sorted(shared)) if own[name] != given[name]
+        ]
+        if other:
+            raise InputError(
+                f"The transformer in {source} has another architecture than the section 'model' asks for "
+                f"({'; '.join(other[:4])}). Leave the section out: training goes on with the architecture that is "
+                "there."
+            )
+        return wanted
+    return TransformerModelConfig(
+        preset=None, **{name: own[name] for name in (*_SIZES, *shared, "class_dropout_prob")}
+    )
+
+
+@torch.no_grad()
+def adopt_weights(model: LightningDiT, origin: OpenTransformer) -> None:
+    """Start a model from the weights of another one, in place.
+
+    Where the number of classes differs, the embeddings of the classes keep their fresh values, and the log says so;
+    the embedding of the null class is taken in any case. Of an output that also predicts a variance, the part of the
+    velocity is taken.
+
+    Args:
+        model: freshly initialised.
+        origin: whose weights are taken.
+
+    Raises:
+        InputError: latents of another shape, or another architecture: lists what does not fit.
+    """
+    state, own = dict(origin.model.state_dict()), model.state_dict()
+    source, place = origin.model.config, origin.artifact.path
+    if source.in_channels != model.config.in_channels or origin.model.grid != model.grid:
+        raise InputError(
+            f"The transformer in {place} was trained on latents of {_shape(origin.model)}, but these latents are "
+            f"{_shape(model)}. Start from a transformer for latents of this shape."
+        )
+    if source.learn_sigma and not model.config.learn_sigma:
+        state |= {name: _without_variance(state[name], source.in_channels) for name in _OUTPUTS}
+    state[_CLASSES] = _class_embeddings(state[_CLASSES], own[_CLASSES], origin.model, model, place)
+    wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
+    if wrong or len(state) != len(own):
+        raise InputError(
+            f"The weights of the transformer in {place} do not fit this model ({len(wrong)} of other shapes, such as "
+            f"{', '.join(wrong[:3]) or 'those that this model lacks'}). Leave the section 'model' out, so that its "
+            "architecture is taken as well."
+        )
+    model.load_state_dict(state)
+
+
+def warn_of_other_training(origin: Artifact, facts: Mapping[str, Any]) -> None:
+    """Say where the weights were trained for another flow, or on latents that were normalised otherwise."""
+    for name, now in facts.items():
+        before = origin.facts.get(name)
+        if name in ("path", "prediction") and before is not None and before != now:
+            log.warning("init_from: %s was trained with the %s '%s', now '%s'.", origin.path, name, before, now)
+        if name in ("latents_mean", "latents_std") and before is not None and not _close(before, now):
+            log.warning(
+                "init_from: %s was trained on latents with another %s; take latents of the same tokenizer, or expect "
+                "that training begins by adapting to these.",
+                origin.path,
+                name,
+            )
+
+
+def _class_embeddings(given: Tensor, fresh: Tensor, source: LightningDiT, model: LightningDiT, place: Path) -> Tensor:
+    """The table of class embeddings: that of the source, or fresh rows and its null class."""
+    classes, wanted = source.config.num_classes, model.config.num_classes
+    if classes == wanted and given.shape == fresh.shape:
+        return given
+    result = fresh.clone()
+    both_have_null = len(given) > classes and len(fresh) > wanted
+    if both_have_null:
+        result[wanted] = given[classes]
+    if classes == wanted:  # one of them has no null class
+        result[:wanted] = given[:classes]
+        return result
+    log.info(
+        "init_from: %s knows %d classes and the latents have %d, so the class embeddings begin with new values%s.",
+        place,
+        classes,
+        wanted,
+        "; that of the null class is kept" if both_have_null else "",
+    )
+    return result
+
+
+def _without_variance(value: Tensor, channels: int) -> Tensor:
+    """Rows (p p 2C, ...) of an output with a variance -> (p p C, ...); the channel is the fastest axis."""
+    return value.unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1)
+
+
+def _shape(model: LightningDiT) -> str:
+    patch = model.config.patch_size
+    return f"{model.config.in_channels} x {model.grid.height * patch} x {model.grid.width * patch}"
+
+
+def _close(one: Any, other: Any) -> bool:
+    try:
+        first, second = torch.tensor(one, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)
+        return first.shape == second.shape and torch.allclose(first, second, rtol=1e-3, atol=1e-3)
+    except (TypeError, ValueError):
+        return False
