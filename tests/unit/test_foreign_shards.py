@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from alight.artifacts import replace_file
 from alight.config import ConvertConfig
+from alight.data.latent_folder import LatentFolder
 from alight.data.latent_shards import map_shard
 from alight.data.latents import LatentDataset
 from alight.interop.latents import export_latents_statistics
@@ -212,3 +213,26 @@ def test_an_index_of_the_wrong_shape_is_a_sentence(case, artifact):
 def test_an_index_that_says_more_is_read(artifact):
     changed(artifact, lambda index: index.update(remark="of a later version"))
     assert np.array_equal(LatentDataset(artifact).labels, [0, 1, 2, 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("run.json", {"config": [], "seconds": 1.0}),
+        ("run.json", {"config": {}, "seconds": "1"}),
+        ("run.json", {"seconds": 1.0}),
+        ("latents_00000.json", {"sha256": 3}),
+        ("latents_00000.json", {}),
+    ],
+)
+def test_records_of_an_unfinished_extraction_are_checked(name, values, tmp_path):
+    (tmp_path / "unfinished").mkdir()
+    write_checked(tmp_path / "unfinished" / name, values)
+    folder = LatentFolder(tmp_path, 2, 2)
+    if name == "run.json":
+        with pytest.raises(InputError, match=r"run\.json"):
+            folder.start({"images": {}}, {})
+    else:
+        assert not folder.holds(0)  # made again
+        with pytest.raises(InputError, match=r"latents_00000\.json"):
+            folder.records()

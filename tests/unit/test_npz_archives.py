@@ -11,8 +11,10 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from alight.artifacts import write_manifest
 from alight.data.provenance import read_npz_entry
 from alight.evaluation.generated import open_generated
+from alight.evaluation.reference_set import _open_folder
 from alight.metrics.frechet import FeatureStatistics
 from alight.metrics.reference import read_reference
 from alight.runtime.errors import InputError
@@ -219,3 +221,23 @@ def test_a_record_of_the_wrong_shape_is_a_sentence(case, tmp_path):
     path = archive(tmp_path / "wrong.npz", arr_0=npy(PIXELS), provenance=npy(np.array(text)))
     with pytest.raises(InputError, match=r"wrong\.npz"):
         open_generated(path)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"spaces": ["../outside"]},
+        {"spaces": ["/outside"]},
+        {"spaces": "pixels"},
+        {"spaces": [3]},
+        {"size": [8]},
+        {"size": 8},
+        {"size": [0, 8]},
+        {"description": None},
+    ],
+)
+def test_a_reference_of_the_wrong_shape_is_a_sentence(facts, tmp_path):
+    sound = {"spaces": [], "size": [8, 8], "description": "digits", "features": {}, "count": 3}
+    write_manifest(tmp_path, "reference", {}, "hash", facts=sound | facts)
+    with pytest.raises(InputError, match=r"The facts in .*alight\.json"):
+        _open_folder(tmp_path)

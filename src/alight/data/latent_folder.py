@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, with_config
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from alight.artifacts import differences
 from alight.data.latent_shards import shard_name, write_shard
@@ -19,9 +21,38 @@ from alight.runtime.checked_json import read_checked, write_checked
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors, file_hash
+from alight.runtime.reading import Schema, check_values
 
 _RUN = "run.json"
 _SAME_RESULT = ("workers",)  # settings of images that change nothing in the latents
+
+
+@with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
+class _Run(TypedDict):
+    """What an unfinished extraction was asked for, and how long it took so far."""
+
+    config: dict[str, Any]
+    seconds: int | float
+
+
+@with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
+class _Sums(TypedDict):
+    count: int
+    mean: list[float]
+    squares: list[float]
+
+
+@with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
+class _Record(TypedDict):
+    """What `write_shard` said of a shard."""
+
+    file: str
+    count: int
+    shape: list[int]
+    dtype: str
+    tensors: list[str]
+    sha256: str
+    statistics: _Sums
 
 
 class LatentFolder:
@@ -62,7 +93,7 @@ class LatentFolder:
         images = {key: value for key, value in config["images"].items() if key not in _SAME_RESULT}
         short = {kind: digest[:12] for kind, digest in inputs.items()}
         self._claim = {"config": {**config, "images": images, "inputs": short, "count": self.count}}
-        run = read_checked(self._unfinished / _RUN) if (self._unfinished / _RUN).exists() else None
+        run = _read(self._unfinished / _RUN, _Run) if (self._unfinished / _RUN).exists() else None
         finished = any(self._unfinished.glob("latents_*.json"))
         if run is None and (finished or any(self.path.glob("*.safetensors"))):
             raise InputError(
@@ -96,7 +127,7 @@ class LatentFolder:
         if not self._record_path(number).exists():
             return False
         try:
-            intact = read_checked(self._record_path(number))["sha256"] == file_hash(path)
+            intact = _read(self._record_path(number), _Record)["sha256"] == file_hash(path)
         except (InputError, OSError):
             intact = False
         if not intact:
@@ -115,7 +146,7 @@ class LatentFolder:
 
     def records(self) -> list[dict[str, Any]]:
         """What `write_shard` said of each shard, in order."""
-        return [read_checked(self._record_path(number)) for number in range(self.num_shards)]
+        return [dict(_read(self._record_path(number), _Record)) for number in range(self.num_shards)]
 
     def finish(self) -> None:
         """Forget that the run was ever unfinished; its manifest is written."""
@@ -123,3 +154,8 @@ class LatentFolder:
 
     def _record_path(self, number: int) -> Path:
         return self._unfinished / Path(shard_name(number)).with_suffix(".json")
+
+
+def _read(path: Path, schema: type[Schema]) -> Schema:
+    remedy = "Delete the folder of the latents, and extract them again."
+    return check_values(read_checked(path), schema, str(path), remedy)

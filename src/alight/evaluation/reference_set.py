@@ -3,14 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, ConfigDict, Field, with_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from alight.artifacts import is_complete, read_artifact
+from alight.artifacts import MANIFEST, is_complete, read_artifact
 from alight.config import ImagesConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
@@ -28,10 +30,26 @@ from alight.metrics.inception_set import POOL_DIM
 from alight.metrics.reference import ImageFile, Reference, has_images, has_statistics, read_reference
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
+from alight.runtime.reading import check_values, require_regular
 from alight.runtime.seeding import random_stream
 
 FEATURES_FILE = "features.safetensors"
 KEPT_FEATURES = 10_000  # of so many real images, as many as the ADM evaluator compares with
+
+
+def _plain(name: str) -> str:
+    if not name or Path(name).name != name or "\\" in name or "\0" in name:
+        raise ValueError(f"{name!r} is no plain name")
+    return name
+
+
+@with_config(ConfigDict(strict=True, extra="allow"))
+class ReferenceFacts(TypedDict):
+    """What the manifest of a reference must say; `reference_facts` writes it."""
+
+    spaces: list[Annotated[str, AfterValidator(_plain)]]
+    size: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+    description: str
 
 
 @dataclass(frozen=True)
@@ -251,8 +269,10 @@ def _open_folder(path: Path) -> ReferenceSet:
             f"or leave --reference out and give the images themselves, as --images.source {path}."
         )
     artifact = read_artifact(path, "reference")
+    where = f"The facts in {path / MANIFEST}"
+    facts = check_values(artifact.facts, ReferenceFacts, where, "Restore the file, or make the reference again.")
     statistics: dict[str, FeatureStatistics] = {}
-    for key in artifact.facts["spaces"]:
+    for key in facts["spaces"]:
         if key == INCEPTION:
             inception = read_reference(path / f"{key}.npz")
             statistics[key] = inception.pool
@@ -262,15 +282,16 @@ def _open_folder(path: Path) -> ReferenceSet:
             statistics[key] = FeatureStatistics.load(path / f"{key}.npz")
     features: dict[str, Tensor] = {}
     if (path / FEATURES_FILE).is_file():
+        require_regular(path / FEATURES_FILE)
         try:
             features = load_file(path / FEATURES_FILE)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{path / FEATURES_FILE} is damaged ({error}). Make the reference again, or remove that file to do "
                 "without precision, recall and the kernel distance."
             ) from error
-    height, width = artifact.facts["size"]
-    return ReferenceSet(artifact.facts["description"], statistics, features, (height, width))
+    height, width = facts["size"]
+    return ReferenceSet(facts["description"], statistics, features, (height, width))
 
 
 def _key_of(statistics: FeatureStatistics, networks: FeatureNetworks) -> str | None:

@@ -170,7 +170,10 @@ class LightningDiTPipeline(DiffusionPipeline):
             if not Path(origin).is_dir():
                 raise InputError(f"There is no folder {origin}. Check the path, or give a hub id (owner/name).")
             verify_folder(Path(origin))
-            check_pipeline_folder(Path(origin), options, cls.__call__)
+            try:
+                check_pipeline_folder(Path(origin), options, cls.__call__)
+            except InputError as error:
+                raise InputError(f"The pipeline in {origin} cannot be opened. {error}") from error
         options.setdefault("low_cpu_mem_usage", False)  # it needs a package that is otherwise unused, and says so
         try:
             return super().from_pretrained(origin, **options)

@@ -1,6 +1,5 @@
 """Folders: artifacts, finished or not, whole runs, models and pipelines of diffusers, and what else people keep."""
 
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from alight.artifacts import CONFIG_FILE, MANIFEST, PIPELINE_INDEX, Artifact, is
 from alight.data.sample_folder import UNFINISHED
 from alight.runtime.console import duration
 from alight.runtime.errors import InputError
+from alight.runtime.reading import read_json_object
 from alight.show.description import Description, size_text
 from alight.show.files import weights_details
 
@@ -40,7 +40,7 @@ def describe_folder(folder: Path) -> Description:
         return Description(folder, f"a model ({kind})", weights_of(folder) | {"configuration": config})
     artifacts = [read_artifact(path, _kind(path)) for path in sorted(folder.iterdir()) if is_complete(path)]
     if artifacts:
-        artifacts.sort(key=lambda artifact: (artifact.created, _place(artifact.kind)))
+        artifacts.sort(key=lambda artifact: (str(artifact.created), _place(artifact.kind)))
         return Description(folder, "a run", {artifact.path.name: _in_short(artifact) for artifact in artifacts})
     return _anything(folder)
 
@@ -51,13 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it does not.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Restore it.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds no mapping, so it does not say what {path.parent} is. Restore it.")
-    return values
+    return read_json_object(path, "Restore the file.")
 
 
 def weights_of(folder: Path) -> dict[str, Any]:
@@ -107,9 +101,12 @@ def _in_short(artifact: Artifact) -> dict[str, Any]:
 
 def _unfinished_samples(folder: Path) -> Description:
     state = read_json(folder / UNFINISHED)
+    seconds = state.get("seconds", 0.0)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
+        raise InputError(f"{folder / UNFINISHED} has seconds of {seconds!r:.100}, which is no time. Restore the file.")
     details = {
         "images so far": sum(1 for _ in (folder / "images").glob("*.png")),
-        "time so far": duration(float(state.get("seconds", 0.0))),
+        "time so far": duration(float(seconds)),
         "to go on": "run the same command again",
         "made from": state.get("inputs", {}),
         "configuration": state.get("config", {}),
@@ -120,14 +117,20 @@ def _unfinished_samples(folder: Path) -> Description:
 def _pipeline(folder: Path) -> Description:
     index = read_json(folder / PIPELINE_INDEX)
     name = index.pop("_class_name", "pipeline")
-    parts = {key: value for key, value in index.items() if isinstance(value, list) and (folder / key).is_dir()}
+    parts = {key: value for key, value in index.items() if _is_part(folder, key, value)}
     details: dict[str, Any] = {
-        "class": ".".join(name) if isinstance(name, list) else name,
+        "class": ".".join(map(str, name)) if isinstance(name, list) else name,
         "settings": {key: value for key, value in index.items() if key not in parts and not key.startswith("_")},
     }
     for key, (library, kind) in parts.items():
         details[key] = {"class": f"{library}.{kind}", **weights_of(folder / key)}
     return Description(folder, "a pipeline in the layout of diffusers", details)
+
+
+def _is_part(folder: Path, key: str, value: Any) -> bool:
+    """Whether an entry of the index names the library and the class of a part that lies in the folder."""
+    names_a_class = isinstance(value, list) and len(value) == 2
+    return names_a_class and key == Path(key).name and "\0" not in key and (folder / key).is_dir()
 
 
 def _anything(folder: Path) -> Description:

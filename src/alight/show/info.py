@@ -21,9 +21,13 @@ def run(config: InfoConfig) -> Description:
     """
     if config.path is None:
         raise InputError("Say what to look at: a file or a folder, for example 'alight info runs/quickstart'.")
-    if config.path.is_dir():
-        return describe_folder(config.path)
-    return describe_file(config.path if config.path.is_file() else _recipe_of_that_name(config.path))
+    try:
+        is_folder, exists = config.path.is_dir(), config.path.exists()
+        if is_folder:
+            return describe_folder(config.path)
+    except OSError as error:  # a path that is too long, a folder that may not be read
+        raise InputError(f"{config.path!s:.300} cannot be read ({error.strerror}). Check the path.") from error
+    return describe_file(config.path if exists else _recipe_of_that_name(config.path))
 
 
 def _recipe_of_that_name(path: Path) -> Path:

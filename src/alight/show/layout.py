@@ -1,11 +1,14 @@
 """Text for a terminal: columns that line up."""
 
+import re
 import shutil
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 LONG_LIST = 10
+DEEPEST = 12  # levels of nested values that are shown
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
@@ -36,21 +39,29 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def facts(values: Mapping[str, Any], indent: int = 0) -> str:
-    """Names and values below each other; what is nested is indented."""
-    width = max((len(name) for name, value in values.items() if not (isinstance(value, Mapping) and value)), default=0)
+def printable(text: str) -> str:
+    """Text from a file without the characters that would command a terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def facts(values: Mapping[str, Any], indent: int = 0, depth: int = 0) -> str:
+    """Names and values below each other; what is nested is indented, and left out where it is nested too deeply."""
+    named = {printable(str(name)): value for name, value in values.items()}
+    width = max((len(name) for name, value in named.items() if not (isinstance(value, Mapping) and value)), default=0)
     lines = []
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
+    for name, value in named.items():
+        if isinstance(value, Mapping) and value and depth < DEEPEST:
             lines.append(f"{'':{indent}}{name}")
-            lines.append(facts(value, indent + 2))
+            lines.append(facts(value, indent + 2, depth + 1))
         else:
             lines.append(f"{'':{indent}}{name:<{width}}  {setting(value)}")
     return "\n".join(filter(None, lines))
 
 
-def setting(value: Any) -> str:
-    """A value as a person would write it; of a long list the first items."""
+def setting(value: Any, depth: int = 0) -> str:
+    """A value as a person would write it; of a long list the first items, of deep nesting the first levels."""
+    if depth > DEEPEST:
+        return "..."
     match value:
         case None:
             return "none"
@@ -60,8 +71,12 @@ def setting(value: Any) -> str:
             return f"{value:.6g}"
         case list() | tuple():
             more = f", ... {len(value)} in all" if len(value) > LONG_LIST else ""
-            return f"[{', '.join(map(setting, value[:LONG_LIST]))}{more}]" if value else "none"
+            shown = ", ".join(setting(item, depth + 1) for item in value[:LONG_LIST])
+            return f"[{shown}{more}]" if value else "none"
         case Mapping():
-            return ", ".join(f"{name} {setting(item)}" for name, item in value.items()) or "none"
+            return (
+                ", ".join(f"{printable(str(name))} {setting(item, depth + 1)}" for name, item in value.items())
+                or "none"
+            )
         case _:
-            return str(value)
+            return printable(str(value))

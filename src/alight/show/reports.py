@@ -1,16 +1,41 @@
 """`alight report`: the figures of finished reports with their conditions, several side by side."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, Field, JsonValue, with_config
+from typing_extensions import TypedDict
 
 from alight.config import ReportConfig
 from alight.runtime.errors import InputError
-from alight.show.layout import hanging, ranges, setting, table
+from alight.runtime.reading import read_json
+from alight.show.layout import hanging, printable, ranges, setting, table
 
 REPORT = "report.json"
+
+
+@with_config(ConfigDict(strict=True, extra="allow"))
+class _Measured(TypedDict):
+    """A figure of the file, without what it is compared with."""
+
+    name: str
+    label: str
+    value: Annotated[int | float, Field(ge=-1e300, le=1e300)] | None
+    conditions: dict[str, JsonValue]
+    digits: NotRequired[Annotated[int, Field(ge=0, le=20)]]
+    unit: NotRequired[str]
+
+
+class _Figure(_Measured):
+    compare: NotRequired[_Measured | None]
+
+
+@with_config(ConfigDict(strict=True, extra="allow"))
+class _Report(TypedDict):
+    title: str
+    figures: list[_Figure]
 
 
 @dataclass(frozen=True)
@@ -62,11 +87,11 @@ class SideBySide:
             for number, name in enumerate(self.names, start=1)
         ]
         figures = table(heads, rows, right=[0, *range(2, len(heads))])
-        title = f"{self.reports[0].title}\n\n" if alone else ""
+        title = f"{printable(self.reports[0].title)}\n\n" if alone else ""
         return f"{title}{figures}\n\nConditions, by the numbers of the figures they belong to\n{self._conditions()}"
 
     def _label(self, name: str) -> str:
-        return next(str(figure["label"]) for each in self.reports if (figure := each.find(name)) is not None)
+        return next(printable(figure["label"]) for each in self.reports if (figure := each.find(name)) is not None)
 
     def _conditions(self) -> str:
         """Everything that the figures depend on; what several of them have in common stands there once."""
@@ -125,16 +150,11 @@ def read_report(path: Path, name: str) -> Figures:
     Raises:
         InputError: it is no report of this package.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        figures = [
-            each for figure in content["figures"] for each in (figure, figure.get("compare")) if each is not None
-        ]
-        for figure in figures:
-            _ = figure["name"], figure["label"], figure["value"], figure["conditions"]
-        return Figures(name, path, str(content["title"]), figures)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no report of alight ({error!r}). Make it again.") from error
+    content = read_json(path, _Report, "It is no report of alight, or a damaged one: make it again.")
+    figures: list[dict[str, Any]] = []
+    for figure in content["figures"]:
+        figures += [dict(each) for each in (figure, figure.get("compare")) if each is not None]
+    return Figures(name, path, content["title"], figures)
 
 
 def _distinct_names(folders: Sequence[Path]) -> list[str]:
@@ -151,4 +171,4 @@ def _value(figure: dict[str, Any] | None) -> str:
         return "-"
     if figure["value"] is None:
         return "not finite"
-    return f"{figure['value']:,.{figure.get('digits', 3)}f} {figure.get('unit', '')}".rstrip()
+    return printable(f"{figure['value']:,.{figure.get('digits', 3)}f} {figure.get('unit', '')}".rstrip())
