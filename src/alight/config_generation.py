@@ -18,7 +18,7 @@ from alight.config_parts import (
     Source,
 )
 from alight.config_tokenizer import MeasureTokenizerConfig
-from alight.runtime.solver_names import SDE_SOLVERS, require_solver
+from alight.options import SDE_SOLVERS, require_solver
 
 Checkpoint = Annotated[str, Field(pattern=r"^(latest|\d{1,8})$", coerce_numbers_to_str=True)]
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]  # 100 is far beyond all that makes images

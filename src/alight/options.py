@@ -58,6 +58,15 @@ def require_known(name: Any, known: Iterable[str], kind: str) -> None:
     raise InputError(f"Unknown {kind} {name!r:.80}.{suggestion(str(name), known)} Choose one of: {', '.join(known)}.")
 
 
+def require_solver(name: str) -> None:
+    """Refuse a solver that does not exist.
+
+    Raises:
+        InputError: suggests the nearest and lists all.
+    """
+    require_known(name, (*ODE_SOLVERS, *SDE_SOLVERS), "solver")
+
+
 def suggestion(name: str, known: Iterable[str], cutoff: float = 0.4) -> str:
     """' Did you mean ...?' with the nearest of the known names, or nothing.
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alight.data.class_names import class_index, class_indices, readable_class_names
+from alight.data.class_names import class_index, readable_class_names
 from alight.data.image_folder import ImageFolder
 from alight.data.loading import open_images
 from alight.data.readable_names import readable
+from alight.pipelines.call_arguments import as_labels
 from alight.runtime.errors import InputError
 
 LATIN_1 = os.fsdecode(b"caf\xe9")
@@ -163,10 +164,9 @@ def test_what_is_no_class_is_refused(label):
 
 
 def test_a_single_name_or_number_is_one_class():
-    names = ("animals", "plants")
-    assert class_indices("animals", names, 2) == class_indices(["animals"], names, 2) == [0]
-    assert class_indices(1, names, 2) == class_indices(np.array([1]), names, 2) == class_indices(np.array(1), names, 2)
-    assert class_indices("animals, plants", ["animals, plants", "b"], 2) == [0]
+    assert as_labels("animals") == as_labels(["animals"]) == ["animals"]
+    assert as_labels(1) == as_labels(np.array([1])) == as_labels(np.array(1)) == [1]
+    assert [class_index(label, ["animals, plants", "b"], 2) for label in as_labels("animals, plants")] == [0]
 
 
 # --- names like patterns --------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from alight import VAVAE, LightningDiT, LightningDiTPipeline
 from alight.flow import SOLVERS, time_grid
 from alight.flow.adaptive import ADAPTIVE_METHODS
+from alight.options import ODE_SOLVERS, SDE_SOLVERS, require_solver
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import seeded_initialisation
-from alight.runtime.solver_names import ODE_SOLVERS, SDE_SOLVERS, require_solver
 
 SIZES = {"sample_size": 2, "in_channels": 4, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_classes": 10}
 

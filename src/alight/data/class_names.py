@@ -8,7 +8,7 @@ import difflib
 import operator
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -42,17 +42,6 @@ def readable_class_names(names: Sequence[str] | None, num_classes: int) -> tuple
     if sha256("\n".join(names).encode()).hexdigest() == _IMAGENET_SYNSETS:
         return tuple(f"{name}, {synset}" for name, synset in zip(imagenet_class_names(), names, strict=True))
     return names
-
-
-def class_indices(labels: Sequence[int | str] | int | str, names: Sequence[str], num_classes: int) -> list[int]:
-    """The labels of classes, each as in `class_index`; a single name or number is one class.
-
-    Raises:
-        InputError: as `class_index`.
-    """
-    if isinstance(labels, str | bytes) or not isinstance(labels, Iterable) or getattr(labels, "ndim", 1) == 0:
-        labels = [labels]  # type: ignore[list-item]
-    return [class_index(label, names, num_classes) for label in labels]
 
 
 def class_index(label: int | str, names: Sequence[str], num_classes: int) -> int:

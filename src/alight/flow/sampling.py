@@ -14,7 +14,7 @@ from alight.flow.predictions import VelocityField
 from alight.flow.randomness import Generators
 from alight.flow.sde import SDESolution, solve_sde
 from alight.flow.solvers import Field, ODESolution, solve_ode
-from alight.options import ODE_SOLVERS, SDE_SOLVERS, DiffusionForm, LastStep, Prediction, SDEMethod, require_known
+from alight.options import SDE_SOLVERS, DiffusionForm, LastStep, Prediction, SDEMethod, require_solver
 from alight.runtime.errors import InputError
 
 
@@ -50,7 +50,7 @@ def sample(
     Raises:
         InputError: an unknown solver, or settings that do not go together.
     """
-    require_known(solver, (*ODE_SOLVERS, *SDE_SOLVERS), "solver")
+    require_solver(solver)
     shift = None if timestep_shift == 1 else timestep_shift
     if solver not in SDE_SOLVERS:
         start, end = time_interval(path, prediction)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, cast
+from typing import Any, NotRequired
 
 import numpy as np
 import torch
@@ -24,16 +24,13 @@ from alight.flow import (
     DiffusionForm,
     GuidedVelocity,
     LastStep,
-    SDEMethod,
-    VelocityField,
-    solve_ode,
-    solve_sde,
-    time_interval,
+    sample,
 )
 from alight.models.lightning_dit import LightningDiT
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.pretrained import is_hub_id
 from alight.models.vavae import VAVAE
+from alight.options import require_solver
 from alight.pipelines.call_arguments import (
     as_labels,
     as_seeds,
@@ -49,7 +46,6 @@ from alight.runtime.errors import InputError
 from alight.runtime.pixels import to_uint8
 from alight.runtime.reading import check_values
 from alight.runtime.seeding import noise_of_seeds, random_stream
-from alight.runtime.solver_names import SDE_SOLVERS, require_solver
 
 # Keywords of diffusers' own loader of pipelines that it heeds.
 DIFFUSERS_OPTIONS = {"custom_pipeline", "custom_revision", "device_map", "quantization_config", "trust_remote_code"}
@@ -199,6 +195,11 @@ class LightningDiTPipeline(DiffusionPipeline):
         return readable_class_names(self.config.class_names, self.transformer.config.num_classes)
 
     @property
+    def default_shift(self) -> float:
+        """The timestep shift of the scheduler, which counts where a call gives none; 1 = even steps."""
+        return 1.0 / self.scheduler.config.shift
+
+    @property
     def recommended_sampling(self) -> dict[str, Any]:
         """Arguments of a call that 'alight tune' found to be good; empty where nobody has searched.
 
@@ -273,27 +274,19 @@ class LightningDiTPipeline(DiffusionPipeline):
             guidance_channels,
             guide,
         )
-        path, prediction = PATHS[self.config.path](), self.config.prediction
-        shift = 1.0 / self.scheduler.config.shift if timestep_shift is None else timestep_shift
-        if solver in SDE_SOLVERS:
-            if shift != 1.0:
-                raise InputError(f"{solver} takes even steps, but the timestep shift is {shift}. Set it to 1.")
-            x = solve_sde(
-                velocity,
-                noise,
-                num_inference_steps,
-                cast(SDEMethod, solver.removeprefix("sde_")),
-                path=path,
-                prediction=prediction,
-                diffusion_form=diffusion_form,
-                last_step=last_step,
-                generator=generator if seeds is None else [random_stream(seed, "sde") for seed in seeds],
-                on_step=on_step,
-            ).x
-        else:
-            warp = None if shift == 1.0 else shift
-            field, (start, end) = VelocityField(velocity, path, prediction), time_interval(path, prediction)
-            x = solve_ode(field, noise, num_inference_steps, solver, warp, t_0=start, t_1=end, on_step=on_step).x
+        x = sample(
+            velocity,
+            noise,
+            num_inference_steps,
+            solver,
+            path=PATHS[self.config.path](),
+            prediction=self.config.prediction,
+            timestep_shift=self.default_shift if timestep_shift is None else timestep_shift,
+            diffusion_form=diffusion_form,
+            last_step=last_step,
+            generator=generator if seeds is None else [random_stream(seed, "sde") for seed in seeds],
+            on_step=on_step,
+        ).x
         settings = {"guidance_scale": guidance_scale, "solver": solver, "num_inference_steps": num_inference_steps}
         require_finite(x, "The latents", settings)
         if output_type == "latent":

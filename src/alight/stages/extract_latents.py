@@ -25,6 +25,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import derive_seed, noise_of_seeds, random_stream
+from alight.training.inputs import image_inputs, require_unchanged
 
 CPU_PIXELS = 2**17  # that pass the encoder at a time: two images of 256 pixels, 32 of 64
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,28 +54,9 @@ def run(config: ExtractLatentsConfig) -> Artifact:
             extract(config, tokenizer, processes)
         else:
             finished.require_input(tokenizer)
-            require_same_images(finished, config)
+            require_unchanged(finished, image_inputs(config.images))
             shutil.rmtree(config.output / UNFINISHED, ignore_errors=True)  # if the run was killed at its very end
     return read_artifact(config.output, "latents")
-
-
-def require_same_images(finished: Artifact, config: ExtractLatentsConfig) -> None:
-    """Refuse to give back latents of images that have changed since; images that are gone cannot be compared.
-
-    Raises:
-        InputError: images were replaced, added or removed.
-    """
-    try:
-        fingerprint = open_source(config.images, "train").fingerprint
-    except InputError as error:
-        log.warning("Nobody can tell whether the images of %s are still the same: %s", finished.path, error)
-        return
-    if fingerprint != finished.facts.get("images", fingerprint):
-        raise InputError(
-            f"{finished.path} holds latents of other images than those that are in {config.images.source} now: some "
-            "were replaced, added or removed since. Choose another --output, or delete that folder to extract them "
-            "again."
-        )
 
 
 def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Processes) -> None:

@@ -16,10 +16,9 @@ from alight.data.sampling import ResumableSampler
 from alight.flow import (
     PATHS,
     GuidedVelocity,
-    VelocityField,
     flow_matching_loss,
+    sample,
     sample_timesteps,
-    solve_ode,
     time_interval,
 )
 from alight.interop.tokenizer_sources import open_tokenizer
@@ -295,10 +294,9 @@ def draw_samples(
 ) -> np.ndarray:
     """A grid of images as the model makes them now, without guidance."""
     path, prediction, vae = PATHS[config.flow.path](), config.flow.prediction, preview.vae.to(device)
-    velocity = VelocityField(GuidedVelocity(model, preview.labels.to(device)), path, prediction)
-    start, end = time_interval(path, prediction)
+    velocity = GuidedVelocity(model, preview.labels.to(device))
     with autocast(device, config.training.precision):
-        latents = solve_ode(velocity, preview.noise.to(device), SAMPLE_STEPS, "ab2", t_0=start, t_1=end).x
+        latents = sample(velocity, preview.noise.to(device), SAMPLE_STEPS, "ab2", path=path, prediction=prediction).x
         # one by one, since training leaves little memory; and a picture of nothing is no reason to stop it
         images = torch.cat([vae.decode_latents(each[None]).nan_to_num() for each in latents])
     release_weights(model)

@@ -35,7 +35,7 @@ def require_same_inputs(recorded: Mapping[str, str], found: Mapping[str, str], f
     if changed := changed_inputs(recorded, found):
         raise InputError(
             f"{folder} holds a run that was begun with other inputs; what has changed since: {'; '.join(changed)}. "
-            "Restore them, or choose another --output to train on them as they are now."
+            "Restore them, or choose another --output to use them as they are now."
         )
 
 
@@ -49,7 +49,7 @@ def require_unchanged(artifact: Artifact, found: Mapping[str, str]) -> None:
     if changed := changed_inputs(recorded, found):
         raise InputError(
             f"The finished {artifact.kind} in {artifact.path} was made from inputs that have changed since: "
-            f"{'; '.join(changed)}. Choose another --output to train on them as they are now, or restore them."
+            f"{'; '.join(changed)}. Choose another --output to use them as they are now, or restore them."
         )
 
 

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from alight.config import SolverConfig
-from alight.runtime.solver_names import ODE_SOLVERS, SDE_SOLVERS
+from alight.options import ODE_SOLVERS, SDE_SOLVERS
 from alight.web.sampling import MAX_GUIDANCE, MAX_STEPS
 from alight.web.served import ServedPipeline
 

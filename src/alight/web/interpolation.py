@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from alight.config import SolverConfig
-from alight.flow import PATHS, GuidedVelocity, VelocityField, solve_ode, time_interval
+from alight.flow import PATHS, GuidedVelocity, sample
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import latent_shape
 from alight.runtime.errors import InputError
@@ -45,12 +45,16 @@ def between_classes(
         guided.append(GuidedVelocity(transformer, labels, null, *guidance))
     noise = noise_of_seeds([seed], latent_shape(transformer)).to(transformer.device).repeat(frames, 1, 1, 1)
     mixed = MixedVelocity(guided[0], guided[1], _weights(frames, noise))
-    path, prediction = PATHS[pipeline.config.path](), pipeline.config.prediction
-    start, end = time_interval(path, prediction)
-    shift = sampling.timestep_shift if sampling.timestep_shift != 1 else None
-    field = VelocityField(mixed, path, prediction)
-    steps, solver = sampling.num_inference_steps, sampling.solver
-    return solve_ode(field, noise, steps, solver, shift, t_0=start, t_1=end).x
+    shift = pipeline.default_shift if sampling.timestep_shift is None else sampling.timestep_shift
+    return sample(
+        mixed,
+        noise,
+        sampling.num_inference_steps,
+        sampling.solver,
+        path=PATHS[pipeline.config.path](),
+        prediction=pipeline.config.prediction,
+        timestep_shift=shift,
+    ).x
 
 
 class MixedVelocity:
