@@ -103,8 +103,9 @@ def test_a_head_that_trickles_in_is_cut_off(server):
 
 
 def test_an_ended_request_does_not_make_a_connection_immortal(server):
-    request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nG"  # and the first letter of the next
-    with half_open(server, request, count=1) as (one,):
+    with half_open(server, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", count=1) as (one,):
+        assert b"401" in one.recv(65536)
+        one.sendall(b"G")  # the first letter of the next
         wait_until(lambda: is_closed(one), 30)
 
 

@@ -73,7 +73,7 @@ def answer_of(gate, path="/", chunks=(PAGE,)):
     sent, seen = [], []
 
     async def page(scope, receive, send):
-        seen.append((scope["path"], scope.get("root_path")))
+        seen.append(scope["path"])
         length = str(sum(map(len, chunks))).encode()
         headers = [(b"Content-Type", b"text/html; charset=utf-8"), (b"Content-Length", length)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -111,7 +111,7 @@ def test_only_scripts_with_the_nonce_of_the_answer_may_run(chunks):
 @pytest.mark.parametrize("path", ["/app/config", "/config"])
 def test_below_a_root_path_a_proxy_may_cut_it_off_or_not(root_path, path):
     gate = Gate(reads_everything, None, 1000, loopback=False, root_path=root_path)
-    assert answer_of(gate, path)[3] == [("/app/config", "/app")]
+    assert answer_of(gate, path)[3] == ["/config"]
 
 
 def test_a_root_path_without_a_slash_leads_to_the_one_with_it():

@@ -9,7 +9,7 @@ import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from alight.web.guesses import MOST_WAITING, Guesses
 from alight.web.origins import is_foreign
@@ -72,11 +72,12 @@ class Gate:
         return await self._pass_on(self._below_prefix(scope), receive, send)
 
     def _below_prefix(self, scope: Scope) -> Scope:
-        """The request as the app expects it: with the root path, which some proxies cut off and some do not."""
+        """The request without the root path, which some proxies cut off and some do not; the app adds it to links."""
         path = scope["path"]
-        if not self.prefix or path.startswith(f"{self.prefix}/"):
-            return {**scope, "root_path": self.prefix}
-        return {**scope, "root_path": self.prefix, "path": self.prefix + path}
+        if not self.prefix or not path.startswith(f"{self.prefix}/"):
+            return scope
+        path = path.removeprefix(self.prefix)
+        return {**scope, "path": path, "raw_path": quote(path).encode()}
 
     async def _is_known(self, scope: Scope, authorization: str, send: Send) -> bool:
         """Whether the visitor may come in; the others are answered here, those with a wrong password late."""
