@@ -9,7 +9,9 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from alight.config import ServeConfig
@@ -17,6 +19,7 @@ from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.interrupt import Interrupted, deferred_interrupt
 from alight.web.connections import BACKLOG, Room, Sparing, limited_protocol, most_connections, sparing_accept_errors
+from alight.web.ending import ENDING_SIGNALS, end_at_once
 from alight.web.folders import pipeline_folders
 from alight.web.gate import LOOPBACK, Gate
 from alight.web.jobs import Jobs
@@ -49,8 +52,11 @@ def run(config: ServeConfig) -> NoReturn:
         app = build_app(open_served(config), jobs, known)
         gc.freeze()  # nothing of this goes before the end, and the end need not look through it
         announce(config, listener.getsockname()[1])
+        at_once = end_at_once(Path(files))
         with deferred_interrupt() as signal_number:
-            serve(app, listener, jobs, Room(most_connections(), config.trusted_proxy))
+            serve(app, listener, jobs, Room(most_connections(), config.trusted_proxy), at_once)
+        for number in ENDING_SIGNALS:
+            signal.signal(number, at_once)
         raise Interrupted(signal_number() or signal.SIGINT)
 
 
@@ -171,14 +177,25 @@ def announce(config: ServeConfig, port: int) -> None:
         log.warning("Everybody who can reach this machine can use the page; --user NAME makes it ask for a password.")
 
 
-def serve(app: Gate, listener: socket.socket, jobs: Jobs, room: Room) -> None:
-    """Answer requests until SIGINT or SIGTERM comes."""
+def serve(
+    app: Gate,
+    listener: socket.socket,
+    jobs: Jobs,
+    room: Room,
+    at_once: Callable[[int, FrameType | None], NoReturn],
+) -> None:
+    """Answer requests until SIGINT or SIGTERM comes; a second one is for `at_once`."""
     import uvicorn
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             asyncio.get_running_loop().set_exception_handler(sparing_accept_errors())
             await super().startup(sockets)
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit:
+                at_once(sig, frame)
+            super().handle_exit(sig, frame)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             jobs.stop_all()  # or it would wait for the images that are on their way
