@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from alight import VAVAE, LightningDiT
-from alight.artifacts import Artifact, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import SampleConfig, TrainTransformerConfig
 from alight.data.latents import LatentWriter
 from alight.interop.reference import export_transformer, published_state_dict
 from alight.interop.transformer_sources import OpenTransformer, adopt_weights
+from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
 from alight.stages import generate_samples, train_transformer
 from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint, save_checkpoint
@@ -123,7 +124,7 @@ def test_training_starts_from_a_plain_folder_of_diffusers_and_from_a_pipeline(tr
     model = LightningDiT.from_pretrained(train("first").path)
     model.save_pretrained(tmp_path / "plain")
     model.save_pretrained(tmp_path / "pipeline" / "transformer")
-    hashes = {train(name, init_from=str(tmp_path / name), **still()).hash for name in ("plain", "pipeline")}
+    hashes = {train(f"from {name}", init_from=str(tmp_path / name), **still()).hash for name in ("plain", "pipeline")}
     assert len(hashes) == 1
 
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from alight.artifacts import write_manifest, writing_folder
+from alight.artifacts import write_manifest
 from alight.config import DoctorConfig, TrainTransformerConfig
 from alight.data.latents import LatentWriter
 from alight.doctor.artifact_check import safetensors_complaint
 from alight.doctor.findings import attempt
 from alight.doctor.run_check import run_findings
+from alight.outputs import writing_folder
 from alight.runtime.files import file_hash
 from alight.training.checkpoint import save_checkpoint
 

@@ -5,6 +5,7 @@ tissue), because those checkpoints hold none.
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
@@ -13,6 +14,7 @@ from pathlib import Path
 from alight.runtime.errors import InputError
 
 IMAGENET_CLASSES = 1000
+_INDEX = re.compile(r"[+-]?\d{1,18}")
 # of the 1000 synset numbers n01440764 ... n15075141, sorted, one per line: the folders of an ImageNet-1k copy
 _IMAGENET_SYNSETS = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 
@@ -59,7 +61,7 @@ def class_index(label: int | str, names: Sequence[str], num_classes: int) -> int
         if found:
             choices = "; ".join(f"{index} is '{names[index]}'" for index in found)
             raise InputError(f"Several classes are called '{label}': {choices}. Give the index of the one you mean.")
-        if not label.strip().lstrip("+-").isdecimal():
+        if not _INDEX.fullmatch(label.strip()):
             raise InputError(
                 f"There is no class '{label}'.{_nearest(label, names)} Indices from 0 to {num_classes - 1} work too."
             )

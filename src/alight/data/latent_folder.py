@@ -15,7 +15,7 @@ from torch import Tensor
 from alight.artifacts import differences
 from alight.data.latent_shards import shard_name, write_shard
 from alight.data.latents import UNFINISHED
-from alight.data.sealed_json import read_sealed, write_sealed
+from alight.runtime.checked_json import read_checked, write_checked
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors, file_hash
@@ -62,7 +62,7 @@ class LatentFolder:
         images = {key: value for key, value in config["images"].items() if key not in _SAME_RESULT}
         short = {kind: digest[:12] for kind, digest in inputs.items()}
         self._claim = {"config": {**config, "images": images, "inputs": short, "count": self.count}}
-        run = read_sealed(self._unfinished / _RUN) if (self._unfinished / _RUN).exists() else None
+        run = read_checked(self._unfinished / _RUN) if (self._unfinished / _RUN).exists() else None
         finished = any(self._unfinished.glob("latents_*.json"))
         if run is None and (finished or any(self.path.glob("*.safetensors"))):
             raise InputError(
@@ -88,7 +88,7 @@ class LatentFolder:
     def record_time(self, seconds: float) -> None:
         """Note how long the run has taken so far; `start` came before."""
         with explained_disk_errors(self.path):
-            write_sealed(self._unfinished / _RUN, self._claim | {"seconds": round(seconds, 3)})
+            write_checked(self._unfinished / _RUN, self._claim | {"seconds": round(seconds, 3)})
 
     def holds(self, number: int) -> bool:
         """Whether shard `number` is here, bit for bit as it was written."""
@@ -96,7 +96,7 @@ class LatentFolder:
         if not self._record_path(number).exists():
             return False
         try:
-            intact = read_sealed(self._record_path(number))["sha256"] == file_hash(path)
+            intact = read_checked(self._record_path(number))["sha256"] == file_hash(path)
         except (InputError, OSError):
             intact = False
         if not intact:
@@ -111,11 +111,11 @@ class LatentFolder:
         """
         record = write_shard(self.path / shard_name(number), tensors)
         with explained_disk_errors(self.path):
-            write_sealed(self._record_path(number), record)
+            write_checked(self._record_path(number), record)
 
     def records(self) -> list[dict[str, Any]]:
         """What `write_shard` said of each shard, in order."""
-        return [read_sealed(self._record_path(number)) for number in range(self.num_shards)]
+        return [read_checked(self._record_path(number)) for number in range(self.num_shards)]
 
     def finish(self) -> None:
         """Forget that the run was ever unfinished; its manifest is written."""

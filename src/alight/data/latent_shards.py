@@ -7,22 +7,28 @@ beside them lie the log-variances, `latents_logvar` and `latents_flip_logvar`.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, with_config
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from alight.data.latent_statistics import ChannelStatistics
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors, file_hash
+from alight.runtime.reading import check_values, require_regular
 
 LATENTS, MIRRORED, LABELS = "latents", "latents_flip", "labels"
 LOGVAR = {LATENTS: "latents_logvar", MIRRORED: "latents_flip_logvar"}  # of the means under the other name
 
+MAX_CLASSES = 1_000_000  # a larger label is a mistake, and as many names as it asks for would fill the memory
+
+_HEADER_LIMIT = 16 * 2**20  # bytes; that of a shard takes a few hundred
 _AT_ONCE = 1_000  # images whose statistics are computed in one piece
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
 
@@ -79,35 +85,47 @@ def shard_statistics(maps: Mapping[str, np.ndarray]) -> ChannelStatistics:
     return statistics
 
 
+@with_config(ConfigDict(strict=True))
+class _Entry(TypedDict):
+    """What the header of a safetensors file says of one tensor."""
+
+    dtype: str
+    shape: list[Annotated[int, Field(ge=0)]]
+    data_offsets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+
+
 def map_shard(path: Path) -> dict[str, np.ndarray]:
     """Memory maps of all tensors of a safetensors file, from the offsets in its header; bf16 shows as uint16.
 
     Raises:
-        InputError: the file is missing, truncated, too long or of another format, or is no shard of latents.
+        InputError: the file is missing, truncated, too long or of another format, its tensors overlap, or it is no
+            shard of latents.
     """
     try:
+        require_regular(path)
         contents = np.asarray(np.memmap(path, np.uint8, mode="r"))
-        start = 8 + int.from_bytes(contents[:8].tobytes(), "little")
-        if start > len(contents):
-            raise ValueError("the header is cut off")
-        header = json.loads(contents[8:start].tobytes())
-        header.pop("__metadata__", None)
-        maps = {name: _map_tensor(contents[start:], entry) for name, entry in header.items()}
-        if sum(array.nbytes for array in maps.values()) != len(contents) - start:
-            raise ValueError("the tensors do not fill the file")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        header, data = _split(contents)
+        maps = {name: _map_tensor(data, entry) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise InputError(
             f"{path} is not a complete shard of latents ({error}). Extract the latents again, or restore the file."
         ) from error
-    if not {LATENTS, LABELS} <= maps.keys() or not len(maps[LABELS]) == len(maps[LATENTS]) > 0:
-        raise InputError(
-            f"{path} is no shard of latents: it needs 'latents' and as many 'labels', but holds "
-            f"{', '.join(list(maps)[:4]) or 'nothing'}. Give a folder with shards alone."
-        )
-    for name in {MIRRORED, *LOGVAR.values()} & maps.keys():
-        if (maps[name].shape, maps[name].dtype) != (maps[LATENTS].shape, maps[LATENTS].dtype):
-            raise InputError(f"{path} holds '{name}' of another shape or type than 'latents'. Extract them again.")
+    _require_latents(path, maps)
     return maps
+
+
+def require_finite(path: Path, maps: Mapping[str, np.ndarray]) -> None:
+    """Read all latents of a shard and refuse NaN and infinity.
+
+    Raises:
+        InputError: names the file and the tensor.
+    """
+    for name in (LATENTS, MIRRORED, *LOGVAR.values()):
+        if name in maps and not all(part.isfinite().all() for part in _parts(maps[name])):
+            raise InputError(
+                f"{path} holds '{name}' with NaN or infinity, which nothing can be trained on. Extract the latents "
+                "again, in fp32 or bf16; if that does not help, the tokenizer itself has diverged."
+            )
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
@@ -116,11 +134,66 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
-def _map_tensor(data: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
-    (begin, end), shape = entry["data_offsets"], entry["shape"]
-    if min(begin, end, *shape) < 0:
-        raise ValueError("a size is negative")
-    return data[begin:end].view(_NUMPY[entry["dtype"]]).reshape(shape)
+def _split(contents: np.ndarray) -> tuple[dict[str, _Entry], np.ndarray]:
+    """The checked header of a safetensors file, and the bytes behind it, which its tensors must fill without a gap."""
+    size = int.from_bytes(contents[:8].tobytes(), "little")
+    if size > _HEADER_LIMIT or 8 + size > len(contents):
+        raise ValueError("the header is cut off, or too long")
+    values = json.loads(contents[8 : 8 + size].tobytes())
+    values.pop("__metadata__", None)
+    header = check_values(values, dict[str, _Entry], "its header", "")
+    data, position = contents[8 + size :], 0
+    for begin, end in sorted(entry["data_offsets"] for entry in header.values()):
+        if begin != position or end < begin:
+            raise ValueError("the tensors overlap, or leave a gap")
+        position = end
+    if position != len(data):
+        raise ValueError("the tensors do not fill the file")
+    return header, data
+
+
+def _map_tensor(data: np.ndarray, entry: _Entry) -> np.ndarray:
+    (begin, end), kind = entry["data_offsets"], entry["dtype"]
+    if kind not in _NUMPY:
+        raise ValueError(f"a tensor is of type {kind}; known are {', '.join(_NUMPY)}, and I64 for labels")
+    if begin % np.dtype(_NUMPY[kind]).itemsize:
+        raise ValueError("a tensor begins within a number")
+    return data[begin:end].view(_NUMPY[kind]).reshape(entry["shape"])
+
+
+def _require_latents(path: Path, maps: Mapping[str, np.ndarray]) -> None:
+    """Refuse tensors that are no latents with labels, whatever else they are."""
+    if not {LATENTS, LABELS} <= maps.keys():
+        raise InputError(
+            f"{path} is no shard of latents: it needs 'latents' and as many 'labels', but holds "
+            f"{', '.join(list(maps)[:4]) or 'nothing'}. Give a folder with shards alone."
+        )
+    latents, labels = maps[LATENTS], maps[LABELS]
+    if latents.ndim != 4 or not latents.size or latents.dtype == np.int64:
+        raise InputError(
+            f"{path} is no shard of latents: its 'latents' have the shape {latents.shape} and are "
+            f"{'integers' if latents.dtype == np.int64 else 'numbers'}, where floating-point numbers of shape "
+            "(images, channels, height, width) are needed, and at least one image. Extract them again."
+        )
+    if labels.dtype != np.int64 or labels.shape != latents.shape[:1]:
+        raise InputError(
+            f"{path} is no shard of latents: its 'labels' have the shape {labels.shape}, where {len(latents)} "
+            "integers of type I64 are needed, one per image. Write the labels again."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= MAX_CLASSES:
+        raise InputError(
+            f"{path} holds labels from {low} to {high}, but classes are numbered from 0, and at most "
+            f"{MAX_CLASSES:,} of them are known. Write the labels again."
+        )
+    for name in {MIRRORED, *LOGVAR.values()} & maps.keys():
+        if (maps[name].shape, maps[name].dtype) != (latents.shape, latents.dtype):
+            raise InputError(f"{path} holds '{name}' of another shape or type than 'latents'. Extract them again.")
+
+
+def _parts(array: np.ndarray) -> Iterator[Tensor]:
+    for start in range(0, len(array), _AT_ONCE):
+        yield as_tensor(array[start : start + _AT_ONCE].copy())
 
 
 def _dtype_name(tensors: Mapping[str, Tensor]) -> str:

@@ -1,7 +1,7 @@
 """A folder of latents: safetensors shards in the published layout and an index with statistics; read by memory map.
 
 What is stored are raw latents; reading normalises them per channel. `latent_shards.py` is about a single shard,
-`latent_folder.py` about a folder that is still being made.
+`latent_index.py` about the index, `latent_folder.py` about a folder that is still being made.
 """
 
 from __future__ import annotations
@@ -15,26 +15,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alight.data.latent_shards import (
-    LABELS,
-    LATENTS,
-    LOGVAR,
-    MIRRORED,
-    as_tensor,
-    map_shard,
-    shard_name,
-    shard_statistics,
-    write_shard,
+from alight.data.latent_index import (
+    INDEX,
+    UNFINISHED,
+    map_shards,
+    merged_statistics,
+    published_index,
+    read_index,
+    write_index,
 )
+from alight.data.latent_shards import LABELS, LATENTS, LOGVAR, MIRRORED, as_tensor, shard_name, write_shard
 from alight.data.latent_statistics import ChannelStatistics
-from alight.data.sealed_json import read_sealed, write_sealed
-from alight.interop.latents import STATISTICS_FILE, load_latents_statistics
 from alight.runtime.console import progress_bar
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 
-INDEX = "index.json"
-UNFINISHED = "unfinished"  # a folder beside the shards while some are still missing
+__all__ = [
+    "INDEX",
+    "UNFINISHED",
+    "LatentBatch",
+    "LatentDataset",
+    "LatentWriter",
+    "merged_statistics",
+    "published_index",
+    "write_index",
+]
 
 
 class LatentBatch(NamedTuple):
@@ -64,18 +69,18 @@ class LatentDataset:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / INDEX
-        index = read_sealed(path) if path.is_file() else published_index(folder)
-        try:
-            self.class_names = tuple(index["class_names"])
-            self.mean, self.std = (torch.tensor(index["statistics"][key]).view(-1, 1, 1) for key in ("mean", "std"))
-            self._folder, self._entries = folder, index["shards"]
-            self._maps = _map_shards(folder, [entry["file"] for entry in self._entries])
-            keys = set(index["tensors"])
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path} cannot be read ({error!r}). Extract the latents again.") from error
+        path, index = folder / INDEX, read_index(folder)
+        self.class_names = tuple(index["class_names"])
+        statistics = index["statistics"]
+        self.mean, self.std = (torch.tensor(statistics[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):  # in float32
+            raise InputError(f"The statistics in {path} are too large or too small for float32. Extract them again.")
+        self._folder, self._entries = folder, index["shards"]
+        self._maps = map_shards(folder, [entry["file"] for entry in self._entries])
+        keys = {LATENTS, LABELS, *index["tensors"]}
         for entry, maps in zip(self._entries, self._maps, strict=True):
-            if not keys <= maps.keys() or len(maps[LABELS]) != entry["count"]:
+            expected = (entry["count"], *index["shape"])
+            if not keys <= maps.keys() or maps[LATENTS].shape != expected:
                 raise InputError(
                     f"{folder / entry['file']} is not the shard that {path} describes. Restore the files that belong "
                     "together, or extract the latents again."
@@ -223,95 +228,3 @@ class LatentWriter:
     def _write(self, tensors: Mapping[str, Tensor]) -> None:
         shard = {key: values.contiguous() for key, values in tensors.items()}
         self._records.append(write_shard(self.folder / shard_name(len(self._records)), shard))
-
-
-# --- the index ----------------------------------------------------------------------------------------------------
-
-
-def write_index(
-    folder: Path,
-    records: Sequence[Mapping[str, Any]],
-    statistics: tuple[Tensor, Tensor],
-    source: str,
-    class_names: Sequence[str],
-) -> None:
-    """Write `index.json`: what the shards are, and what normalises them.
-
-    Args:
-        folder: where to.
-        records: of all shards, in order, from `write_shard`.
-        statistics: mean and std, each (C,), that readers normalise with.
-        source: where they come from, `tokenizer` or `data`.
-        class_names: by label.
-    """
-    measured = merged_statistics(records)
-    index = {
-        "count": sum(record["count"] for record in records),
-        **{key: records[0][key] for key in ("shape", "dtype", "tensors")},
-        "shards": [{key: record[key] for key in ("file", "count", "sha256")} for record in records],
-        "class_names": list(class_names),
-        "statistics": {"source": source, "mean": statistics[0].tolist(), "std": statistics[1].tolist()},
-        "statistics_of_data": {"mean": measured.mean.tolist(), "std": measured.std.tolist()},
-    }
-    write_sealed(folder / INDEX, index)
-
-
-def merged_statistics(records: Sequence[Mapping[str, Any]]) -> ChannelStatistics:
-    """The statistics of all shards, put together in their order, so that whoever wrote them does not matter."""
-    merged = ChannelStatistics(records[0]["shape"][0])
-    for record in records:
-        merged.merge(ChannelStatistics.from_dict(record["statistics"]))
-    return merged
-
-
-def published_index(folder: Path) -> dict[str, Any]:
-    """What `index.json` would say of a folder that the published code wrote: shards in the order of their names.
-
-    Classes are known by number only, as many as the labels range over. The statistics are those of `latents_stats.pt`;
-    where that file is missing they are computed as the published reader does, over all `latents` but no mirrored ones.
-
-    Raises:
-        InputError: if there are no shards, one is damaged, or more are about to come.
-    """
-    if (folder / UNFINISHED).exists():
-        raise InputError(
-            f"{folder} holds latents that are not finished. Run 'alight latents extract' with the same --output and "
-            "the same configuration again: it goes on with the shards that are missing."
-        )
-    names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not names:
-        raise InputError(
-            f"{folder} holds no latents: there is no {INDEX}, and there are no *.safetensors as the published code "
-            "writes them. Make some with 'alight latents extract'."
-        )
-    shards = _map_shards(folder, names)
-    shape = list(shards[0][LATENTS].shape[1:])
-    if (folder / STATISTICS_FILE).is_file():
-        mean, std = load_latents_statistics(folder)
-        if len(mean) != shape[0]:
-            raise InputError(
-                f"{folder / STATISTICS_FILE} has {len(mean)} channels, but the latents beside it have {shape[0]}. Get "
-                "the file that belongs to them, or delete it."
-            )
-    else:
-        computed = ChannelStatistics(shape[0])
-        for maps in shards:
-            computed.merge(shard_statistics(maps))
-        mean, std = computed.mean, computed.std
-    counts = [len(maps[LABELS]) for maps in shards]
-    return {
-        "count": sum(counts),
-        "shape": shape,
-        "tensors": sorted(set.intersection(*(set(maps) for maps in shards))),
-        "shards": [{"file": name, "count": count} for name, count in zip(names, counts, strict=True)],
-        "class_names": [str(label) for label in range(1 + max(int(maps[LABELS].max()) for maps in shards))],
-        "statistics": {"source": "published", "mean": mean.tolist(), "std": std.tolist()},
-    }
-
-
-def _map_shards(folder: Path, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    shards = [map_shard(folder / name) for name in names]
-    kinds = {(maps[LATENTS].shape[1:], maps[LATENTS].dtype) for maps in shards}
-    if len(kinds) > 1:
-        raise InputError(f"The shards in {folder} hold latents of different shapes or types. Extract them again.")
-    return shards

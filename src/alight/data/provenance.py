@@ -16,8 +16,11 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from alight.runtime.npz import array_names, read_array
+
 SOFTWARE = "Software"  # a keyword of the PNG specification
 NPZ_ENTRY = "provenance"
+_SETTINGS_LIMIT = 2**28  # bytes; a million labels and seeds take a third of it
 _STRUCTURED = ("sampling",)  # what is no plain text or number
 
 
@@ -56,11 +59,14 @@ def write_npz_entry(archive: zipfile.ZipFile, settings: Mapping[str, Any]) -> No
 
 
 def read_npz_entry(path: Path) -> dict[str, Any]:
-    """The settings in an npz archive; none in one from elsewhere."""
-    with np.load(path, allow_pickle=False) as arrays:
-        if NPZ_ENTRY not in arrays:
-            return {}
-        settings = _structured(str(arrays[NPZ_ENTRY]))
+    """The settings in an npz archive; none in one from elsewhere.
+
+    Raises:
+        InputError: the archive is damaged, or its settings are too long.
+    """
+    if NPZ_ENTRY not in array_names(path):
+        return {}
+    settings = _structured(str(read_array(path, NPZ_ENTRY, _SETTINGS_LIMIT, ())))
     return settings if isinstance(settings, dict) else {}
 
 
@@ -76,5 +82,5 @@ def _beyond_latin_1(text: str) -> bool:
 def _structured(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:  # another program's chunk of the same name
+    except (ValueError, RecursionError):  # another program's chunk of the same name
         return text

@@ -5,21 +5,32 @@ killed goes on with the images that are missing, whoever of several processes ma
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
 from alight.artifacts import differences
 from alight.data.provenance import png_text
 from alight.runtime.errors import InputError
-from alight.runtime.files import explained_disk_errors, write_text
+from alight.runtime.files import explained_disk_errors, replacing, write_text
+from alight.runtime.reading import read_json
 
 UNFINISHED = "unfinished.json"
+
+
+class _State(TypedDict):
+    """The content of UNFINISHED."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # type: ignore[misc]
+
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    seconds: float
 
 
 class Request(NamedTuple):
@@ -55,6 +66,8 @@ class SampleFolder:
             InputError: another run has left images here.
         """
         state = self._read_state()
+        if state is not None and not any((self.path / "images").glob("*.png")):
+            state = None  # nothing depends on its configuration yet, which may be what kept it from going on
         if state is None and any((self.path / "images").glob("*")):
             raise InputError(
                 f"{self.path / 'images'} holds files that no unfinished 'alight sample' has left there. "
@@ -94,12 +107,12 @@ class SampleFolder:
     def write(self, number: int, pixels: np.ndarray, request: Request, nfe: int, settings: Mapping[str, Any]) -> None:
         """Store image `number`, (H, W, 3) uint8, with what made it, its cost, and what else it is to say of itself."""
         text = png_text({"label": request.label, "seed": request.seed, "nfe": nfe, **settings})
-        with _replacing(self.image_path(number)) as temporary:
+        with replacing(self.image_path(number), durable=False) as temporary:
             Image.fromarray(pixels).save(temporary, format="png", pnginfo=text)
 
     def write_picture(self, name: str, image: np.ndarray, settings: Mapping[str, Any]) -> None:
         """Store a picture of several samples, with what they have in common."""
-        with _replacing(self.path / name) as temporary:
+        with replacing(self.path / name) as temporary:
             Image.fromarray(image).save(temporary, format="png", pnginfo=png_text(settings))
 
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
@@ -113,24 +126,8 @@ class SampleFolder:
         with Image.open(self.image_path(number)) as image:
             return int(image.info["nfe"])
 
-    def _read_state(self) -> dict[str, Any] | None:
+    def _read_state(self) -> _State | None:
         path = self.path / UNFINISHED
         if not path.is_file():
             return None
-        try:
-            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return {key: state[key] for key in ("config", "inputs", "seconds")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} cannot be read ({error}). Delete {self.path} to start anew.") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name whose file takes the place of `path` in the end; a killed run's leftover is written over."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with explained_disk_errors(path.parent):
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        return read_json(path, _State, f"Delete {self.path} to start from the beginning.")

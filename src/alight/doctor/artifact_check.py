@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alight.artifacts import MANIFEST, WEIGHTS_FILE, read_artifact
+from alight.artifacts import MANIFEST, WEIGHTS_FILE, read_manifest, verify_files
 from alight.data.latents import LatentDataset
 from alight.doctor.findings import Finding, attempt
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
-from alight.runtime.reading import read_json_object, require_regular
+from alight.runtime.reading import require_regular
 from alight.training.checkpoint import is_whole, list_checkpoints
 
 HASHED = {"foundation": "model.safetensors", "tokenizer": WEIGHTS_FILE, "transformer": WEIGHTS_FILE}  # by the manifest
@@ -62,12 +62,13 @@ def checkpoint_findings(place: Path) -> Iterator[Finding]:
 
 def _artifact(folder: Path) -> Iterator[Finding]:
     """An artifact: its manifest, the structure of its weights, and the hash that the manifest records."""
-    kind = str(read_json_object(folder / MANIFEST, "Make the artifact again.").get("kind"))
-    artifact = read_artifact(folder, kind)
+    artifact = read_manifest(folder)
+    kind = artifact.kind
     broken = list(_structures(folder, kind))
     yield from broken
     if broken:
         return
+    verify_files(artifact)  # raises a sentence, which becomes a problem
     if kind in HASHED:
         path = folder / HASHED[kind]
         if not path.is_file():
@@ -78,9 +79,7 @@ def _artifact(folder: Path) -> Iterator[Finding]:
             yield Finding("problem", "files", sentence, AGAIN.format(kind=kind))
             return
     elif kind == "latents":
-        LatentDataset(folder).check_bytes(artifact.hash)  # raises a sentence, which becomes a problem
-    else:
-        return
+        LatentDataset(folder).check_bytes(artifact.hash)  # raises one, too
     yield Finding("ok", "files", f"The {kind} in {folder} is what was written.")
 
 

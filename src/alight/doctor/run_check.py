@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from alight.artifacts import MANIFEST, differences, is_complete
+from alight.artifacts import differences, is_complete, read_manifest
 from alight.config import TrainingConfig
 from alight.data.latents import LatentDataset
 from alight.doctor.artifact_check import artifact_findings, checkpoint_findings
@@ -16,7 +16,6 @@ from alight.doctor.training_log import Line, series, symptoms
 from alight.models.vavae import MEAN_LIMIT, SIZE_LIMIT
 from alight.recipes import find_recipe, load_config, recipes_folder
 from alight.runtime.errors import InputError
-from alight.runtime.reading import read_json_object
 from alight.training.checkpoint import list_checkpoints, read_checkpoint
 from alight.training.ema import long_average
 from alight.training.longer import TRAINING_FOLDER
@@ -102,10 +101,7 @@ def run_config(folder: Path, place: Path) -> dict[str, Any] | None:
         InputError: the manifest or the checkpoint cannot be read.
     """
     if is_complete(folder):
-        config = read_json_object(folder / MANIFEST, "Make the artifact again.").get("config")
-        if not isinstance(config, dict):
-            raise InputError(f"{folder / MANIFEST} records no configuration. Make the artifact again.")
-        return config
+        return read_manifest(folder).config
     checkpoints = list_checkpoints(place)
     return read_checkpoint(checkpoints[-1][1], mapped=True).get("config") if checkpoints else None
 

@@ -3,7 +3,6 @@
 Scores depend on the order of the images, so each kind has one: that of the file, or of the sorted names.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,17 +11,36 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from pydantic import ConfigDict, JsonValue, with_config
+from typing_extensions import TypedDict
 
 from alight.artifacts import Artifact, is_complete, read_artifact
 from alight.data.provenance import read_npz_entry
 from alight.metrics.reference import ImageFile
 from alight.runtime.errors import InputError
+from alight.runtime.reading import check_values, read_json, require_regular
 
 Pixels = npt.NDArray[np.uint8]
 Conditions = dict[str, str | int | float]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SETTINGS = "samples.json"
+
+
+@with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
+class SampleSettings(TypedDict):
+    """The record of a sampling run, as far as scores need it; more may stand beside it."""
+
+    count: int
+    labels: list[int]
+    class_names: list[str]
+    sampling: dict[str, JsonValue]
+    label_protocol: str
+    nfe: int | float
+    seed: int
+    uint8_rule: str
+    transformer: str
+    tokenizer: str
 
 
 class GeneratedImages(ABC):
@@ -48,8 +66,14 @@ class GeneratedImages(ABC):
     settings: Mapping[str, Any] | None = None
     remarks: Sequence[str] = ()
 
-    def _know(self, settings: Mapping[str, Any]) -> None:
-        """Take labels and conditions from the record of a sampling run."""
+    def _know(self, settings: SampleSettings, source: Path) -> None:
+        """Take labels and conditions from the record of a sampling run, which lies in `source`."""
+        labels, classes = settings["labels"], len(settings["class_names"])
+        if len(labels) != settings["count"] or not all(0 <= label < classes for label in labels):
+            raise InputError(
+                f"{source} contradicts itself: {settings['count']} images need as many labels, each of one of "
+                f"{classes} classes. Generate the samples again."
+            )
         self.labels = np.array(settings["labels"], dtype=np.int64)
         self.class_names = settings["class_names"]
         self.conditions = sampling_conditions(settings)
@@ -89,10 +113,11 @@ class ImageFiles(GeneratedImages):
         return np.stack([self._load(self.paths[number], self.size) for number in numbers])
 
     def _load(self, path: Path, size: tuple[int, int] | None) -> Pixels:
+        require_regular(path)
         try:
             with Image.open(path) as image:
                 mode, pixels = image.mode, np.asarray(image)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a damaged file
+        except Exception as error:  # Pillow has a dozen kinds for damaged files
             raise InputError(
                 f"The generated image {path} cannot be read ({error}). Make it again, or remove it."
             ) from error
@@ -138,7 +163,7 @@ class FolderImages(ImageFiles):
 
 
 class SampledImages(ImageFiles):
-    """What 'alight sample' has made, with every setting that made it.
+    """Images that 'alight sample' has made, with every setting that made them.
 
     Args:
         folder: a finished samples artifact.
@@ -149,14 +174,9 @@ class SampledImages(ImageFiles):
 
     def __init__(self, folder: Path) -> None:
         self.artifact: Artifact = read_artifact(folder, "samples")
-        try:
-            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            paths = [folder / "images" / f"{number:06d}.png" for number in range(settings["count"])]
-            self._know(settings)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"The record {folder / SETTINGS} cannot be read ({error}). Generate the samples again."
-            ) from error
+        settings = read_json(folder / SETTINGS, SampleSettings, "Generate the samples again.")
+        self._know(settings, folder / SETTINGS)
+        paths = [folder / "images" / f"{number:06d}.png" for number in range(settings["count"])]
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None or len(paths) < 2:
             raise InputError(
@@ -188,8 +208,9 @@ class NpzImages(GeneratedImages):
         known = "unknown" if self.labels is None else "of the file"
         self.conditions = {"images": self.count, "labels": known, "order": "of the file"}
         settings = read_npz_entry(path)
-        if settings.get("count") == self.count and len(settings.get("labels", ())) == self.count:
-            self._know(settings)
+        if settings.get("count") == self.count and "sampling" in settings:  # none of another program's
+            known_settings = check_values(settings, SampleSettings, f"The record in {path}", "Make the file again.")
+            self._know(known_settings, path)
 
     def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
         """See `GeneratedImages`."""
@@ -212,9 +233,9 @@ def open_generated(path: Path) -> GeneratedImages:
 
 
 def sampling_conditions(settings: Mapping[str, Any]) -> Conditions:
-    """What belongs beside a score, from the settings that a sampling run records."""
+    """The conditions to state beside a score, from the settings that a sampling run records."""
     sampling = {name: "off" if value is None else value for name, value in settings["sampling"].items()}
-    sampling["guidance_channels"] = settings["sampling"]["guidance_channels"] or "all"
+    sampling["guidance_channels"] = settings["sampling"].get("guidance_channels") or "all"
     return {
         "images": settings["count"],
         "labels": settings["label_protocol"],

@@ -8,16 +8,19 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from alight.runtime.errors import InputError
+from alight.runtime.npz import array_headers, read_array
 
 Matrix = npt.NDArray[np.float64]
 
+MOMENTS_LIMIT = 2**30  # bytes of a covariance that is read: more than 11,000 dimensions have no features here
+_TEXT_LIMIT = 2**16
+_REFUSAL = "cannot be used as feature statistics, a .npz with mu (D,) and sigma (D, D)"
 MOST_NEGATIVE_EIGENVALUE = -1e-3  # relative to the largest; a covariance stored in float32 stays far above it
 
 
@@ -183,24 +186,53 @@ class FeatureStatistics:
         Raises:
             InputError: the file is missing, is no `.npz`, or its `mu` and `sigma` are absent or do not fit.
         """
-        if not Path(path).is_file():
+        path = Path(path)
+        if not path.is_file():
             raise InputError(f"There are no feature statistics at {path}; give the path of a .npz with mu and sigma.")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                stored = {key: file[key] for key in ("mu", "sigma", "n", "features") if key in file}
-                absent = sorted({"mu", "sigma"} - stored.keys())
-                if absent:
-                    raise KeyError(f"it has no {' and no '.join(absent)}, only {', '.join(file.files)}")
-            return cls.from_moments(
-                stored["mu"],
-                stored["sigma"],
-                n=int(stored["n"]) if "n" in stored else None,
-                name=str(stored["features"]) if "features" in stored else None,
-            )
-        except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
+        held = array_headers(path, _REFUSAL)
+        absent = [name for name in ("mu", "sigma") if name not in held]
+        if absent:
             raise InputError(
-                f"{path} cannot be used as feature statistics, a .npz with mu (D,) and sigma (D, D): {error}"
-            ) from error
+                f"{path} {_REFUSAL}: it has no {' and no '.join(absent)}, only "
+                f"{', '.join(list(held)[:5]) or 'nothing'}. Give the file that you meant."
+            )
+        mu, sigma = read_moments(path, "mu", "sigma")
+        n, name = (_entry(path, entry, kinds) if entry in held else None for entry, kinds in _ENTRIES.items())
+        if n is not None and int(n) < 2:
+            raise InputError(
+                f"{path} says that its statistics are of {n} samples; a covariance needs two. Make it again."
+            )
+        try:
+            return cls.from_moments(mu, sigma, None if n is None else int(n), None if name is None else str(name))
+        except InputError as error:
+            raise InputError(f"{path} {_REFUSAL}: {error}") from error
+
+
+_ENTRIES = {"n": "iuf", "features": "U"}  # of a file of statistics -> kinds of dtype that they may have
+
+
+def read_moments(path: Path, mean: str, covariance: str, refusal: str = _REFUSAL) -> tuple[Matrix, Matrix]:
+    """A mean (D,) and a covariance (D, D) by their names in a `.npz`, in float64.
+
+    Raises:
+        InputError: the file is damaged, or they are absent, of other shapes or types, or too large.
+    """
+    mu = read_array(path, mean, MOMENTS_LIMIT, (None,), refusal)
+    sigma = read_array(path, covariance, MOMENTS_LIMIT, (len(mu), len(mu)), refusal)
+    if not all(np.issubdtype(moment.dtype, np.floating) for moment in (mu, sigma)):
+        raise InputError(
+            f"{path} {refusal}: {mean} and {covariance} are {mu.dtype} and {sigma.dtype}, "
+            "where floating-point numbers are needed. Make the statistics again."
+        )
+    return mu.astype(np.float64), sigma.astype(np.float64)
+
+
+def _entry(path: Path, name: str, kinds: str) -> Any:
+    """A single value of a `.npz`."""
+    value = read_array(path, name, _TEXT_LIMIT, (), _REFUSAL)
+    if value.dtype.kind not in kinds or (value.dtype.kind == "f" and not float(value).is_integer()):
+        raise InputError(f"{path} {_REFUSAL}: its '{name}' is {value.dtype}. Make it again.")
+    return value.item()
 
 
 @dataclass(frozen=True)
@@ -230,7 +262,7 @@ class FrechetDistance:
 
     @property
     def rank_deficient(self) -> bool:
-        """Whether a covariance misses directions, as with fewer samples than dimensions: the value is then biased."""
+        """True if a covariance misses directions, as with fewer samples than dimensions: the value is then biased."""
         return min(self.rank_a, self.rank_b) < self.dimension
 
 

@@ -1,20 +1,22 @@
-"""What generated images are held against: reference statistics and images, in the layouts that are published."""
+"""Reference statistics and images in the published layouts, to compare generated images with."""
 
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from alight.metrics.frechet import FeatureStatistics
+from alight.metrics.frechet import FeatureStatistics, read_moments
 from alight.runtime.errors import InputError
+from alight.runtime.npz import ArrayHeader, array_headers, array_names, open_array, read_array
+
+_AS_IMAGES = "cannot be used as images, a .npz whose arr_0 is (N, H, W, 3) uint8"
+_AS_SPATIAL = "cannot be used as spatial statistics, a .npz with mu_s (D,) and sigma_s (D, D)"
+IMAGE_LIMIT = 2**28  # bytes of one image, such as 9,400 x 9,400 pixels
+LABELS_LIMIT = 2**28  # bytes of all labels
 
 POOL_FEATURES = "Inception-v3 of 2015-12-05, pool, TensorFlow resizing"
 SPATIAL_FEATURES = "Inception-v3 of 2015-12-05, first 7 channels of mixed_6/conv, TensorFlow resizing"
@@ -51,16 +53,11 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
         InputError: the file is missing or no `.npz`, or the statistics are absent or do not fit.
     """
     pool = FeatureStatistics.load(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if "mu_s" not in file and "sigma_s" not in file:
-                return Reference(pool)
-            spatial = FeatureStatistics.from_moments(file["mu_s"], file["sigma_s"], pool.n, SPATIAL_FEATURES)
-    except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be used as spatial statistics, mu_s (D,) and sigma_s (D, D): {error}"
-        ) from error
-    pool.features = pool.features or POOL_FEATURES  # whoever keeps spatial statistics follows the ADM evaluator
+    if not {"mu_s", "sigma_s"} & set(array_names(Path(path))):
+        return Reference(pool)
+    moments = read_moments(Path(path), "mu_s", "sigma_s", _AS_SPATIAL)
+    spatial = FeatureStatistics.from_moments(*moments, pool.n, SPATIAL_FEATURES)
+    pool.features = pool.features or POOL_FEATURES  # a file with spatial statistics follows the ADM evaluator
     return Reference(pool, spatial)
 
 
@@ -81,8 +78,13 @@ class ImageFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"There are no images at {path}; give the path of a .npz with images in arr_0.")
-        with _explained(path), zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            self.shape = _image_shape(file)
+        held = array_headers(self.path, _AS_IMAGES)
+        self._labels = held.get("arr_1")
+        if "arr_0" not in held:
+            raise InputError(
+                f"{path} {_AS_IMAGES}: it holds {', '.join(list(held)[:5]) or 'nothing'}. Give a file of images."
+            )
+        self.shape = _image_shape(self.path, held["arr_0"])
 
     def read(self, start: int, stop: int, batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
         """Images `start` to `stop` in their order, as (B, H, W, 3) uint8.
@@ -91,8 +93,7 @@ class ImageFile:
             InputError: the file is damaged.
         """
         size = int(np.prod(self.shape[1:]))
-        with _explained(self.path), zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-            _image_shape(file)  # leaves the file where the pixels begin
+        with open_array(self.path, "arr_0", _AS_IMAGES) as (_, file):
             file.seek(start * size, os.SEEK_CUR)
             for first in range(start, stop, batch_size):
                 wanted = min(batch_size, stop - first) * size
@@ -103,11 +104,10 @@ class ImageFile:
 
     def labels(self) -> npt.NDArray[np.int64] | None:
         """The classes of the images, (N,), where the file has them as its second array."""
-        with _explained(self.path), np.load(self.path, allow_pickle=False) as file:
-            labels = file["arr_1"] if "arr_1" in file else None
-        if labels is None or labels.shape != self.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        header = self._labels
+        if header is None or header.shape != self.shape[:1] or not np.issubdtype(header.dtype, np.integer):
             return None
-        return labels.astype(np.int64)
+        return read_array(self.path, "arr_1", LABELS_LIMIT, refusal=_AS_IMAGES).astype(np.int64)
 
 
 def read_images(path: str | os.PathLike[str], batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
@@ -117,38 +117,32 @@ def read_images(path: str | os.PathLike[str], batch_size: int = 64) -> Iterator[
 
 
 def has_images(path: str | os.PathLike[str]) -> bool:
-    """Whether a `.npz` holds images, beside or instead of statistics."""
+    """Tell if a `.npz` holds images, beside or instead of statistics."""
     return _has("arr_0", path)
 
 
 def has_statistics(path: str | os.PathLike[str]) -> bool:
-    """Whether a `.npz` holds statistics of features."""
+    """Tell if a `.npz` holds statistics of features."""
     return _has("mu", path)
 
 
 def _has(name: str, path: str | os.PathLike[str]) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return f"{name}.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+        return name in array_names(Path(path))
+    except InputError:
         return False
 
 
-@contextmanager
-def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+def _image_shape(path: Path, header: ArrayHeader) -> tuple[int, int, int, int]:
+    """The shape of an array of images, refused if it is of anything else."""
+    shape = header.shape
+    if len(shape) != 4 or shape[3] != 3 or header.dtype != np.uint8 or not all(shape):
+        raise InputError(f"{path} {_AS_IMAGES}: its arr_0 is {header}. Give a file of 8-bit RGB images.")
+    if header.fortran_order:
         raise InputError(
-            f"{path} cannot be used as images, a .npz whose arr_0 is (N, H, W, 3) uint8: {error}"
-        ) from error
-
-
-def _image_shape(file: IO[bytes]) -> tuple[int, int, int, int]:
-    """The shape that the header of an array of images announces."""
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, column_major, dtype = read_header(file)
-    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or column_major or not shape[0]:
-        raise ValueError(f"it is {shape} of {dtype}")
-    return shape
+            f"{path} {_AS_IMAGES}: its arr_0 is {header}, column by column, so that no "
+            "single image can be read from it. Save numpy.ascontiguousarray(images) instead."
+        )
+    if shape[1] * shape[2] * shape[3] > IMAGE_LIMIT:
+        raise InputError(f"{path} holds images of {shape[2]}x{shape[1]} pixels, more than can be measured.")
+    return shape[0], shape[1], shape[2], shape[3]

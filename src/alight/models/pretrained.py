@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from alight.artifacts import CONFIG_FILE, WEIGHTS_FILE
+from alight.artifacts import CONFIG_FILE, WEIGHTS_FILE, verify_folder
 from alight.runtime.errors import InputError
 
 ModelT = TypeVar("ModelT", bound=ModelMixin)
@@ -74,6 +74,7 @@ def open_model_folder(cls: type[ModelT], folder: Path) -> ModelT:
     Raises:
         InputError: if a file is missing or damaged, or if the weights do not fit the configuration.
     """
+    verify_folder(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise InputError(f"{folder} is not a {cls.__name__} folder: it has no {name}. {_advice(folder)}")

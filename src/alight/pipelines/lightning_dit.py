@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from alight.artifacts import read_artifact
+from alight.artifacts import read_artifact, verify_folder
 from alight.data.class_names import class_index, readable_class_names
 from alight.flow import (
     PATHS,
@@ -109,7 +109,12 @@ class LightningDiTPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
-        """Open a folder that `save_pretrained` wrote, or a hub id; options are those of diffusers."""
+        """Open a folder that `save_pretrained` wrote, or a hub id; options are those of diffusers.
+
+        Raises:
+            InputError: the folder is an artifact, and a file of it is missing or has changed.
+        """
+        verify_folder(Path(pretrained_model_name_or_path))
         options.setdefault("low_cpu_mem_usage", False)  # it needs a package that is otherwise unused, and says so
         return super().from_pretrained(pretrained_model_name_or_path, **options)
 

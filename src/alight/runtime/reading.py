@@ -82,12 +82,24 @@ def parse_json(content: bytes | str, schema: type[Schema], name: str, remedy: st
         values = json.loads(text, parse_constant=_refuse_constant)
         if "\\u" in text:  # an escape may stand for half of a surrogate pair, which no file or page can hold
             json.dumps(values, ensure_ascii=False).encode("utf-8")
-        return TypeAdapter(schema, config=_config(schema)).validate_python(values)
-    except ValidationError as error:
-        raise InputError(f"{name} does not hold what it should ({_complaints(error)}). {remedy}") from error
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InputError(f"{name} cannot be read: it is not valid JSON ({reason:.200}). {remedy}") from error
+    return check_values(values, schema, name, remedy)
+
+
+def check_values(values: Any, schema: type[Schema], name: str, remedy: str) -> Schema:
+    """Check values that were read already, as `read_json` does; `name` says what they are.
+
+    Raises:
+        InputError: they do not have the schema.
+    """
+    try:
+        return TypeAdapter(schema, config=_config(schema)).validate_python(values)
+    except ValidationError as error:
+        raise InputError(f"{name} does not hold what it should ({_complaints(error)}). {remedy}") from error
+    except RecursionError as error:
+        raise InputError(f"{name} cannot be read: it is nested too deeply. {remedy}") from error
 
 
 def read_json_object(path: Path, remedy: str) -> dict[str, Any]:

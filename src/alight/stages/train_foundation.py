@@ -2,23 +2,25 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining
 
-from alight.artifacts import Artifact, check_output, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import TrainFoundationConfig
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
 from alight.models.foundation_loading import quiet_transformers
+from alight.outputs import claimed_output, writing_folder
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import random_stream, seeded_initialisation
 from alight.training.flops import count_flops, weightless
-from alight.training.inputs import image_inputs, keep_finished
+from alight.training.inputs import image_inputs, require_unchanged
 from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, make_optimizer, optimizer_step
 from alight.training.run import TrainingRun
@@ -34,10 +36,18 @@ def run(config: TrainFoundationConfig) -> Artifact:
         InputError: on unusable images, output folder or device.
     """
     resolved = config.model_dump(mode="json")
-    check_output(config.output, expected_config(resolved, config.output, "foundation"), "foundation")
-    if not goes_on(resolved, config.output, "foundation"):
-        keep_finished(read_artifact(config.output, "foundation"), image_inputs(config.images))
-        return read_artifact(config.output, "foundation")
+    longer = goes_on(resolved, config.output, "foundation")
+    expected = expected_config(resolved, config.output, "foundation")
+    with claimed_output(config.output, "foundation", expected, renew=longer) as finished:
+        if finished is None:
+            train(config, resolved)
+        else:
+            require_unchanged(finished, image_inputs(config.images))
+    return read_artifact(config.output, "foundation")
+
+
+def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
+    """The training loop."""
     device = resolve_device(config.device)
     dataset = open_dataset(config.images, "train", seed=config.seed)
     with seeded_initialisation(config.seed, "foundation"):
@@ -69,7 +79,7 @@ def run(config: TrainFoundationConfig) -> Artifact:
             norm = optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
             progress.log(grad_norm=norm, lr=lr)
             progress.check(norm)
-    return save(model, config, inputs, progress.seconds)
+    save(model, config, inputs, progress.seconds)
 
 
 def build_model(config: TrainFoundationConfig, num_classes: int) -> PreTrainedModel:
@@ -106,7 +116,7 @@ def image_flops(model: PreTrainedModel, config: TrainFoundationConfig) -> int | 
     return count_flops(lambda: objective(weightless(model), images, labels, seed=0, step=0).backward())
 
 
-def save(model: PreTrainedModel, config: TrainFoundationConfig, inputs: Mapping[str, str], seconds: float) -> Artifact:
+def save(model: PreTrainedModel, config: TrainFoundationConfig, inputs: Mapping[str, str], seconds: float) -> None:
     """Write the backbone without its head, and the normalisation it was trained with: [-1, 1]."""
     backbone = model.vit
     with writing_folder(config.output) as staging:
@@ -117,4 +127,3 @@ def save(model: PreTrainedModel, config: TrainFoundationConfig, inputs: Mapping[
         digest = file_hash(staging / "model.safetensors")
         facts = {"task": config.task, "steps": config.training.steps, **inputs}
         write_manifest(staging, "foundation", config.model_dump(mode="json"), digest, facts=facts, seconds=seconds)
-    return read_artifact(config.output, "foundation")

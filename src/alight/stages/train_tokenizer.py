@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alight.artifacts import Artifact, check_output, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import TokenizerModelConfig, TrainTokenizerConfig
 from alight.data.crops import center_crop
 from alight.data.feature_cache import FeatureCache, cached_features
@@ -21,12 +21,13 @@ from alight.data.latent_statistics import ChannelStatistics
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
 from alight.interop.tokenizer_sources import open_tokenizer
-from alight.metrics.pictures import pair_strip
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
 from alight.models.pretrained import WEIGHTS_FILE, read_safetensors
 from alight.models.vavae import VAVAE
+from alight.outputs import claimed_output, writing_folder
+from alight.reporting.pictures import pair_strip
 from alight.runtime.console import log, progress_bar
 from alight.runtime.device import autocast, compile_blocks, resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -36,7 +37,7 @@ from alight.runtime.pixels import from_uint8, to_uint8, unit_range
 from alight.runtime.seeding import noise_of_batch, random_stream, seeded_initialisation
 from alight.training.discriminator_watch import DiscriminatorWatch
 from alight.training.ema import EMA
-from alight.training.inputs import IMAGES, INIT_FROM, foundation_inputs, image_inputs, keep_finished
+from alight.training.inputs import IMAGES, INIT_FROM, foundation_inputs, image_inputs, require_unchanged
 from alight.training.latent_regularisation import draw_regularisation
 from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import make_optimizer, optimizer_step
@@ -60,14 +61,17 @@ def run(config: TrainTokenizerConfig) -> Artifact:
             is not finite.
     """
     resolved = config.model_dump(mode="json")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, expected_config(resolved, config.output, "tokenizer"), "tokenizer")
-        if goes_on(resolved, config.output, "tokenizer"):
+    longer = goes_on(resolved, config.output, "tokenizer")
+    expected = expected_config(resolved, config.output, "tokenizer")
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "tokenizer", expected, renew=longer, is_main=processes.is_main) as finished,
+    ):
+        if finished is None:
             train(config, resolved, processes)
         elif processes.is_main:
             found = image_inputs(config.images) | foundation_inputs(used_foundation(config))
-            keep_finished(read_artifact(config.output, "tokenizer"), found)
+            require_unchanged(finished, found)
     return read_artifact(config.output, "tokenizer")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from alight.artifacts import Artifact, check_output, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import FlowConfig, TrainTransformerConfig
 from alight.data.latents import LatentDataset
 from alight.data.sampling import ResumableSampler
@@ -30,10 +30,11 @@ from alight.interop.transformer_sources import (
     open_transformer,
     warn_of_other_training,
 )
-from alight.metrics.pictures import image_grid
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
+from alight.outputs import claimed_output, writing_folder
+from alight.reporting.pictures import image_grid
 from alight.runtime.device import autocast, compile_blocks, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
@@ -42,7 +43,7 @@ from alight.runtime.pixels import to_uint8
 from alight.runtime.seeding import noise_of_batch, random_stream, seeded_initialisation
 from alight.training.ema import EMA
 from alight.training.flops import count_flops
-from alight.training.inputs import INIT_FROM, keep_finished
+from alight.training.inputs import INIT_FROM
 from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, make_optimizer, optimizer_step
 from alight.training.parallel import ModelState, OptimizerState, release_weights, replicate, shard, synchronised
@@ -63,21 +64,17 @@ def run(config: TrainTransformerConfig) -> Artifact:
     """
     latents = read_artifact(config.latents, "latents")
     resolved = config.model_dump(mode="json")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, expected_config(resolved, config.output, "transformer"), "transformer")
-        if goes_on(resolved, config.output, "transformer"):
+    longer = goes_on(resolved, config.output, "transformer")
+    expected = expected_config(resolved, config.output, "transformer")
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "transformer", expected, renew=longer, is_main=processes.is_main) as finished,
+    ):
+        if finished is None:
             train(config, resolved, latents, processes)
         else:
-            keep(config, latents)
+            finished.require_input(latents)
     return read_artifact(config.output, "transformer")
-
-
-def keep(config: TrainTransformerConfig, latents: Artifact) -> None:
-    """Leave a finished transformer as it is, if it was made from these latents."""
-    artifact = read_artifact(config.output, "transformer")
-    artifact.require_input(latents)
-    keep_finished(artifact, {"latents": latents.hash})
 
 
 def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Artifact, processes: Processes) -> None:

@@ -39,11 +39,11 @@ def require_same_inputs(recorded: Mapping[str, str], found: Mapping[str, str], f
         )
 
 
-def keep_finished(artifact: Artifact, found: Mapping[str, str]) -> None:
-    """Say that a run is finished and that nothing is done, if it was made from the inputs that are there now.
+def require_unchanged(artifact: Artifact, found: Mapping[str, str]) -> None:
+    """Refuse to keep a finished artifact that was made from other inputs than those that are there now.
 
     Raises:
-        InputError: they have changed since.
+        InputError: names what has changed.
     """
     recorded = {name: value for name, value in {**artifact.facts, **artifact.inputs}.items() if isinstance(value, str)}
     if changed := changed_inputs(recorded, found):
@@ -51,7 +51,6 @@ def keep_finished(artifact: Artifact, found: Mapping[str, str]) -> None:
             f"The finished {artifact.kind} in {artifact.path} was made from inputs that have changed since: "
             f"{'; '.join(changed)}. Choose another --output to train on them as they are now, or restore them."
         )
-    log.info("%s in %s is finished already; nothing was done.", artifact.kind, artifact.path)
 
 
 def image_inputs(config: ImagesConfig, source: ImageSource | None = None) -> dict[str, str]:
@@ -76,6 +75,6 @@ def foundation_inputs(name: str | None) -> dict[str, str]:
     if folder is None or not folder.is_dir():
         return {}
     if (folder / MANIFEST).is_file():
-        return {"foundation": read_artifact(folder, "foundation").hash}
+        return {"foundation": read_artifact(folder, "foundation", verify=False).hash}
     weights = next((folder / file for file in (_FOUNDATION_WEIGHTS, WEIGHTS_FILE) if (folder / file).is_file()), None)
     return {"foundation": file_hash(weights)} if weights is not None else {}

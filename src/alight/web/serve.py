@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from alight.web.folders import pipeline_folders
 from alight.web.gate import LOOPBACK, Gate
 from alight.web.jobs import Jobs
 from alight.web.pictures import PICTURES, PictureStore
+from alight.web.routes import Routes
 
 PATIENCE = 1  # second that open connections have to end
 
@@ -97,6 +99,7 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
         raise gr.Error("This server fetches nothing from elsewhere. Send the file itself.", print_exception=False)
 
     processing_utils.async_ssrf_protected_get = fetch_nothing  # else a request could name an address for a file
+    log_refusals_in_a_line()
     config, pictures = served.config, PictureStore()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -108,9 +111,10 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
         return Response(stored.content, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
     max_bytes = int(config.max_upload_mb * 1e6)
+    page = build_page(served, jobs, pictures)
     gr.mount_gradio_app(
         app,
-        build_page(served, jobs, pictures),
+        page,
         path="/",
         footer_links=[],
         run_history=False,
@@ -122,8 +126,25 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
         mcp_server=False,
         **page_style(),
     )
+    page.has_launched = True  # mounting does not set it, and without it gradio lets any path pass for an upload
     credentials = (config.user, config.password) if config.user and config.password else None
-    return Gate(app, credentials, max_bytes, loopback=config.host in LOOPBACK)
+    return Gate(Routes(app), credentials, max_bytes, loopback=config.host in LOOPBACK)
+
+
+def log_refusals_in_a_line() -> None:
+    """Keep gradio from printing a traceback for every request that it refuses.
+
+    Faults of our own do not come so far: `events.connect` logs them in full and passes on a sentence.
+    """
+    from gradio import queueing, routes
+
+    class OneLine:
+        @staticmethod
+        def print_exc() -> None:
+            error = sys.exc_info()[1]
+            log.warning("A request was refused: %s: %.200s", type(error).__name__, " ".join(str(error).split()))
+
+    queueing.traceback = routes.traceback = OneLine
 
 
 def announce(config: ServeConfig, port: int) -> None:

@@ -1,0 +1,203 @@
+"""The index of a folder of latents, `index.json`: which shards there are, and what normalises them.
+
+A folder that the published code wrote has none; the same facts are then taken from its shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+import numpy as np
+from pydantic import AfterValidator, ConfigDict, Field, with_config
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from alight.data.latent_shards import LABELS, LATENTS, MAX_CLASSES, map_shard, require_finite, shard_statistics
+from alight.data.latent_statistics import ChannelStatistics
+from alight.interop.latents import STATISTICS_FILE, load_latents_statistics
+from alight.runtime.checked_json import read_checked, write_checked
+from alight.runtime.errors import InputError
+from alight.runtime.reading import check_values
+
+INDEX = "index.json"
+UNFINISHED = "unfinished"  # a folder beside the shards while some are still missing
+SUFFIX = ".safetensors"
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+_REMEDY = "Restore the file, or extract the latents again."
+
+
+def plain_shard_name(name: str) -> str:
+    """A name of a shard in the folder of the index itself, unchanged.
+
+    Raises:
+        ValueError: it leads to another folder, or is no name of a shard.
+    """
+    if Path(name).name != name or "\\" in name or "\0" in name or not name.endswith(SUFFIX):
+        raise ValueError(f"{name!r} is no plain file name that ends in {SUFFIX}")
+    return name
+
+
+def _distinct(shards: list[ShardEntry]) -> list[ShardEntry]:
+    if len({shard["file"] for shard in shards}) != len(shards):
+        raise ValueError("a shard is listed twice")
+    return shards
+
+
+@with_config(_STRICT)
+class ShardEntry(TypedDict):
+    """One shard."""
+
+    file: Annotated[str, AfterValidator(plain_shard_name)]
+    count: Annotated[int, Field(ge=1)]
+    sha256: NotRequired[str]
+
+
+@with_config(_STRICT)
+class Statistics(TypedDict):
+    """What normalises latents, per channel, and where it comes from."""
+
+    source: NotRequired[str]
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+
+@with_config(_STRICT)
+class LatentIndex(TypedDict):
+    """All that an index must say; more may stand beside it."""
+
+    count: Annotated[int, Field(ge=1)]
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    tensors: list[str]
+    shards: Annotated[list[ShardEntry], Field(min_length=1), AfterValidator(_distinct)]
+    class_names: Annotated[list[str], Field(max_length=MAX_CLASSES)]
+    statistics: Statistics
+
+
+def read_index(folder: Path) -> LatentIndex:
+    """Read the index of a folder, or find out what it would say.
+
+    Raises:
+        InputError: the index is damaged, or a field is missing, of a wrong type, or contradicts another; or there is
+            no index, and the shards are not those of the published code.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        return published_index(folder)
+    index: LatentIndex = check_values(read_checked(path), LatentIndex, str(path), _REMEDY)
+    channels, statistics = index["shape"][0], index["statistics"]
+    lengths = {len(statistics["mean"]), len(statistics["std"])}
+    if lengths != {channels} or index["count"] != sum(shard["count"] for shard in index["shards"]):
+        raise InputError(
+            f"{path} contradicts itself: its statistics need one number for each of {channels} channels, and its "
+            f"count of {index['count']} must be that of all shards together. {_REMEDY}"
+        )
+    return index
+
+
+def write_index(
+    folder: Path,
+    records: Sequence[Mapping[str, Any]],
+    statistics: tuple[Tensor, Tensor],
+    source: str,
+    class_names: Sequence[str],
+) -> None:
+    """Write `index.json`: what the shards are, and what normalises them.
+
+    Args:
+        folder: where to.
+        records: of all shards, in order, from `write_shard`.
+        statistics: mean and std, each (C,), that readers normalise with.
+        source: where they come from, `tokenizer` or `data`.
+        class_names: by label.
+    """
+    measured = merged_statistics(records)
+    index = {
+        "count": sum(record["count"] for record in records),
+        **{key: records[0][key] for key in ("shape", "dtype", "tensors")},
+        "shards": [{key: record[key] for key in ("file", "count", "sha256")} for record in records],
+        "class_names": list(class_names),
+        "statistics": {"source": source, "mean": statistics[0].tolist(), "std": statistics[1].tolist()},
+        "statistics_of_data": {"mean": measured.mean.tolist(), "std": measured.std.tolist()},
+    }
+    write_checked(folder / INDEX, index)
+
+
+def merged_statistics(records: Sequence[Mapping[str, Any]]) -> ChannelStatistics:
+    """The statistics of all shards, put together in their order, whichever processes wrote them."""
+    merged = ChannelStatistics(records[0]["shape"][0])
+    for record in records:
+        merged.merge(ChannelStatistics.from_dict(record["statistics"]))
+    return merged
+
+
+def published_index(folder: Path) -> LatentIndex:
+    """What `index.json` would say of a folder that the published code wrote: shards in the order of their names.
+
+    Classes are known by number only, as many as the labels range over. The statistics are those of `latents_stats.pt`;
+    where that file is missing they are computed as the published reader does, over all `latents` but no mirrored ones.
+
+    Raises:
+        InputError: if there are no shards, one is damaged or unlike the others, or more are about to come.
+    """
+    if (folder / UNFINISHED).exists():
+        raise InputError(
+            f"{folder} holds latents that are not finished. Run 'alight latents extract' with the same --output and "
+            "the same configuration again: it goes on with the shards that are missing."
+        )
+    names = sorted(path.name for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
+    if not names:
+        raise InputError(
+            f"{folder} holds no latents: there is no {INDEX}, and there are no *{SUFFIX} as the published code "
+            "writes them. Make some with 'alight latents extract'."
+        )
+    shards = map_shards(folder, names)
+    shape = [int(size) for size in shards[0][LATENTS].shape[1:]]
+    mean, std = _published_statistics(folder, names, shards, shape[0])
+    counts = [len(maps[LABELS]) for maps in shards]
+    return {
+        "count": sum(counts),
+        "shape": shape,
+        "tensors": sorted(set.intersection(*(set(maps) for maps in shards))),
+        "shards": [{"file": name, "count": count} for name, count in zip(names, counts, strict=True)],
+        "class_names": [str(label) for label in range(1 + max(int(maps[LABELS].max()) for maps in shards))],
+        "statistics": {"source": "published", "mean": mean.tolist(), "std": std.tolist()},
+    }
+
+
+def map_shards(folder: Path, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """Memory maps of several shards, see `map_shard`.
+
+    Raises:
+        InputError: one cannot be used, or they are not alike.
+    """
+    shards = [map_shard(folder / name) for name in names]
+    kinds = {(maps[LATENTS].shape[1:], maps[LATENTS].dtype) for maps in shards}
+    if len(kinds) > 1:
+        raise InputError(f"The shards in {folder} hold latents of different shapes or types. Extract them again.")
+    return shards
+
+
+def _published_statistics(
+    folder: Path, names: Sequence[str], shards: Sequence[Mapping[str, np.ndarray]], channels: int
+) -> tuple[Tensor, Tensor]:
+    if (folder / STATISTICS_FILE).is_file():
+        mean, std = load_latents_statistics(folder)
+        if len(mean) != channels:
+            raise InputError(
+                f"{folder / STATISTICS_FILE} has {len(mean)} channels, but the latents beside it have {channels}. Get "
+                "the file that belongs to them, or delete it."
+            )
+        return mean, std
+    computed = ChannelStatistics(channels)
+    for name, maps in zip(names, shards, strict=True):
+        require_finite(folder / name, maps)
+        computed.merge(shard_statistics(maps))
+    if not (computed.std > 0).all():
+        raise InputError(
+            f"The latents in {folder} have a channel that is the same number everywhere, so nothing can normalise it. "
+            "Extract them again, with a tokenizer that uses all of its channels."
+        )
+    return computed.mean, computed.std
