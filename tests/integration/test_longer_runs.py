@@ -1,8 +1,11 @@
 """Training beyond the planned length, on changed inputs, and on a run that is finished already."""
 
 import contextlib
+import errno
 import json
 import logging
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -316,3 +319,66 @@ def test_a_run_of_an_earlier_version_goes_on_without_recorded_inputs(transformer
     assert same_weights(whole, transformer.train("run", 4))
     manifest = json.loads((folder / "alight.json").read_text())
     assert manifest["inputs"]["latents"]
+
+
+# --- faults at the end, and inputs that go away -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EXDEV, errno.ENOSPC], ids=errno.errorcode.get)
+@pytest.mark.parametrize("longer", [False, True])
+def test_a_disk_that_fails_while_the_artifact_is_written_costs_no_step(kind, monkeypatch, number, longer):
+    whole = kind.train("whole", 6)
+    if longer:
+        kind.train("run", 3)
+    original = os.replace
+
+    def refuse(source, target):
+        if str(target).endswith(".safetensors"):
+            raise OSError(number, os.strerror(number), str(source), None, str(target))
+        original(source, target)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "replace", refuse)
+        with pytest.raises(InputError, match="Cannot write to") as caught:
+            kind.train("run", 6)
+    assert "\n" not in str(caught.value)
+    assert [step for step, _ in list_checkpoints(kind.root / "run" / "training")][-1] == 6
+    assert not (kind.root / "run" / ".partial").exists()
+    assert same_weights(whole, kind.train("run", 6))
+
+
+def test_latents_that_are_removed_while_training_are_still_read(transformer, monkeypatch):
+    """They are mapped, so the system keeps them until the run ends; the next start says that they are gone."""
+    from alight.training import optimizer
+
+    whole = transformer.train("whole", 6)
+    steps = iter(range(9))
+
+    def step(*arguments):
+        if next(steps) == 2:
+            shutil.rmtree(transformer.latents)
+        return optimizer.optimizer_step(*arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr(train_transformer, "optimizer_step", step)
+        assert same_weights(whole, transformer.train("run", 6))
+    with pytest.raises(InputError, match="There is no latents folder"):
+        transformer.train("run", 6)
+
+
+def test_images_that_are_removed_while_training_end_the_run_with_a_sentence(tokenizer, monkeypatch):
+    from alight.data.image_dataset import ImageDataset
+    from alight.training import optimizer
+
+    steps = iter(range(9))
+
+    def step(*arguments):
+        if next(steps) == 2:
+            shutil.rmtree(tokenizer.images)
+        return optimizer.optimizer_step(*arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr(train_tokenizer, "optimizer_step", step)
+        context.setattr(ImageDataset, "_decode_all", lambda self: None)  # as if there were too many to keep
+        with pytest.raises(InputError, match=r"images.*(No such file|removed|cannot be read)"):
+            tokenizer.train("run", 20)

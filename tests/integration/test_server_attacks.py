@@ -330,7 +330,7 @@ def test_uploads_that_break_off_leave_nothing(visitor, place):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("times", [1, 2])
 def test_signals_end_a_busy_server_in_good_order(finished_quickstart, tmp_path, number, times):
-    """While images are made and visitors listen, no traceback and no temporary file is left; the second acts at once."""
+    """While images are made and visitors listen, no traceback and no temporary file is left; two act at once."""
     (tmp_path / "temporary").mkdir()
     log = tmp_path / "log"
     with serving(finished_quickstart[0], log, TMPDIR=str(tmp_path / "temporary")) as server:

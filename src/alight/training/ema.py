@@ -86,7 +86,7 @@ def long_average(training: TrainingConfig) -> tuple[str, str] | None:
     ):
         return None
     few = training.steps <= 2 * MEMORIES
-    fitting = int(100 * LARGEST_SHARE ** (1 / training.steps)) / 100 if few else 1 - MEMORIES / training.steps
+    fitting = round((0.9 * LARGEST_SHARE) ** (1 / training.steps), 3) if few else 1 - MEMORIES / training.steps
     return (
         f"The average of the weights has a memory of {1 / (1 - training.ema_decay):,.0f} steps (ema_decay "
         f"{training.ema_decay:g}), too long for a run of {training.steps:,}: at its end {share:.0%} of the average "
