@@ -1,14 +1,26 @@
 # Everything runs in .venv, which is made on first use. Needs Python >= 3.11 and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+# Recordings of the published models, where they lie beside the checkout; without them their tests are skipped.
+RECORDED := $(abspath ../shared)
+ifneq ($(wildcard $(RECORDED)/parity/open),)
+export ALIGHT_PARITY_DIR ?= $(RECORDED)/parity/open
+export ALIGHT_LATENT_SAMPLES ?= $(RECORDED)/data/latent_samples
+endif
 
-.PHONY: quickstart test lint format bench docs clean
+.PHONY: quickstart test test-fast test-exhaustive lint format bench docs clean
 
 quickstart: .venv/installed
 	$(BIN)/alight quickstart
 
 test: .venv/installed-dev lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not exhaustive"
+
+test-fast: .venv/installed-dev
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow and not exhaustive"
+
+test-exhaustive: .venv/installed-dev
+	$(BIN)/pytest -m exhaustive
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

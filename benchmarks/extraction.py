@@ -19,11 +19,12 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from alight.artifacts import write_manifest, writing_folder
+from alight.artifacts import write_manifest
 from alight.config import ExtractLatentsConfig, ImagesConfig
 from alight.data.crops import center_crop
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
+from alight.outputs import writing_folder
 from alight.runtime.files import file_hash
 from alight.runtime.seeding import seeded_initialisation
 from alight.stages.extract_latents import run

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from alight import VAVAE, LightningDiTPipeline
 from alight.flow import GuidedVelocity, LinearPath, sample_timesteps, shift_timesteps, solve_ode, time_grid
-from alight.metrics.pictures import image_grid
-from alight.metrics.plots import smooth
 from alight.models.foundation import FoundationModel
+from alight.reporting.pictures import image_grid
+from alight.reporting.plots import smooth
 from alight.runtime.pixels import unit_range
 
 FOLDER = Path(__file__).parent / "pictures"

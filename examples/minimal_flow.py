@@ -17,7 +17,7 @@ from torch import Tensor
 from alight import LightningDiT
 from alight.data.embedded import enlarge
 from alight.flow import GuidedVelocity, LinearPath, flow_matching_loss, solve_ode
-from alight.metrics.pictures import image_grid
+from alight.reporting.pictures import image_grid
 
 WHITE = 16  # of an 8 x 8 digit: it counts the inked pixels of 4 x 4 cells
 

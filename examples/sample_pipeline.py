@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from alight import LightningDiTPipeline
-from alight.metrics.pictures import image_grid
+from alight.reporting.pictures import image_grid
 from alight.runtime.device import resolve_device
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,14 +21,17 @@ from typing import Any, NamedTuple
 
 from alight.commands import COMMANDS
 from alight.config import JOBS, Section
-from alight.recipes import explain, read_recipe, validate
+from alight.recipes import explain, laid_over, override, read_recipe, validate
 from alight.runtime.errors import InputError
-from alight.runtime.terminal import paint
+from alight.runtime.terminal import paint, printable, printable_lines, shortened
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # the shell's convention for a process ended by Ctrl-C
 EXIT_BROKEN_PIPE = 141  # and for one that wrote to a program which had gone
+LONGEST_WORD = 100_000  # characters of an argument
 COMPLETION = "--print-completion"
+_COLOUR = re.compile(r"\033\[[0-9;]*m")
+_SECRET = re.compile(r"(^|_)(password|passphrase|token|secret)s?(_|$)")  # fields that no log shows
 
 
 class Manners(NamedTuple):
@@ -40,20 +45,43 @@ class Manners(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0, 2 for a user's mistake, 130 or 143 after a signal."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # a name that the console cannot show is shown in escapes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = dispatch(words)
     except InputError as error:
-        if "--verbose" in words:
-            traceback.print_exc()
-        print(f"{paint('alight:', 'red', sys.stderr)} {error}", file=sys.stderr)
-        code = EXIT_USER_ERROR
+        code = _refused(str(error), words)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = shortened(" ".join(str(error).split()) or "the memory is full")
+        remedy = "Take smaller batches, a smaller model or smaller images, or a machine with more memory."
+        code = _refused(f"Out of memory: {reason}. {remedy}", words)
     except KeyboardInterrupt as interrupt:
         print("alight: interrupted.", file=sys.stderr)
         code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
     except BrokenPipeError:  # whoever read the output has seen enough; nothing is left to be flushed to them
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_BROKEN_PIPE
+    except OSError as error:  # a disk, a network file system or a removed file, where no stage knows more
+        message = f"{error.filename or 'A file'} failed: {error.strerror or error}. Check the disk and the path; what "
+        message += "was finished before is unchanged, and --verbose shows where it happened."
+        code = _refused(message, words)
     sys.exit(code)
+
+
+def _refused(message: str, words: list[str]) -> int:
+    """Print one paragraph, after the place in the code where that is asked for, and return the exit code."""
+    if "--verbose" in words:
+        print(printable(traceback.format_exc(), keep="\n\t"), end="", file=sys.stderr)
+    print(f"{paint('alight:', 'red', sys.stderr)} {printable(message)}", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or of_torch
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -76,14 +104,16 @@ def dispatch(arguments: list[str]) -> int:
     if world_size > 1 and not command.distributed:
         raise InputError(f"'alight {name}' runs in one process. Start it without torchrun.")
     _set_up_logging(manners if rank == 0 else Manners(quiet=True))
-    logging.getLogger("alight").debug("%s: %s", name, config.model_dump_json(indent=2))
+    shown = _without_secrets(config.model_dump(mode="json"))
+    logging.getLogger("alight").debug("%s: %s", name, json.dumps(shown, indent=2))
     run: Callable[[Any], Any] = import_module(command.module).run
     result = run(config)
     if rank == 0:
         if manners.as_json:
             print(json.dumps(result.as_data(), indent=2, allow_nan=False))
         else:
-            print(command.report.format(path=result.path) if command.report else result)
+            text = command.report.format(path=result.path) if command.report else str(result)
+            print(printable_lines(text, sys.stdout))
         sys.stdout.flush()
     return int(getattr(result, "exit_code", 0))
 
@@ -109,6 +139,8 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, Manners]:
         if job != name:
             raise InputError(f"The recipe {recipe} is for 'alight {job}', not for 'alight {name}'.")
     default = validate(kind, values, source)
+    words = _spell_out_flags(kind, _name_operand(operand, arguments))
+    _refuse_unusable(words)
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):
@@ -119,20 +151,83 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, Manners]:
                 "the defaults shown here; options change the recipe. --quiet shows results only, --verbose more than "
                 "usual, --json the result for programs.",
                 default=default,
-                args=_spell_out_flags(kind, _name_operand(operand, arguments)),
+                args=words,
                 config=(tyro.conf.FlagConversionOff,),
             )
     except ValidationError as error:
-        raise InputError(explain(kind, error)) from error
+        raise InputError(_explained(kind, default, words, error)) from error
     except SystemExit as stop:
         cause: BaseException | None = stop
         while cause is not None and not isinstance(cause, ValidationError):
             cause = cause.__context__
         if cause is not None:  # tyro printed the refusal of a section in a box; say it like every other mistake
-            raise InputError(explain(kind, cause)) from stop
-        sys.stderr.write(boxed.getvalue())
+            raise InputError(_explained(kind, default, words, cause)) from stop
+        sys.stderr.write(printable(_COLOUR.sub("", boxed.getvalue()), keep="\n\t"))
         raise
     return config, manners
+
+
+def _refuse_unusable(words: list[str]) -> None:
+    """Refuse words that no option can have as a value, before one of them becomes something else."""
+    for before, word in pairwise(["", *words]):
+        option = before if before.startswith("--") and "=" not in before else word.partition("=")[0]
+        if word == "" or (word.startswith("--") and word.endswith("=")):
+            raise InputError(
+                f"An empty text stands in place of a value after '{shortened(option or before)}'; a shell variable "
+                "that is not set may be the cause. Give a value, or leave the option out."
+            )
+        if "\0" in word or len(word) > LONGEST_WORD:
+            reason = "holds a NUL character" if "\0" in word else f"has {len(word):,} characters"
+            raise InputError(f"The word '{shortened(word)}' {reason}. Give a value that can be used.")
+
+
+def _explained(kind: type[Section], default: Section, words: list[str], error: Any) -> str:
+    """The complaint about options; a section that is built alone does not know where in the configuration it is.
+
+    So the options are laid over the configuration and validated once more, as a whole.
+    """
+    from pydantic import ValidationError
+
+    values: dict[str, Any] = {}
+    for index, word in enumerate(words):
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            following = itertools.takewhile(lambda each: not each.startswith("--"), words[index + 1 :])
+            given = [value] if equals else list(following)
+            dotted = option.removeprefix("--").replace("-", "_")
+            with contextlib.suppress(InputError):
+                override(values, dotted, _as_value(kind, dotted, given))
+    try:
+        kind.model_validate(laid_over(default.model_dump(), values))
+    except ValidationError as whole:
+        return explain(kind, whole)
+    return explain(kind, error)
+
+
+def _as_value(kind: type[Section], dotted: str, given: list[str]) -> Any:
+    """The words after an option as a recipe would have them."""
+    words = [None if word == "None" else word for word in given]
+    *parents, leaf = dotted.split(".")
+    section: Any = kind
+    for parent in parents:
+        field = section.model_fields.get(parent)
+        section = field.annotation if field is not None and hasattr(field.annotation, "model_fields") else Section
+    text = str(section.model_fields[leaf].annotation) if leaf in section.model_fields else ""
+    if text.startswith("dict"):
+        return dict(zip(words[::2], words[1::2], strict=False))
+    if "tuple" in text and words != [None]:
+        return words
+    return words[0] if len(words) == 1 else words
+
+
+def _without_secrets(values: Any) -> Any:
+    """The same, with stars in place of passwords and tokens."""
+    if isinstance(values, dict):
+        return {
+            key: "***" if _SECRET.search(str(key)) and value is not None else _without_secrets(value)
+            for key, value in values.items()
+        }
+    return [_without_secrets(item) for item in values] if isinstance(values, list) else values
 
 
 def usage() -> str:

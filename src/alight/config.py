@@ -21,6 +21,7 @@ from alight.config_generation import (  # noqa: F401 (every configuration can be
     TuneConfig,
 )
 from alight.config_parts import (
+    Depth,
     Fraction,
     ImagesConfig,
     Job,
@@ -30,6 +31,8 @@ from alight.config_parts import (
     Positive,
     PositiveReal,
     Section,
+    Seed,
+    Size,
     TrainingConfig,
 )
 from alight.config_tokenizer import (  # noqa: F401 (every configuration can be had from here)
@@ -79,7 +82,7 @@ class InspectLatentsConfig(Section):
     latents: Path = Path("runs/latents")
     output: Path | None = None  # a folder for a report with plots; None = the terminal alone
     density_runs: NonNegative = 0  # t-SNE maps that the density figures are averaged over, 10 in the paper; 0 = none
-    seed: NonNegative = 0  # of the positions and maps that are drawn
+    seed: Seed = 0  # of the positions and maps that are drawn
 
 
 # --- transformer --------------------------------------------------------------------------------------------------
@@ -89,10 +92,10 @@ class TransformerModelConfig(Section):
     """LightningDiT by preset or by its four sizes; everything else is the paper's final architecture."""
 
     preset: str | None = "LightningDiT-B/1"  # None = the four sizes below, all given
-    hidden_size: Positive | None = None
-    num_layers: Positive | None = None
-    num_heads: Positive | None = None
-    patch_size: Positive | None = None
+    hidden_size: Size | None = None
+    num_layers: Depth | None = None
+    num_heads: Size | None = None
+    patch_size: Size | None = None
     mlp_ratio: PositiveReal = 4.0
     class_dropout_prob: Fraction = 0.1  # share of labels replaced by the null class while training
     qk_norm: bool = False  # steadier for very long runs, at some cost in FID

@@ -14,11 +14,15 @@ from alight.config_parts import (
     Job,
     NonNegative,
     Positive,
-    PositiveReal,
     Section,
+    Source,
 )
 from alight.config_tokenizer import MeasureTokenizerConfig
 from alight.runtime.solver_names import SDE_SOLVERS, require_solver
+
+GuidanceScale = Annotated[float, Field(ge=0, le=100)]  # 100 is far beyond all that makes images
+TimestepShift = Annotated[float, Field(ge=1e-3, le=1e3)]
+Steps = Annotated[int, Field(ge=1, le=100_000)]
 
 # --- samples ------------------------------------------------------------------------------------------------------
 
@@ -27,11 +31,11 @@ class SolverConfig(Section):
     """How noise becomes latents."""
 
     solver: str = "euler"  # or heun, ab2, rk4, dopri5, sde_euler, ...; a wrong name is answered with the list
-    num_inference_steps: Positive = 50  # steps really taken
-    guidance_scale: Annotated[float, Field(ge=0)] = 1.0  # 1 = no guidance
+    num_inference_steps: Steps = 50  # steps really taken
+    guidance_scale: GuidanceScale = 1.0  # 1 = no guidance
     guidance_interval: tuple[Fraction, Fraction] | None = None  # in model time; None = everywhere
     guidance_channels: Positive | None = None  # None = all; 3 = how the published figures were made
-    timestep_shift: PositiveReal | None = None  # s of t' = s t / (1 + (s-1) t); None = off
+    timestep_shift: TimestepShift | None = None  # s of t' = s t / (1 + (s-1) t); None = off
     diffusion_form: Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"] = "sigma"
     last_step: Literal["mean", "tweedie", "euler"] = "mean"  # the end without noise; both of the sde_ solvers alone
 
@@ -57,8 +61,8 @@ class DrawConfig(Section):
 
     labels: Literal["balanced", "random"] = "balanced"  # equally many of each class, or drawn uniformly from the seed
     classes: tuple[ClassName, ...] = ()  # names or indices; empty = all
-    samples_per_class: Positive = 10  # of balanced labels
-    num_samples: Positive | None = None  # of random labels, all classes together
+    samples_per_class: Annotated[int, Field(ge=1, le=100_000)] = 10  # of balanced labels
+    num_samples: Annotated[int, Field(ge=1, le=10_000_000)] | None = None  # of random labels, all classes together
     class_counts: dict[ClassName, Positive] = {}  # so many of each class that is named here, and of no other
     sampling: SolverConfig = SolverConfig()
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -79,7 +83,7 @@ class SampleConfig(DrawConfig, Job):
 
     output: Path = Path("runs/samples")
     transformer: Path = Path("runs/transformer")
-    tokenizer: Path = Path("runs/tokenizer")
+    tokenizer: Path | None = None  # decodes; None = the one that the records of the transformer lead to
     guide: Path | None = None  # a weaker transformer: autoguidance by it instead of the null class
     batch_size: Positive = 64
     npz: bool = False  # also write samples.npz (arr_0, shuffled)
@@ -102,8 +106,8 @@ class FeatureNetworksConfig(Section):
     """
 
     inception_weights: Path | None = None  # for FID, sFID, ...: pt_inception-2015-12-05-6726825d.pth, or "download"
-    dinov2: str | None = None  # for FD-DINOv2: dinov2-large, as a short name, hub id or folder
-    foundation: str | None = None  # any vision transformer: folder, hub id or short name
+    dinov2: Source | None = None  # for FD-DINOv2: dinov2-large, as a short name, hub id or folder
+    foundation: Source | None = None  # any vision transformer: folder, hub id or short name
 
 
 class EvaluateConfig(FeatureNetworksConfig, MeasureTokenizerConfig):
@@ -149,11 +153,11 @@ class TuneConfig(FeatureNetworksConfig, Job):
     reference: Path | None = None  # a .npz of statistics, or of 'alight evaluate reference'
     measure: Literal["auto", "inception", "dinov2", "foundation", "grey_pixels"] = "auto"  # auto = the first at hand
     draw: DrawConfig = DrawConfig(samples_per_class=50)  # labels, and the settings that the search begins with
-    guidance_scales: tuple[Annotated[float, Field(ge=0)], ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
+    guidance_scales: tuple[GuidanceScale, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
     guidance_intervals: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 1.0), (0.1, 1.0), (0.2, 1.0))
-    timestep_shifts: tuple[PositiveReal, ...] = (1.0, 0.5, 0.3)
+    timestep_shifts: tuple[TimestepShift, ...] = (1.0, 0.5, 0.3)
     solvers: tuple[str, ...] = ("euler", "heun")
-    steps: tuple[Positive, ...] = (10, 25, 50)
+    steps: tuple[Steps, ...] = (10, 25, 50)
     search: Literal["stepwise", "grid"] = "stepwise"  # one setting after the other, keeping the best; or all together
     store: bool = True  # write the best settings into the pipeline, where from_pretrained finds them
     batch_size: Positive = 64

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from alight.runtime.errors import InputError
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+Item = TypeVar("Item")
+LARGEST_COUNT, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # what arrays, files and generators of random numbers can take
+LONGEST_NAME, LONGEST_PATH = 255, 3_900  # bytes: limits of file systems, with room for the files in a folder
+
+AtLeastOne = Annotated[tuple[Item, ...], Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Size = Annotated[int, Field(ge=1, le=65_536)]  # pixels, channels and widths; larger ones are misprints
+Depth = Annotated[int, Field(ge=1, le=1_000)]  # layers
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 PositiveReal = Annotated[float, Field(gt=0)]
 NonNegativeReal = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -18,19 +27,90 @@ ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]  # in YAML, an ind
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
 
+def usable_path(path: Path) -> Path:
+    """A path with `~` replaced by the home folder.
+
+    Raises:
+        ValueError: no file system can hold it.
+    """
+    text = usable_text(str(path))
+    encoded = text.encode("utf-8")
+    longest = max((len(part) for part in encoded.split(b"/")), default=0)
+    if longest > LONGEST_NAME:
+        raise ValueError(f"{text[:40]}... has a name of {longest} bytes, and a file name has {LONGEST_NAME} at most")
+    if len(encoded) > LONGEST_PATH:
+        raise ValueError(f"{text[:40]}... has {len(encoded):,} bytes, and a path has {LONGEST_PATH:,} at most")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text} begins with a home folder that does not exist") from error
+
+
+def usable_text(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        ValueError: it holds what neither files nor paths can hold.
+    """
+    if "\0" in text:
+        raise ValueError("the text holds a NUL character; remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("the text is not valid UTF-8; rename the file or folder, or correct the text") from error
+    return text
+
+
+def _source_with_home(text: str) -> str:
+    path = usable_path(Path(text))  # names of hubs and catalogues are shorter than any path may be
+    return str(path) if text == "~" or (text.startswith("~") and "/" in text) else text
+
+
+Source = Annotated[str, AfterValidator(_source_with_home)]  # a path, or a name of another kind
+
+
 class Section(BaseModel):
-    """A part of a configuration: immutable, and closed to unknown keys."""
+    """A part of a configuration: immutable, closed to unknown keys, and of paths and texts that can be used."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _given(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what would silently become something else: an empty path the current folder, false the number 0."""
+        if isinstance(value, bool) and not _mentions(cls.model_fields[str(info.field_name)].annotation, bool):
+            raise ValueError(f"{str(value).lower()} is neither a number nor a text; null stands for nothing")
+        if value == "" or (isinstance(value, list | tuple) and "" in value):
+            raise ValueError("the text is empty; give a value, or leave the key out")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _usable(cls, value: Any) -> Any:
+        match value:
+            case Path():
+                return usable_path(value)
+            case str():
+                return usable_text(value)
+            case tuple():
+                return tuple(cls._usable(item) for item in value)
+            case dict():
+                return {cls._usable(key): cls._usable(item) for key, item in value.items()}
+            case _:
+                return value
+
+
+def _mentions(annotation: Any, kind: type) -> bool:
+    return annotation is kind or any(_mentions(part, kind) for part in get_args(annotation))
 
 
 class ImagesConfig(Section):
     """Which images, and how they are cropped."""
 
-    source: str = "digits"  # digits, photographs (embedded), a folder, list, tars or parquet, hf:owner/name[:split]
+    source: Source = "digits"  # digits, photographs (embedded), a folder, list, tars or parquet, hf:owner/name[:split]
     image_column: str | None = None  # of a list, tars or a table: where the images are; None = found by name or type
     label_column: str | None = None  # likewise, where the labels are; None = found, or none
-    size: Positive = 256  # side of the square crop in pixels
+    size: Size = 256  # side of the square crop in pixels
     crop: Literal["center", "random"] = "center"  # centre crop as in ADM, or a random one
     unconditional: bool = False  # take everything as one class, whatever its folders or labels
     horizontal_flip: bool = False  # mirror half of the images at random while training
@@ -44,7 +124,7 @@ class OptimizerConfig(Section):
     """Adam with decoupled weight decay, and its learning rate over time."""
 
     lr: PositiveReal = 2e-4  # peak learning rate; never scaled behind your back
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # decay of the two moments
+    betas: tuple[Decay, Decay] = (0.9, 0.95)  # decay of the two moments
     weight_decay: NonNegativeReal = 0.0  # decoupled (AdamW)
     max_grad_norm: PositiveReal | None = 1.0  # clip the global gradient norm; None = off
     warmup_steps: NonNegative = 0  # linear warm-up from zero
@@ -58,7 +138,7 @@ class TrainingConfig(Section):
     steps: Positive = 80_000  # optimizer steps
     global_batch_size: Positive = 256  # images per optimizer step
     micro_batch_size: Positive | None = None  # images per forward pass; None = the whole batch at once
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.9999  # average of the weights; None = off
+    ema_decay: Decay | None = 0.9999  # average of the weights; None = off
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast with fp32 weights
     sharding: Literal["replicate", "shard"] = "replicate"  # several processes: DDP, or FSDP2 where memory is short
     compile: bool = False  # torch.compile of each block
@@ -87,7 +167,7 @@ class TrainingConfig(Section):
         Raises:
             InputError: if the batch cannot be divided evenly.
         """
-        micro = self.micro_batch_size or self.global_batch_size // world_size
+        micro = self.micro_batch_size or max(self.global_batch_size // world_size, 1)
         if self.global_batch_size % (world_size * micro):
             raise InputError(
                 f"training.global_batch_size {self.global_batch_size} cannot be divided evenly between {world_size} "
@@ -100,5 +180,5 @@ class Job(Section):
     """What every job has."""
 
     output: Path  # the folder of the artifact
-    seed: NonNegative = 0  # all randomness follows from it
+    seed: Seed = 0  # all randomness follows from it
     device: Device = "auto"  # auto, cpu, cuda, cuda:N or mps

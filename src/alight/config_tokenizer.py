@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from alight.config_parts import (
+    Depth,
     Fraction,
     ImagesConfig,
     Job,
@@ -17,8 +18,12 @@ from alight.config_parts import (
     Positive,
     PositiveReal,
     Section,
+    Size,
+    Source,
     TrainingConfig,
 )
+
+Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=12)]
 
 # --- foundation ---------------------------------------------------------------------------------------------------
 
@@ -26,10 +31,10 @@ from alight.config_parts import (
 class FoundationModelConfig(Section):
     """A small vision transformer, for images that no public foundation model knows."""
 
-    hidden_size: Positive = 192
-    num_layers: Positive = 6
-    num_heads: Positive = 3
-    patch_size: Positive = 16
+    hidden_size: Size = 192
+    num_layers: Depth = 6
+    num_heads: Size = 3
+    patch_size: Size = 16
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -55,10 +60,10 @@ class TrainFoundationConfig(Job):
 class TokenizerModelConfig(Section):
     """The autoencoder; the defaults are the paper's f16d32."""
 
-    latent_channels: Positive = 32
-    block_out_channels: tuple[Positive, ...] = (128, 128, 256, 256, 512)  # n levels downsample by 2**(n-1)
-    layers_per_block: Positive = 2
-    norm_num_groups: Positive = 32
+    latent_channels: Size = 32
+    block_out_channels: Levels = (128, 128, 256, 256, 512)  # n levels downsample by 2**(n-1)
+    layers_per_block: Depth = 2
+    norm_num_groups: Size = 32
     level_attention: bool = True  # attention at the lowest level
     mid_block_attention: bool = True
 
@@ -80,7 +85,9 @@ class TokenizerModelConfig(Section):
 class AlignmentConfig(Section):
     """How the latent is tied to a vision foundation model (paper, section 3.2)."""
 
-    foundation: str | None = "facebook/dinov2-large"  # folder or hub id of a transformers model; None = no alignment
+    foundation: Source | None = (
+        "facebook/dinov2-large"  # folder or hub id of a transformers model; None = no alignment
+    )
     weight: NonNegativeReal = 0.1  # w_hyper of the paper, on top of the adaptive weight; 0 = no alignment
     cosine_margin: NonNegativeReal = 0.5  # m1
     distance_margin: NonNegativeReal = 0.25  # m2
@@ -153,7 +160,7 @@ class TrainTokenizerConfig(Job):
     """Train a tokenizer whose latent space is aligned with a vision foundation model."""
 
     output: Path = Path("runs/tokenizer")
-    init_from: str | None = None  # a tokenizer to go on from: folder, hub id or published checkpoint
+    init_from: Source | None = None  # a tokenizer to go on from: folder, hub id or published checkpoint
     train: Literal["all", "decoder"] = "all"  # decoder = leave the latents as they are, and only decode them better
     images: ImagesConfig = ImagesConfig()
     model: TokenizerModelConfig = TokenizerModelConfig()  # with init_from, that tokenizer's
@@ -221,7 +228,7 @@ class MeasureTokenizerConfig(Job):
     images: ImagesConfig = ImagesConfig()
     split: Literal["train", "held_out", "all"] = "held_out"  # which images are reconstructed
     posterior: Literal["sample", "mode"] = "sample"  # the published figures are of samples
-    foundation: str | None = None  # measure in the features of this model (folder, hub id); None = the aligned one
+    foundation: Source | None = None  # measure in the features of this model (folder, hub id); None = the aligned one
     vgg16_weights: Path | None = None  # for LPIPS: torchvision's vgg16-397923af.pth, or "download" ...
     lpips_weights: Path | None = None  # ... and the linear layers of LPIPS v0.1 (vgg.pth), or "download"
     batch_size: Positive = 64

@@ -6,23 +6,23 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
-from alight.config_parts import Device, NonNegative, Positive, PositiveReal, Section
+from alight.config_parts import AtLeastOne, Device, NonNegative, Positive, PositiveReal, Section, Size, Source
 
 
 class ExportConfig(Section):
     """Put a trained pipeline, or a tokenizer alone, into a folder that others can use, with a model card."""
 
     pipeline: Path | None = None  # a quickstart's folder, a pipeline, an export, or a tokenizer; or the two below
-    transformer: Path | None = None  # a transformer artifact; needs its tokenizer
+    transformer: Path | None = None  # a transformer artifact; its records lead to its tokenizer
     tokenizer: Path | None = None  # a tokenizer artifact; without a transformer it is exported alone
     output: Path = Path("runs/export")
     name: str | None = None  # of the model, in its card; None = the folder's
     license: str | None = None  # of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...; None = open
     samples: Path | None = None  # a samples artifact to show; None = the one beside the transformer
     report: Path | None = None  # a report whose figures are told; None = the one beside the transformer
-    images: str | None = None  # reconstruct some of these in the card; None = where they are embedded ones
+    images: Source | None = None  # reconstruct some of these in the card; None = where they are embedded ones
     reconstructions: NonNegative = 8  # so many of them; 0 = none
     push_to_hub: str | None = None  # OWNER/NAME: also upload the folder to the Hugging Face hub
     private: bool = True  # whether a repository that the upload has to make is hidden from others
@@ -31,8 +31,6 @@ class ExportConfig(Section):
     def _consistent(self) -> Self:
         if self.pipeline is not None and (self.transformer is not None or self.tokenizer is not None):
             raise ValueError("give the pipeline's folder, or transformer and tokenizer, not both")
-        if self.transformer is not None and self.tokenizer is None:
-            raise ValueError("a transformer is exported with its tokenizer; give that, too")
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise ValueError(f"license '{self.license}' is no identifier of the hub; mit and cc-by-nc-4.0 are")
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
@@ -43,7 +41,7 @@ class ExportConfig(Section):
 class ReportConfig(Section):
     """Show the figures of finished reports with their conditions, several side by side."""
 
-    folders: tuple[Path, ...] = (Path("runs/report"),)  # reports, or folders with one in `report`
+    folders: AtLeastOne[Path] = (Path("runs/report"),)  # reports, or folders with one in `report`
 
 
 class InfoConfig(Section):
@@ -55,14 +53,14 @@ class InfoConfig(Section):
 class BenchConfig(Section):
     """Time the library against a plain version of the same mathematics."""
 
-    work: tuple[Literal["train", "sample", "read", "extract", "tokenizer"], ...] = (
+    work: AtLeastOne[Literal["train", "sample", "read", "extract", "tokenizer"]] = (
         "train",
         "sample",
         "read",
     )  # what to time
     device: Device = "cpu"
     preset: str | None = None  # size of the model; None = S/1 on a CPU and XL/1 on a GPU
-    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")  # one table section each
+    precisions: AtLeastOne[Literal["fp32", "bf16"]] = ("fp32", "bf16")  # one table section each
     train_batch: Positive | None = None  # None = 8 on a CPU and 32 on a GPU
     sample_batch: Positive | None = None  # None = 1 on a CPU and 32 on a GPU
     sample_steps: Positive = 49  # model calls; 49 is what the published code calls 50 steps
@@ -78,11 +76,13 @@ class BenchConfig(Section):
 class PlanConfig(Section):
     """Estimate memory and time of a training recipe on this machine from a short measured run; --json for programs."""
 
-    recipe: str | None = None  # of 'transformer train' or 'tokenizer train': a file or a shipped name; always needed
+    recipe: Source | None = (
+        None  # of 'transformer train' or 'tokenizer train': a file or a shipped name; always needed
+    )
     processes: Positive = 1  # that will share the batch, on as many machines or devices like this one
     seconds: PositiveReal = 60.0  # about how long to measure; a model too large for that is measured in part
     device: Device | None = None  # None = the recipe's
-    latent_shape: tuple[Positive, Positive, Positive] = (32, 16, 16)  # channels, height, width; if not there yet
+    latent_shape: tuple[Size, Size, Size] = (32, 16, 16)  # channels, height, width; if not there yet
     num_classes: Positive = 1000  # likewise
     num_images: Positive | None = None  # of an epoch; None = of the recipe's data, or ImageNet's if not there yet
 
@@ -90,11 +90,11 @@ class PlanConfig(Section):
 class DoctorConfig(Section):
     """Check the installation, and a recipe, a run or a tokenizer, and name the mend; --json for programs."""
 
-    recipe: str | None = None  # also check that it loads and has what it needs, and compare the run with it
+    recipe: Source | None = None  # also check that it loads and has what it needs, and compare the run with it
     run: Path | None = None  # a training run, finished or not: look for trouble in its log
     tokenizer: Path | None = None  # encode and decode images with it; a folder, a hub id or a published checkpoint
-    images: str | None = None  # a folder, or anything that images.source may be
-    num_images: Positive = 16  # so many of them
+    images: Source | None = None  # a folder, or anything that images.source may be
+    num_images: Annotated[int, Field(ge=1, le=100_000)] = 16  # so many of them
     output: Path = Path("runs")  # where results are going to be written
     network: bool = False  # also see whether the Hugging Face hub can be reached
     device: Device = "auto"
@@ -115,11 +115,16 @@ class ServeConfig(Section):
     pipeline: Path | None = None  # of a quickstart, a pipeline or an export; always needed
     compare: Path | None = None  # another one, to see both make images of the same seeds
     compare_tokenizer: Path | None = None  # another tokenizer, to see both reconstruct; a folder or a published file
-    foundation: str | None = None  # whose features are shown beside latents; None = the quickstart's own, if it is one
+    foundation: Source | None = (
+        None  # whose features are shown beside latents; None = the quickstart's own, if it is one
+    )
     host: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = every machine that can reach it
     port: Annotated[int, Field(ge=0, le=65535)] = 7860  # 0 = a free one
     user: str | None = None  # ask every visitor for this name and the password
-    password: str | None = None
+    password: str | None = Field(None, repr=False)  # - = ask for it; better ALIGHT_PASSWORD or the file below
+    password_file: Path | None = None  # whose only line is the password
+    root_path: str = ""  # the public path below which a proxy serves the app (/app), or its whole public address
+    trusted_proxy: str | None = None  # address of a reverse proxy, which is believed about visitors (X-Forwarded-For)
     max_images: Positive = 64  # in one request
     max_upload_mb: PositiveReal = 20.0  # of the files that are sent at once
     queue_size: Positive = 20  # requests that may wait; further ones are turned away
@@ -129,10 +134,21 @@ class ServeConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.user is None) != (self.password is None):
+        if self.user is None and (self.password is not None or self.password_file is not None):
             raise ValueError("give both user and password, or neither")
-        if self.user is not None and (not self.user or not self.password or ":" in self.user):
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("give password or password_file, not both")
+        if self.user == "" or self.password == "" or ":" in (self.user or ""):
             raise ValueError("user and password cannot be empty, and user cannot contain a colon")
+        if self.root_path and not re.fullmatch(r"(https?://[^/?#\s\"'<>]+)?(/[\w.~%-]+)*", self.root_path):
+            raise ValueError(
+                f"root_path '{self.root_path}' is neither a path like /app nor an address like https://x.org/app"
+            )
         if self.compare is not None and self.compare == self.pipeline:
             raise ValueError("compare is the pipeline itself; leave it out to compare two settings of one pipeline")
         return self
+
+    @field_serializer("password", when_used="json")
+    def _hidden(self, password: str | None) -> str | None:
+        """Keep the password out of every log and file that shows the configuration."""
+        return None if password is None else "********"

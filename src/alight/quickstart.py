@@ -4,9 +4,19 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from alight.artifacts import Artifact, check_output, is_complete, read_artifact, writing_folder
-from alight.config import Job, QuickstartConfig, SampleConfig
+from alight.artifacts import (
+    PIPELINE_INDEX,
+    PIPELINE_OF_A_RUN,
+    WEIGHTS_FILE,
+    Artifact,
+    is_complete,
+    read_artifact,
+    write_manifest,
+)
+from alight.config import Job, QuickstartConfig
+from alight.outputs import STARTED, check_output, claimed_output, writing_folder
 from alight.runtime.console import duration, log
+from alight.runtime.files import file_hash
 
 STAGES = {
     "foundation": "alight.stages.train_foundation",
@@ -28,9 +38,13 @@ def run(config: QuickstartConfig) -> Artifact:
         InputError: if a stage cannot run; what was finished before stays.
     """
     plan = wire(config)
+    pipeline = config.output / PIPELINE_OF_A_RUN
     for stage, job in plan.items():  # a mismatch in the last stage should not cost the time of the first
         check_output(job.output, job.model_dump(mode="json"), stage)
-    if all(is_complete(job.output) for job in plan.values()):
+    joined = is_complete(pipeline) or is_older_pipeline(pipeline)
+    if not joined:
+        check_output(pipeline, pipeline_inputs(plan), "pipeline")
+    if joined and all(is_complete(job.output) for job in plan.values()):
         log.info("%s is finished already; delete it or choose another --output to run again.", config.output)
         return read_artifact(plan["report"].output, "report")
     timings: dict[str, float] = {}
@@ -38,10 +52,11 @@ def run(config: QuickstartConfig) -> Artifact:
         kept = is_complete(job.output)
         started = time.perf_counter()
         stage_run = import_module(STAGES[stage]).run
-        artifact: Artifact = stage_run(job, timings) if stage == "report" else stage_run(job)
+        artifact: Artifact = stage_run(job, timings) if stage == "report" and not kept else stage_run(job)
         timings[stage] = artifact.seconds if kept else max(time.perf_counter() - started, artifact.seconds)
         log.info("%-12s %12s   %s%s", stage, duration(timings[stage]), artifact.path, " (kept)" if kept else "")
-    save_pipeline(plan, config.output / "pipeline")
+    if not is_older_pipeline(pipeline):
+        save_pipeline(plan, pipeline)
     log.info("%-44s %14s", "Total time", duration(sum(timings.values())))
     return artifact
 
@@ -73,11 +88,27 @@ def wire(config: QuickstartConfig) -> dict[str, Job]:
     }
 
 
+def pipeline_inputs(plan: dict[str, Job]) -> dict[str, str]:
+    """The folders that the pipeline is made from."""
+    return {kind: str(plan[kind].output) for kind in ("transformer", "tokenizer")}
+
+
+def is_older_pipeline(folder: Path) -> bool:
+    """Tell if version 0.1 wrote the pipeline: it has no manifest, and is not unfinished either."""
+    return (folder / PIPELINE_INDEX).is_file() and not is_complete(folder) and not (folder / STARTED).exists()
+
+
 def save_pipeline(plan: dict[str, Job], folder: Path) -> None:
     """Join transformer and tokenizer in the folder that `LightningDiTPipeline.from_pretrained` opens."""
     from alight.pipelines import LightningDiTPipeline
 
-    samples = plan["samples"]
-    assert isinstance(samples, SampleConfig)
-    with writing_folder(folder) as staging:
-        LightningDiTPipeline.from_artifacts(samples.transformer, samples.tokenizer).save_pretrained(staging)
+    config, started = pipeline_inputs(plan), time.perf_counter()
+    parts = {kind: read_artifact(Path(place), kind) for kind, place in config.items()}
+    with claimed_output(folder, "pipeline", config) as finished:
+        if finished is not None:
+            return
+        with writing_folder(folder) as staging:
+            LightningDiTPipeline.from_artifacts(*(part.path for part in parts.values())).save_pretrained(staging)
+            digest = file_hash(*(staging / kind / WEIGHTS_FILE for kind in parts))
+            inputs = {kind: part.hash for kind, part in parts.items()}
+            write_manifest(staging, "pipeline", config, digest, inputs, seconds=time.perf_counter() - started)

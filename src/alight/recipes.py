@@ -7,34 +7,22 @@ with its nearest valid neighbour.
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from alight.config import JOBS, Section
 from alight.runtime.errors import InputError
+from alight.runtime.reading import require_regular
+from alight.runtime.terminal import shortened
+from alight.runtime.yaml_reading import YAML_LIMIT, read_yaml
 
 SectionT = TypeVar("SectionT", bound=Section)
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """YAML in which `1e-4` is a number and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise InputError(f"The key '{key}' stands twice at line {node.start_mark.line + 1}; keep one of them.")
-        return super().construct_mapping(node, deep)
-
-
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+COMPLAINTS = 8  # of a recipe that are told
+COMPARED_LENGTH = 60  # of a word for which a similar one is looked for; comparing takes time by its square
 
 
 def recipes_folder() -> Path:
@@ -54,14 +42,18 @@ def find_recipe(name: str | Path) -> Path:
     """The file of a recipe, given as a path or as the name of a shipped recipe such as `quickstart`.
 
     Raises:
-        InputError: if there is neither; names the nearest shipped recipe.
+        InputError: if there is neither, or it is no regular file; names the nearest shipped recipe.
     """
-    given, folder = Path(name), recipes_folder()
-    for candidate in (given, folder / given, folder / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
+    given, folder = os.path.expanduser(name), recipes_folder()
+    for candidate in (given, str(folder / given), f"{folder / given}.yaml"):
+        if os.path.isfile(candidate):  # False, too, for what no path can be
+            return Path(candidate)
+    if os.path.exists(given):
+        require_regular(Path(given), YAML_LIMIT)
     shipped = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    raise InputError(f"There is no recipe '{name}'.{_nearest(str(name), shipped)} Shipped are: {', '.join(shipped)}.")
+    raise InputError(
+        f"There is no recipe '{shortened(name)}'.{_nearest(str(name), shipped)} Shipped are: {', '.join(shipped)}."
+    )
 
 
 def read_recipe(name: str | Path) -> tuple[str, dict[str, Any]]:
@@ -71,21 +63,30 @@ def read_recipe(name: str | Path) -> tuple[str, dict[str, Any]]:
         InputError: if the file is not YAML, is not a mapping, or names no known job.
     """
     path = find_recipe(name)
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Mend the file.") from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no keys. A recipe is a mapping such as 'job: tokenizer train'.")
-    job = values.pop("job", None)
-    if job not in JOBS:
+    if values.get("job") is None:
+        likely = " or ".join(f"'job: {job}'" for job in _likely_jobs(values))
+        remedy = f"Its keys suggest {likely}." if likely else f"Known jobs: {', '.join(JOBS)}."
         raise InputError(
-            f"{path} must say which command it is for with a line 'job: ...'; found {job!r}."
-            f"{_nearest(str(job), list(JOBS))} Known jobs: {', '.join(JOBS)}."
+            f"{path} must say which command it is for, but a line 'job: ...' is missing or empty. {remedy}"
+        )
+    job = values.pop("job")
+    if not isinstance(job, str) or job not in JOBS:
+        found = f"'{shortened(job)}'" if isinstance(job, str) else _in_words(job)
+        raise InputError(
+            f"{path} must say which command it is for, in a line 'job: ...'; found {found}."
+            f"{_nearest(job, list(JOBS)) if isinstance(job, str) else ''} Known jobs: {', '.join(JOBS)}."
         )
     return job, values
+
+
+def _likely_jobs(values: Mapping[Any, Any]) -> list[str]:
+    """The jobs which know most of the keys."""
+    known = {job: sum(key in kind.model_fields for key in values) for job, kind in JOBS.items()}
+    most = max(known.values())
+    return [job for job, count in known.items() if count == most and most > 0][:5]
 
 
 def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -99,64 +100,116 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
         An instance of the job's class, for example `TrainTokenizerConfig`.
 
     Raises:
-        InputError: names the key that is unknown, has the wrong type or contradicts another, and its mend.
+        InputError: names the key that is unknown, has the wrong type or contradicts another, and the remedy.
     """
     job, values = read_recipe(name)
     for dotted, value in (overrides or {}).items():
-        *parents, leaf = dotted.split(".")
-        section = values
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[leaf] = value
+        override(values, dotted, value)
     return validate(JOBS[job], values, source=str(name))
+
+
+def override(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a dotted key of nested values.
+
+    Raises:
+        InputError: a part of the key is a value already, and no section.
+    """
+    *parents, leaf = dotted.split(".")
+    section = values
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise InputError(f"'{shortened(dotted)}' cannot be set: '{shortened(parent)}' is a value, not a section.")
+    section[leaf] = value
 
 
 def validate(kind: type[SectionT], values: Mapping[str, Any], source: str) -> SectionT:
     """Build a configuration, with one paragraph for everything that is wrong with it.
 
     What a section leaves out is as in the job's own defaults, which may differ from those of the section elsewhere.
+
+    Raises:
+        InputError: names the keys.
     """
     try:
-        return kind.model_validate(_laid_over(kind().model_dump(), values))
+        return kind.model_validate(laid_over(kind().model_dump(), values))
     except ValidationError as error:
         raise InputError(f"{source}: {explain(kind, error)}") from error
 
 
-def _laid_over(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested defaults with the values that are given in their places."""
     merged = dict(defaults)
     for name, value in values.items():
         default = merged.get(name)
         both = isinstance(default, Mapping) and isinstance(value, Mapping)
-        merged[name] = _laid_over(default, value) if both else value  # type: ignore[arg-type]
+        merged[name] = laid_over(default, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
+# --- complaints ---------------------------------------------------------------------------------------------------
+
+
 def explain(kind: type[BaseModel], error: ValidationError) -> str:
-    """Pydantic's complaints in one paragraph, with the nearest valid key for every unknown one."""
-    complaints = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = _keys_at(kind, item["loc"][:-1])
-            prefix = "".join(f"{part}." for part in item["loc"][:-1])
-            nearest = _nearest(str(item["loc"][-1]), known, prefix)
-            complaints.append(f"unknown key '{path}'.{nearest or ' Known here: ' + ', '.join(known) + '.'}")
-        elif item["type"] == "value_error":
-            complaints.append(f"{path + ': ' if path else ''}{str(item['ctx']['error']).rstrip('.')}.")
-        else:
-            complaints.append(f"'{path}' is {item['input']!r}: {item['msg'].lower()}.")
+    """The complaints of pydantic in one paragraph, with the nearest valid key for every unknown one."""
+    found = error.errors(include_url=False)
+    complaints: list[str] = []
+    for item in found[:COMPLAINTS]:
+        complaint, _, known = _complaint(kind, item).partition(" Known here:")
+        told = any(known in each for each in complaints)
+        complaints.append(complaint if told or not known else f"{complaint} Known here:{known}")
+    if len(found) > COMPLAINTS:
+        complaints.append(f"And {len(found) - COMPLAINTS:,} more complaints of this kind.")
     return " ".join(complaints)
 
 
+def _complaint(kind: type[BaseModel], item: Any) -> str:
+    location = item["loc"]
+    path = shortened(".".join(str(part) for part in location))
+    match item["type"]:
+        case "extra_forbidden":
+            known = _keys_at(kind, location[:-1])
+            prefix = "".join(f"{part}." for part in location[:-1])
+            nearest = _nearest(str(location[-1]), known, prefix)
+            return f"unknown key '{path}'.{nearest or ' Known here: ' + ', '.join(known) + '.'}"
+        case "value_error":
+            return f"{path + ': ' if path else ''}{str(item['ctx']['error']).rstrip('.')}."
+        case "model_type" | "dict_type" if known := _keys_at(kind, location):
+            return f"'{path}' is {_in_words(item['input'])}; it must be a section with keys such as {known[0]}."
+        case _:
+            hint = " (nothing is written null in a recipe)" if item["input"] == "None" else ""
+            return f"'{path}' is {_in_words(item['input'])}{hint}: {item['msg'].lower()}."
+
+
+def _in_words(value: Any) -> str:
+    """A value within a message."""
+    if isinstance(value, Mapping):
+        return "a section with keys"
+    if isinstance(value, list | tuple) and len(value) > 4:
+        return f"a list of {len(value):,}"
+    return shortened(repr(value))
+
+
 def _keys_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at a place; none where it is no section."""
     for part in location:
-        annotation = kind.model_fields[str(part)].annotation if str(part) in kind.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if isinstance(part, int):  # of a list of sections
+            continue
+        annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
+        section = next(_sections(annotation), None)
+        if section is None:
             return []
-        kind = annotation
+        kind = section
     return list(kind.model_fields)
 
 
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
+
+
 def _nearest(given: str, known: list[str], prefix: str = "") -> str:
-    match = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    match = difflib.get_close_matches(given, known, n=1, cutoff=0.5) if len(given) <= COMPARED_LENGTH else []
     return f" Did you mean '{prefix}{match[0]}'?" if match else ""

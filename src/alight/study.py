@@ -1,11 +1,12 @@
-"""What alignment changes, in one command: a plain and an aligned tokenizer -> one report that shows both."""
+"""The effect of alignment in one command: a plain and an aligned tokenizer -> one report that shows both."""
 
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from alight.artifacts import Artifact, check_output
+from alight.artifacts import Artifact
 from alight.config import Job, TokenizerStudyConfig
+from alight.outputs import check_output
 from alight.runtime.console import duration, log
 
 STAGES = {

@@ -20,10 +20,12 @@ LAYERS = [
         "config_tools",
         "recipes",
         "artifacts",
+        "outputs",
+        "options",
         "runtime",
     },
     {"models", "losses", "flow"},
-    {"training", "data", "metrics", "interop", "evaluation"},
+    {"training", "data", "metrics", "reporting", "interop", "evaluation"},
     {"stages", "pipelines", "sharing"},
     {
         "cli",
@@ -95,6 +97,11 @@ def test_stages_meet_only_through_artifacts():
 def test_metrics_know_no_models():
     for path in (PACKAGE / "metrics").glob("*.py"):
         assert not own_parts(path) & {"models", "training", "data", "flow"}, path
+
+
+def test_metrics_are_numbers_and_know_no_reports():
+    for path in (PACKAGE / "metrics").glob("*.py"):
+        assert "reporting" not in own_parts(path), path
 
 
 @pytest.mark.parametrize("part", ["flow", "losses"])

@@ -27,6 +27,10 @@ class Server:
         self.process.send_signal(number)
         return self.process.wait(timeout=60)
 
+    def interrupt_once(self) -> None:
+        """Send SIGINT, and do not wait."""
+        self.process.send_signal(signal.SIGINT)
+
 
 @contextmanager
 def serving(folder: Path, log: Path, *options: object, **environment: str) -> Iterator[Server]:

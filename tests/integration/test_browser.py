@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from serving import serving
+from serving import serving, wait_until
 
 pytest.importorskip("gradio", reason="the browser app needs gradio: pip install 'alight[web]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="the tests in a browser need playwright")
@@ -183,6 +183,43 @@ def test_compare_two_pipelines(page):
     pixels = [page.request.get(page.url + side.locator("img").first.get_attribute("src")).body() for side in sides]
     first, second = (Image.open(io.BytesIO(content)).tobytes() for content in pixels)
     assert first == second  # the second pipeline is a copy
+
+
+def test_scripts_that_get_into_the_page_do_not_run(browser, server):
+    page = browser.new_page()
+    page.goto(server.url)
+    page.wait_for_selector("#generate-start")
+    page.evaluate(
+        """async () => {
+            for (const html of ["<img src=x: onerror='window.ran = 1'>", "<svg onload='window.ran = 1'></svg>"])
+                document.body.insertAdjacentHTML("beforeend", html);
+            const script = document.createElement("script");
+            script.textContent = "window.ran = 1";
+            document.body.append(script);
+            await new Promise((resolve) => setTimeout(resolve, 500));
+        }"""
+    )
+    assert page.evaluate("window.ran") is None
+    page.close()
+
+
+def test_the_page_works_below_a_root_path(browser, finished_quickstart, tmp_path):
+    with serving(finished_quickstart[0], tmp_path / "log", "--root-path", "/app") as server:
+        page, complaints, requests = browser.new_page(), [], []
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(server.url + "app")
+        page.wait_for_selector("#generate-start")
+        page.fill("#generate-count input", "1")
+        set_steps(page, "generate", 2)
+        page.click("#generate-start")
+        done(page, "generate")
+        image = page.locator("#generate-images img").first
+        wait_until(lambda: image.evaluate("image => image.naturalWidth") == 32)
+        page.close()
+    assert not complaints
+    outside = [url for url in requests if not url.startswith((server.url + "app", "data:", "blob:"))]
+    assert not outside
 
 
 def test_everything_is_in_reach_on_a_telephone(page):

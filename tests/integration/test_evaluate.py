@@ -193,7 +193,7 @@ def test_damaged_references_are_refused_in_one_paragraph(run, refused, reference
     complaint = refused(
         "evaluate", "--output", tmp_path / "report", "--samples", run / "samples", "--reference", broken, *DIGITS
     )
-    assert "cannot be used as feature statistics" in complaint
+    assert "is not what was written" in complaint
 
 
 # --- tune -------------------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_tuning_needs_a_pipeline_and_the_network_it_is_asked_to_use(run, tmp_pat
     broken = tmp_path / "broken"
     shutil.copytree(run / "pipeline", broken)
     (broken / "model_index.json").write_text("{")
-    assert "cannot be opened" in message("tune", "--pipeline", broken, "--output", tmp_path / "x")
+    assert "is not what was written" in message("tune", "--pipeline", broken, "--output", tmp_path / "x")
     options = ("--pipeline", run, "--output", tmp_path / "x", "--measure", "inception", *DIGITS)
     assert "give --inception-weights" in message("tune", *options)
     assert "solver" in message("tune", "--solvers", "magic")

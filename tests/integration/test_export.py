@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from alight.config import ConvertConfig, ExportConfig
 from alight.interop.reference import export_latents_statistics, export_tokenizer, export_transformer
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import seeded_initialisation
+from alight.sharing.escaping import markdown
+from alight.sharing.hub import check_access
+from alight.sharing.lineage import require_tokenizer_of
 from alight.sharing.source import portable
 from alight.stages import convert
 from alight.stages.export import run
@@ -81,6 +85,9 @@ def test_images_are_the_same_through_alight_and_through_diffusers(finished_quick
 def test_alight_opens_an_export_without_running_the_code_in_it(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "copy")
     (folder / "pipeline.py").write_text("raise SystemExit('this code ran')\n")
+    with pytest.raises(InputError, match="not what was written"):
+        LightningDiTPipeline.from_pretrained(folder)
+    (folder / "alight.json").unlink()  # as in a folder of others, which has no hashes
     assert LightningDiTPipeline.from_pretrained(folder).class_names == tuple("0123456789")
 
 
@@ -144,7 +151,7 @@ def test_the_card_tells_every_figure_with_all_its_conditions(finished_quickstart
         assert row[1].split()[0] == f"{figure['value']:.{figure['digits']}f}"
         for name, value in figure["conditions"].items():
             assert name in row[2], name
-            assert str(portable(value)) in row[2], name
+            assert markdown(portable(value)) in row[2], name
 
 
 def test_the_metadata_are_those_of_the_hub(exported):
@@ -195,10 +202,74 @@ def test_an_earlier_export_is_replaced_but_nothing_else(finished_quickstart, exp
     folder = shutil.copytree(exported, tmp_path / "copy")
     run(ExportConfig(pipeline=finished_quickstart[0], output=folder, license="apache-2.0", reconstructions=0))
     assert ModelCard.load(folder / "README.md").data.license == "apache-2.0"
-    with pytest.raises(InputError, match="holds a samples, not a pipeline"):
+    with pytest.raises(InputError, match="lies inside"):
         run(ExportConfig(pipeline=finished_quickstart[0], output=finished_quickstart[0] / "samples"))
     with pytest.raises(InputError, match="would overwrite"):
         run(ExportConfig(pipeline=exported, output=exported))
+
+
+def test_records_are_found_by_their_hash_under_any_name(finished_quickstart, tmp_path):
+    """A pipeline beside a tokenizer whose folder has another name, and a transformer that leads to it."""
+    run_folder = shutil.copytree(finished_quickstart[0], tmp_path / "run")
+    (run_folder / "tokenizer").rename(run_folder / "digits of mine")
+    (run_folder / "transformer").rename(run_folder / "dit")
+    exported = run(ExportConfig(pipeline=run_folder / "pipeline", output=tmp_path / "a", reconstructions=0))
+    card = (exported.path / "README.md").read_text()
+    assert "came without records" not in card
+    assert read_artifact(exported.path / "tokenizer", "tokenizer").config["training"]["steps"] == 4
+    assert read_artifact(exported.path / "transformer", "transformer").config["training"]["steps"] == 6
+
+
+def test_the_tokenizer_of_a_transformer_is_found_through_its_latents(alight, finished_quickstart, tmp_path):
+    run_folder = finished_quickstart[0]
+    exported = run(ExportConfig(transformer=run_folder / "transformer", output=tmp_path / "a", reconstructions=0))
+    assert (
+        read_artifact(exported.path / "tokenizer", "tokenizer").hash
+        == read_artifact(run_folder / "tokenizer", "tokenizer").hash
+    )
+    options = ["--samples-per-class", 1, "--sampling.num-inference-steps", 1, "--classes", 3, "--json", "--quiet"]
+    result = alight(
+        "sample", "--transformer", run_folder / "transformer", "--output", tmp_path / "samples", *options, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    found = read_artifact(tmp_path / "samples", "samples").config["tokenizer"]
+    assert found == str(run_folder / "tokenizer")
+
+
+def test_a_moved_run_still_leads_to_its_tokenizer(finished_quickstart, tmp_path):
+    moved = shutil.copytree(finished_quickstart[0], tmp_path / "moved")
+    transformer = replace(read_artifact(moved / "transformer", "transformer"), config={"latents": "gone/latents"})
+    shutil.rmtree(moved / "latents")  # its records would lead to where the tokenizer was before
+    assert require_tokenizer_of(transformer) == moved / "tokenizer"
+    (moved / "tokenizer").rename(moved / "elsewhere")
+    with pytest.raises(InputError, match=r"\([0-9a-f]{12}\).* nor beside it\. Give its folder with --tokenizer"):
+        require_tokenizer_of(transformer)
+
+
+def test_a_tokenizer_of_other_latents_is_not_taken(finished_quickstart, tmp_path):
+    moved = shutil.copytree(finished_quickstart[0], tmp_path / "moved")
+    transformer = read_artifact(moved / "transformer", "transformer")
+    other = replace(transformer, config={}, inputs={"tokenizer": "0" * 64})
+    with pytest.raises(InputError, match=r"\(0{12}\).* nor beside it"):
+        require_tokenizer_of(other)
+
+
+def test_reports_of_wrong_shape_are_refused(finished_quickstart, tmp_path):
+    whole = json.loads((finished_quickstart[0] / "report" / "report.json").read_text())
+    figure = whole["figures"][0]
+    broken = [
+        *(None, [], 3, "x", {"figures": None}, {"figures": [None]}, {"figures": {"a": 1}}, {"figures": [[]]}),
+        *({"figures": [figure | {key: [[]]}]} for key in ("name", "label", "value", "digits", "unit", "conditions")),
+        *({"figures": [figure | {"digits": digits}]} for digits in (-1, 10**6)),
+        *(whole | {key: 3} for key in ("notes", "configuration")),
+    ]
+    for content in broken:
+        path = tmp_path / "report" / "report.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content))
+        with pytest.raises(InputError, match="no report of alight"):
+            run(ExportConfig(pipeline=finished_quickstart[0], report=path.parent, output=tmp_path / "export"))
+    assert not (tmp_path / "export").exists()
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------
@@ -238,7 +309,7 @@ def test_a_report_of_others_is_refused(finished_quickstart, tmp_path):
         figure["conditions"]["tokenizer"] = "0123456789ab"
     (tmp_path / "report.json").write_text(json.dumps(report))
     with pytest.raises(InputError, match="says nothing about these networks"):
-        run(ExportConfig(pipeline=finished_quickstart[0], report=tmp_path, output=tmp_path / "export"))
+        run(ExportConfig(pipeline=finished_quickstart[0], report=tmp_path, output=tmp_path.with_name("export")))
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------
@@ -256,9 +327,10 @@ def hub(monkeypatch):
 
 def test_an_upload_sends_the_export_and_nothing_else(hub, finished_quickstart, tmp_path):
     output = tmp_path / "export"
-    output.mkdir()
+    options = {"output": output, "reconstructions": 0}
+    run(ExportConfig(pipeline=finished_quickstart[0], **options))
     (output / "private notes.txt").write_text("not for others")
-    options = {"output": output, "reconstructions": 0, "push_to_hub": "a-lab/digits"}
+    options["push_to_hub"] = "a-lab/digits"
     run(ExportConfig(pipeline=finished_quickstart[0], **options))
     steps = ("/api/whoami-v2", "/api/validate-yaml", "/api/repos/create", "/api/models/a-lab/digits/commit/main")
     assert list(dict.fromkeys(path for path in hub.requests if path in steps)) == list(steps)  # asked, then done
@@ -288,6 +360,16 @@ def test_an_upload_that_cannot_work_does_no_work(
     assert not output.exists()
     assert not hub.repositories
     assert not hub.files
+
+
+WRONG_SHAPES = [None, [], "somebody", {}, {"name": 3}, {"name": "a", "orgs": 3}, {"name": "a", "orgs": [1]}]
+
+
+@pytest.mark.parametrize("answer", WRONG_SHAPES)
+def test_a_hub_that_answers_in_another_shape_is_named(monkeypatch, hub, answer):
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda *_, **__: answer)
+    with pytest.raises(InputError, match="does not say who you are"):
+        check_access("somebody/digits")
 
 
 def test_a_hub_out_of_reach_is_told_before_any_work(monkeypatch, finished_quickstart, tmp_path):

@@ -15,12 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from alight import VAVAE
-from alight.artifacts import read_artifact, write_manifest, writing_folder
+from alight.artifacts import read_artifact, write_manifest
 from alight.config import ExtractLatentsConfig, TrainTransformerConfig
 from alight.data import latent_folder
 from alight.data.image_dataset import ImageDataset
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_source
+from alight.outputs import writing_folder
 from alight.recipes import validate
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -245,7 +246,7 @@ def test_a_run_that_was_killed_at_its_very_end_is_finished(configure, tmp_path):
     assert run(configure(folder)) == artifact
     assert not (folder / "unfinished").exists()
     truncate(folder / "latents_00003.safetensors", 500)
-    with pytest.raises(InputError, match="not a complete shard"):
+    with pytest.raises(InputError, match="is not what was written"):
         run(configure(folder))
 
 
@@ -324,7 +325,7 @@ def test_the_disk_refuses_and_finished_shards_stay(whole, configure, tmp_path, m
     replace = os.replace
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refuse)
-        with pytest.raises(InputError, match="What was finished before is untouched"):
+        with pytest.raises(InputError, match="What was finished before is unchanged"):
             run(configure(folder))
     assert len(contents(folder)) == 4
     assert not list(folder.glob(".latents*"))
@@ -344,7 +345,9 @@ def test_statistics_of_another_tokenizer_are_refused_before_any_work(configure, 
     write_tokenizer(tmp_path / "tokenizer")
     vae = VAVAE.from_pretrained(tmp_path / "tokenizer")
     vae.set_latents_statistics(torch.full((CHANNELS,), 50.0), torch.ones(CHANNELS))
-    vae.save_pretrained(tmp_path / "tokenizer")
+    with writing_folder(tmp_path / "tokenizer") as staging:
+        vae.save_pretrained(staging)
+        write_manifest(staging, "tokenizer", {}, file_hash(staging / WEIGHTS))
     config = configure(tmp_path / "run", tokenizer=tmp_path / "tokenizer")
     with pytest.raises(InputError, match="do not fit"):
         run(config.model_copy(update={"statistics": "tokenizer"}))
@@ -376,7 +379,7 @@ def test_any_damage_to_an_unfinished_run_is_mended_or_refused(whole, configure, 
     folder, rng = tmp_path / "run", random.Random(0)
     interrupt(configure, folder, monkeypatch, after=7)
     files = sorted(path for path in folder.rglob("*.*") if path.is_file())
-    assert len(files) == 7 + 7 + 1
+    assert len(files) == 7 + 7 + 1 + 1  # shards, their records, that of the run, and the mark of the folder
     kept = {path: path.read_bytes() for path in files}
     outcomes = set()
     for _ in range(12):

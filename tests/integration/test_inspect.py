@@ -6,9 +6,10 @@ import random
 import pytest
 import torch
 
-from alight.artifacts import write_manifest, writing_folder
+from alight.artifacts import write_manifest
 from alight.config import InspectLatentsConfig
 from alight.data.latents import LatentWriter
+from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
 from alight.stages.inspect_latents import run
 
@@ -85,7 +86,7 @@ def test_shards_of_another_folder_are_noticed(tmp_path):
     for path in other.iterdir():
         if path.name != "alight.json":
             (one / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(InputError, match="are not those that its manifest speaks of"):
+    with pytest.raises(InputError, match="is not what was written"):
         run(InspectLatentsConfig(latents=one))
 
 
@@ -95,5 +96,7 @@ def test_a_damaged_shard_on_the_command_line(refused, tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert f"{path} is damaged" in refused("latents", "inspect", "--latents", folder, "--output", tmp_path / "report")
+    assert f"{path} is not what was written" in refused(
+        "latents", "inspect", "--latents", folder, "--output", tmp_path / "report"
+    )
     assert not (tmp_path / "report").exists()

@@ -9,7 +9,8 @@ import torch
 import warm
 from safetensors.torch import load_file, save_file
 
-from alight.artifacts import write_manifest, writing_folder
+from alight.artifacts import write_manifest
+from alight.outputs import writing_folder
 from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint
 from alight.training.tracking import read_log
 

@@ -131,12 +131,12 @@ def test_tokenizer_without_weights_or_with_others(refused, trained, image_folder
     shutil.copytree(trained / "tokenizer", tokenizer)
     extract = ["latents", "extract", "--config", "own_images/latents", "--images.size", 32]
     extract += ["--images.source", image_folder, "--tokenizer", tokenizer, "--output", tmp_path / "latents"]
-    config = json.loads((tokenizer / "config.json").read_text())
-    (tokenizer / "config.json").write_text(json.dumps(config | {"latent_channels": 2}))
-    assert "of another shape" in refused(*extract)
-    (tokenizer / "config.json").write_text(json.dumps(config))
+    intact = (tokenizer / "config.json").read_text()
+    (tokenizer / "config.json").write_text(json.dumps(json.loads(intact) | {"latent_channels": 2}))
+    assert "config.json is not what was written" in refused(*extract)
+    (tokenizer / "config.json").write_text(intact)
     (tokenizer / "diffusion_pytorch_model.safetensors").unlink()
-    assert "no diffusion_pytorch_model.safetensors" in refused(*extract)
+    assert "diffusion_pytorch_model.safetensors is missing" in refused(*extract)
     assert not (tmp_path / "latents").exists()
 
 

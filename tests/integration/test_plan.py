@@ -1,6 +1,7 @@
 """`alight plan` on tiny recipes: real steps are measured, and the arithmetic that follows from them is right."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from alight.models.lightning_dit import LightningDiT
 from alight.plan.estimate import choose, growing_divisors, judge
 from alight.plan.flops import count_flops
 from alight.plan.measure import Cost, at_extent, sweep
-from alight.plan.workload import LatentShape, TokenizerWorkload, TransformerWorkload
+from alight.plan.workload import LatentShape, TokenizerWorkload, TransformerWorkload, untrained_foundation
 from alight.recipes import load_config
+from alight.runtime.errors import InputError
 
 TRANSFORMER = """
 job: transformer train
@@ -110,6 +112,26 @@ def test_what_cannot_be_planned_is_refused(refused, tmp_path):
     assert "is for another command" in refused("plan", "--recipe", "quickstart")
     recipe = write(tmp_path, TRANSFORMER)
     assert "cannot be divided evenly between 3 processes" in refused("plan", "--recipe", recipe, "--processes", 3)
+
+
+BROKEN = ["", "null", "[]", "3", "{", '{"model_type": 3}', '{"model_type": "vit", "hidden_size": "x"}']
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_foundation_model_of_wrong_shape_is_refused(tmp_path, content):
+    folder = tmp_path / "foundation"
+    folder.mkdir()
+    (folder / "config.json").write_text(content)
+    with pytest.raises(InputError, match="The size of the foundation model"):
+        untrained_foundation(str(folder), "own")
+
+
+def test_a_batch_of_two_thousand_million_is_divided_at_once():
+    started = time.process_time()
+    assert growing_divisors(2**31 - 1) == [1, 2**31 - 1]
+    assert growing_divisors(2**30) == [2**power for power in range(31)]
+    assert growing_divisors(12) == [1, 2, 4, 12]
+    assert time.process_time() - started < 1
 
 
 def test_operations_are_counted_as_torch_does():

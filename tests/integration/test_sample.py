@@ -15,8 +15,9 @@ import warm
 from PIL import Image
 
 from alight import VAVAE, LightningDiT
-from alight.artifacts import read_artifact, write_manifest, writing_folder
+from alight.artifacts import read_artifact, write_manifest
 from alight.config import SampleConfig
+from alight.outputs import writing_folder
 from alight.recipes import validate
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -164,7 +165,7 @@ def test_unfinished_samples_of_another_kind_are_refused(configure, tmp_path):
     run(configure(folder))
     finished = json.loads((folder / "alight.json").read_text())
     (folder / "alight.json").unlink()
-    with pytest.raises(InputError, match="no unfinished 'alight sample'"):
+    with pytest.raises(InputError, match="no 'alight' run has left there"):
         run(configure(folder))
     state = {"config": finished["config"], "inputs": finished["inputs"], "seconds": 0.0}
     (folder / "unfinished.json").write_text(json.dumps(state))
@@ -248,7 +249,7 @@ def test_what_cannot_be_sampled_is_refused_before_any_work(configure, models, tm
     [
         (["--sampling.num-inference-steps", 0], "greater than or equal to 1"),
         (["--sampling.guidance-interval", 0.8, 0.2], "low < high"),
-        (["--sampling.timestep-shift", 0], "greater than 0"),
+        (["--sampling.timestep-shift", 0], "greater than or equal to 0.001"),
         (["--sampling.solver", "eulr"], "Did you mean 'euler'"),
         (["--labels", "random"], "needs num_samples"),
         (["--classes", 3], "out of range"),

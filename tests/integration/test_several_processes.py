@@ -7,7 +7,8 @@ import torch
 import warm
 from safetensors.torch import load_file, save_file
 
-from alight.artifacts import write_manifest, writing_folder
+from alight.artifacts import write_manifest
+from alight.outputs import writing_folder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from transformers import ViTConfig, ViTModel
 
 from alight import VAVAE
-from alight.artifacts import write_manifest, writing_folder
+from alight.artifacts import write_manifest
+from alight.outputs import writing_folder
 from alight.runtime.seeding import seeded_initialisation
 
 PHOTOGRAPHS = ["--images.source", "photographs", "--images.size", 128, "--batch-size", 8]
@@ -187,9 +188,9 @@ def test_mistakes_are_explained(refused, root, image_folder, tmp_path):
     weights = tmp_path / "cut" / "diffusion_pytorch_model.safetensors"
     shutil.copytree(root / "plain", weights.parent)
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "not a complete safetensors file" in message(tokenizer=weights.parent)
+    assert "is not what was written" in message(tokenizer=weights.parent)
     (tmp_path / "other" / "projection.safetensors").write_bytes(b"cut")
-    assert "projection.safetensors cannot be read" in message(tokenizer=other)
+    assert "projection.safetensors is not what was written" in message(tokenizer=other)
 
 
 def test_a_flawless_reconstruction_is_told_of(alight, root, tmp_path):
@@ -200,7 +201,9 @@ def test_a_flawless_reconstruction_is_told_of(alight, root, tmp_path):
     with torch.no_grad():
         vae.decoder.conv_out.weight.zero_()
         vae.decoder.conv_out.bias.fill_(-1)
-    vae.save_pretrained(black)
+    with writing_folder(black) as staging:
+        vae.save_pretrained(staging)
+        write_manifest(staging, "tokenizer", {}, "b" * 64)
     (tmp_path / "images").mkdir()
     for number in range(3):
         Image.new("RGB", (32, 32)).save(tmp_path / "images" / f"{number}.png")

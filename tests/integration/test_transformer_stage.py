@@ -9,9 +9,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from alight import VAVAE, LightningDiT
-from alight.artifacts import write_manifest, writing_folder
+from alight.artifacts import write_manifest
 from alight.config import FlowConfig, TrainTransformerConfig
 from alight.data.latents import LatentWriter
+from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
 from alight.stages import train_transformer
 
@@ -133,7 +134,7 @@ def test_watching_may_begin_and_end_within_a_run(latents, tokenizer, tmp_path):
 def test_samples_need_the_tokenizer_of_the_latents(latents, tokenizer, tmp_path):
     with pytest.raises(InputError, match="is not known. Name its folder with --samples-tokenizer"):
         train_transformer.run(configure(latents, tmp_path, samples_every=1))
-    other = tmp_path / "other"
+    other = tmp_path.with_name("other")
     with writing_folder(other) as staging:
         VAVAE.from_pretrained(tokenizer).save_pretrained(staging)
         write_manifest(staging, "tokenizer", {}, "o" * 64)

@@ -58,7 +58,7 @@ def test_everything_that_is_not_code_is_in_the_wheel(wheel):
         names = set(archive.namelist())
     recipes = {path.relative_to(recipes_folder()).as_posix() for path in recipes_folder().rglob("*") if path.is_file()}
     assert {f"alight/configs/{name}" for name in recipes} <= names
-    assert {"alight/py.typed", "alight/metrics/report.html", "alight/data/imagenet_classes.txt"} <= names
+    assert {"alight/py.typed", "alight/reporting/report.html", "alight/data/imagenet_classes.txt"} <= names
     licences = {name.rpartition("/")[2] for name in names if "/licenses/" in name}
     assert licences == {"LICENSE", "NOTICE"}
     package = REPOSITORY / "src" / "alight"

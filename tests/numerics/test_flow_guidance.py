@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from alight.flow import GuidedVelocity, VelocityField, VPPath, solve_ode
+from alight.flow import AutoGuidance, ClassifierFreeGuidance, GuidedVelocity, VelocityField, VPPath, solve_ode
 from alight.runtime.errors import InputError
 
 LABELS = torch.tensor([3, 5])
@@ -146,3 +146,40 @@ def test_mistakes_are_explained(settings, message):
 def test_a_state_that_does_not_fit_the_labels_is_explained():
     with pytest.raises(InputError, match="3 samples"):
         GuidedVelocity(LabelModel(), LABELS, NULL, 2.0)(torch.zeros(3, 4, 2, 2), 0.5)
+
+
+# --- strategies ---------------------------------------------------------------------------------------------------
+
+
+class Halved:
+    """A strategy of one evaluation, as with an auxiliary head: the weak prediction is half the strong one."""
+
+    evaluations = 1
+
+    def __init__(self, model, labels):
+        self.model, self.labels = model, labels
+
+    def predict_pair(self, x, t):
+        strong = self.model(x, t, self.labels)
+        return strong, strong / 2
+
+
+def test_a_strategy_of_ones_own_is_one_class():
+    velocity = GuidedVelocity(
+        LabelModel(), LABELS, guidance_scale=3.0, guidance_interval=(0.5, 1.0), guidance=Halved(LabelModel(), LABELS)
+    )
+    plain = GuidedVelocity(LabelModel(), LABELS)
+    assert torch.equal(velocity(state(), 0.25), plain(state(), 0.25))
+    torch.testing.assert_close(velocity(state(), 0.75), 2 * plain(state(), 0.75))  # 0.5 + 3 (1 - 0.5)
+    assert velocity.nfe == 2
+
+
+def test_the_named_strategies_are_what_the_arguments_choose():
+    weak = LabelModel()
+    by_name = ClassifierFreeGuidance(LabelModel(), LABELS, NULL), AutoGuidance(LabelModel(), weak, LABELS)
+    by_argument = {"null_labels": NULL}, {"guide": weak}
+    for strategy, argument in zip(by_name, by_argument, strict=True):
+        one = GuidedVelocity(LabelModel(), LABELS, guidance_scale=1.5, guidance=strategy)
+        other = GuidedVelocity(LabelModel(), LABELS, guidance_scale=1.5, **argument)
+        assert torch.equal(one(state(), 0.5), other(state(), 0.5))
+        assert one.nfe == other.nfe == strategy.evaluations

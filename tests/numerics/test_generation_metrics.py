@@ -428,7 +428,7 @@ def test_all_scores_of_random_images_against_their_parts(network, generator):
     assert statistics_only.sfid is statistics_only.kid is statistics_only.precision_recall is None
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_self_check_of_the_adm_evaluator():
     """The upsampled, guided ADM samples for ImageNet 256, whose figures the evaluator's own documentation states."""
     names = ("ALIGHT_INCEPTION_WEIGHTS", "ALIGHT_ADM_REFERENCE", "ALIGHT_ADM_SAMPLES")

@@ -10,9 +10,9 @@ from alight import VAVAE
 from alight.artifacts import Artifact
 from alight.config import EvaluateTokenizerConfig, ImagesConfig
 from alight.data.loading import open_dataset
-from alight.evaluation.measure import measure, reconstruct
-from alight.evaluation.subjects import Judges, Subject
+from alight.evaluation.reconstruction import measure_reconstruction, reconstruct
 from alight.evaluation.tokenizer_report import tokenizer_figures
+from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks
 from alight.metrics import FeatureStatistics, frechet_distance
 from alight.runtime.distributed import Processes
 from alight.runtime.pixels import from_uint8
@@ -35,22 +35,25 @@ class Few:
 def test_rfid_is_the_distance_of_the_features_of_8_bit_images():
     with seeded_initialisation(0):
         vae = VAVAE.build(4, (16, 16), layers_per_block=1, norm_num_groups=8, level_attention=False).eval()
-    subject = Subject("tokenizer", vae, Artifact(Path("tokenizer"), "tokenizer", {}, "h" * 64), None)
+    tokenizer = EvaluatedTokenizer("tokenizer", vae, Artifact(Path("tokenizer"), "tokenizer", {}, "h" * 64), None)
     images = ImagesConfig(source="digits", size=32)
     config = EvaluateTokenizerConfig(images=images, batch_size=4, posterior="mode")
-    dataset, judges = Few(open_dataset(images, "held_out", augment=False)), Judges(inception=random_inception())
+    dataset, networks = (
+        Few(open_dataset(images, "held_out", augment=False)),
+        MetricNetworks(inception=random_inception()),
+    )
     device = torch.device("cpu")
-    measured = measure(subject, dataset, config, judges, Processes(0, 1, device))
+    measured = measure_reconstruction(tokenizer, dataset, config, networks, Processes(0, 1, device))
     assert set(measured.scores) == {"psnr", "ssim"}  # features are no scores
 
     statistics = []
     with torch.no_grad():
-        for pixels in reconstruct(subject, dataset, range(COUNT), config, device):
-            pool = judges.inception(from_uint8(torch.from_numpy(pixels)), resize="pytorch").pool
+        for pixels in reconstruct(tokenizer, dataset, range(COUNT), config, device):
+            pool = networks.inception(from_uint8(torch.from_numpy(pixels)), resize="pytorch").pool
             statistics.append(FeatureStatistics.from_features(pool.numpy()))
     # of 2,048 features of six images: rank-deficient, so rounding in the network moves the last digits
     assert measured.fid.value == pytest.approx(frechet_distance(*statistics).value, rel=1e-4)
-    figure = next(each for each in tokenizer_figures(measured, config, judges) if each.name == "reconstruction_fid")
+    figure = next(each for each in tokenizer_figures(measured, config, networks) if each.name == "reconstruction_fid")
     assert figure.value == measured.fid.value
     assert figure.conditions["resize"] == "as pytorch-fid"
     assert figure.conditions["images"] == COUNT

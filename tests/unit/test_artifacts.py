@@ -4,15 +4,8 @@ import json
 
 import pytest
 
-from alight.artifacts import (
-    MANIFEST,
-    check_output,
-    differences,
-    is_complete,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import MANIFEST, differences, is_complete, read_artifact, write_manifest
+from alight.outputs import check_output, writing_folder
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors, write_text
 

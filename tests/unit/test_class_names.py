@@ -69,3 +69,9 @@ def test_whose_names_a_model_knows():
     assert readable_class_names(["cats", "dogs"], 2) == ("cats", "dogs")
     own = [f"class {label}" for label in range(1000)]
     assert readable_class_names(own, 1000) == tuple(own)
+
+
+@pytest.mark.parametrize("label", ["--1", "+-3", "9" * 5000, "²", "", "-", "3.0", "0x3"])
+def test_a_text_that_is_no_index_is_no_class(label):
+    with pytest.raises(InputError, match="There is no class"):
+        class_index(label, (), 10)

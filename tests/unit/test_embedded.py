@@ -44,8 +44,8 @@ def test_enlarged_digits_can_still_be_told_apart():
     train, held_out = ~source.held_out(0), source.held_out(0)
 
     def accuracy(pixels):
-        judge = KNeighborsClassifier(3).fit(pixels[train], source.labels[train])
-        return judge.score(pixels[held_out], source.labels[held_out])
+        classifier = KNeighborsClassifier(3).fit(pixels[train], source.labels[train])
+        return classifier.score(pixels[held_out], source.labels[held_out])
 
     assert accuracy(enlarged) > accuracy(load_digits().data) - 0.025  # measured: 0.949 and 0.960
 

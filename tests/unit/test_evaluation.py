@@ -14,11 +14,23 @@ from alight.artifacts import Artifact
 from alight.config import EvaluateTokenizerConfig, ImagesConfig
 from alight.data.loading import open_dataset
 from alight.evaluation.alignment import LinearMap, alignment_scores, fit_linear_map
+from alight.evaluation.assessment import ANSWERS, assess_tokenizer
 from alight.evaluation.batches import gather_batches, index_batches, share_of
-from alight.evaluation.measure import Measurements, encode, measure, reconstruct, statistics_warning
-from alight.evaluation.subjects import Judges, Projection, Subject, applicable_projection, short_names
+from alight.evaluation.reconstruction import (
+    Measurements,
+    encode,
+    measure_reconstruction,
+    reconstruct,
+    statistics_warning,
+)
 from alight.evaluation.tokenizer_report import chosen_images, psnr_distribution, side_by_side, tokenizer_figures
-from alight.evaluation.verdict import ANSWERS, judge
+from alight.evaluation.tokenizers import (
+    EvaluatedTokenizer,
+    MetricNetworks,
+    Projection,
+    applicable_projection,
+    short_names,
+)
 from alight.losses import marginal_cosine_loss, marginal_distance_matrix_loss
 from alight.metrics import psnr, ssim
 from alight.models.foundation import FoundationModel
@@ -31,10 +43,10 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 DIGITS = ImagesConfig(source="digits", size=32)
 
 
-def make_subject(seed=0, name="tokenizer", projection=None, channels=4):
+def make_tokenizer(seed=0, name="tokenizer", projection=None, channels=4):
     with seeded_initialisation(seed):
         vae = VAVAE.build(channels, (16, 16, 16), layers_per_block=1, norm_num_groups=8, level_attention=False)
-    return Subject(name, vae.eval(), Artifact(Path(name), "tokenizer", {}, "h" * 64), projection)
+    return EvaluatedTokenizer(name, vae.eval(), Artifact(Path(name), "tokenizer", {}, "h" * 64), projection)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +82,9 @@ def images():
 
 
 def test_scores_are_those_of_the_definitions(images):
-    subject, config = make_subject(), configure(posterior="mode")
-    measured = measure(subject, images, config, Judges(), ALONE)
-    originals, decoded = reconstruct(subject, images, range(30), config, ALONE.device)
+    tokenizer, config = make_tokenizer(), configure(posterior="mode")
+    measured = measure_reconstruction(tokenizer, images, config, MetricNetworks(), ALONE)
+    originals, decoded = reconstruct(tokenizer, images, range(30), config, ALONE.device)
     assert np.array_equal(originals, np.stack([images[index].image.permute(1, 2, 0).numpy() for index in range(30)]))
     expected = psnr(torch.from_numpy(decoded), torch.from_numpy(originals))
     torch.testing.assert_close(measured.scores["psnr"], expected, rtol=0, atol=1e-9)
@@ -84,11 +96,16 @@ def test_scores_are_those_of_the_definitions(images):
 
 @pytest.mark.parametrize("posterior", ["sample", "mode"])
 def test_neither_batch_size_nor_company_changes_a_score(posterior, images, foundation):
-    subject = make_subject()
+    tokenizer = make_tokenizer()
     settings = configure(posterior=posterior)
     config = [settings.model_copy(update={"batch_size": size}) for size in (30, 7, 1)]
-    whole, parts, single = (measure(subject, images, each, Judges(foundation=foundation), ALONE) for each in config)
-    alone = measure(subject, Few(images.dataset, 4), config[1], Judges(foundation=foundation), ALONE)
+    whole, parts, single = (
+        measure_reconstruction(tokenizer, images, each, MetricNetworks(foundation=foundation), ALONE)
+        for each in config
+    )
+    alone = measure_reconstruction(
+        tokenizer, Few(images.dataset, 4), config[1], MetricNetworks(foundation=foundation), ALONE
+    )
     for name, values in whole.scores.items():
         # One pixel of 3,072 that rounds the other way moves PSNR by less than 1e-3 dB.
         for other in (parts, single):
@@ -97,7 +114,7 @@ def test_neither_batch_size_nor_company_changes_a_score(posterior, images, found
 
 
 def test_the_posterior_and_the_seed_matter(images):
-    vae = make_subject().vae
+    vae = make_tokenizer().vae
     pixels = torch.stack([images[index].image for index in range(2)]).float() / 127.5 - 1
     mode, sample, other = (
         encode(vae, pixels, [0, 1], configure(posterior=kind, seed=seed))
@@ -125,13 +142,15 @@ def test_batches_are_dealt_out_and_come_back_in_order():
 
 
 def test_statistics_of_other_images_are_told_of(images):
-    subject, config = make_subject(), configure()
-    assert statistics_warning(subject, images, config, ALONE.device) is None  # there are none
-    raw = torch.cat([encode(subject.vae, images[i].image[None] / 127.5 - 1, [i], config) for i in range(30)]).detach()
-    subject.vae.set_latents_statistics(raw.mean((0, 2, 3)), raw.std((0, 2, 3)))
-    assert statistics_warning(subject, images, config, ALONE.device) is None
-    subject.vae.set_latents_statistics(raw.mean((0, 2, 3)), 50 * raw.std((0, 2, 3)))
-    assert "do not fit" in statistics_warning(subject, images, config, ALONE.device)
+    tokenizer, config = make_tokenizer(), configure()
+    assert statistics_warning(tokenizer, images, config, ALONE.device) is None  # there are none
+    raw = torch.cat(
+        [encode(tokenizer.vae, images[i].image[None] / 127.5 - 1, [i], config) for i in range(30)]
+    ).detach()
+    tokenizer.vae.set_latents_statistics(raw.mean((0, 2, 3)), raw.std((0, 2, 3)))
+    assert statistics_warning(tokenizer, images, config, ALONE.device) is None
+    tokenizer.vae.set_latents_statistics(raw.mean((0, 2, 3)), 50 * raw.std((0, 2, 3)))
+    assert "do not fit" in statistics_warning(tokenizer, images, config, ALONE.device)
 
 
 # --- alignment
@@ -164,20 +183,22 @@ def test_alignment_scores_are_the_losses_of_each_image(direction, distance_on):
 
 def test_the_linear_map_finds_what_is_there(foundation):
     """Features that are a linear map of the latents are found again, on images that were not fitted to."""
-    subject, config = make_subject(channels=8), configure(posterior="mode")
+    tokenizer, config = make_tokenizer(channels=8), configure(posterior="mode")
     hidden = torch.randn(24, 8, 1, 1, generator=torch.Generator().manual_seed(0))
 
     class Linear(FoundationModel):
         def forward(self, images, grid):
-            return F.conv2d(subject.vae.posterior(images).mean, hidden)
+            return F.conv2d(tokenizer.vae.posterior(images).mean, hidden)
 
     linear = Linear(foundation.backbone, name="linear")
     held_out = Few(open_dataset(DIGITS, "held_out", augment=False), 10)
     scores = {}
     for name, model in (("linear", linear), ("vit", foundation)):
-        linear_map = fit_linear_map(subject.vae, model, config, ALONE)
+        linear_map = fit_linear_map(tokenizer.vae, model, config, ALONE)
         assert (linear_map.images, linear_map.weight.shape) == (40, (24, 8, 1, 1))
-        measured = measure(subject, held_out, config, Judges(foundation=model), ALONE, linear_map)
+        measured = measure_reconstruction(
+            tokenizer, held_out, config, MetricNetworks(foundation=model), ALONE, linear_map
+        )
         scores[name] = measured.mean("linear_cosine")
     assert scores["linear"] > 0.95  # features of unit length are not quite linear in the latents
     assert scores["vit"] < scores["linear"] - 0.05
@@ -185,12 +206,12 @@ def test_the_linear_map_finds_what_is_there(foundation):
 
 def test_a_projection_serves_its_own_foundation_model_alone(foundation):
     settings = {"foundation_input": "own", "cosine_margin": 0.5, "distance_margin": 0.25}
-    fitting = make_subject(projection=Projection(torch.zeros(24, 4, 1, 1), "moved/foundation", settings))
+    fitting = make_tokenizer(projection=Projection(torch.zeros(24, 4, 1, 1), "moved/foundation", settings))
     assert applicable_projection(fitting, foundation) is fitting.projection
-    other = make_subject(projection=Projection(torch.zeros(24, 4, 1, 1), "dinov2", settings))
+    other = make_tokenizer(projection=Projection(torch.zeros(24, 4, 1, 1), "dinov2", settings))
     assert applicable_projection(other, foundation) is None
-    assert applicable_projection(make_subject(), foundation) is None
-    wrong = make_subject(projection=Projection(torch.zeros(25, 4, 1, 1), "runs/foundation", settings))
+    assert applicable_projection(make_tokenizer(), foundation) is None
+    wrong = make_tokenizer(projection=Projection(torch.zeros(25, 4, 1, 1), "runs/foundation", settings))
     with pytest.raises(InputError, match=r"features of 25, but .* 24 features"):
         applicable_projection(wrong, foundation)
 
@@ -202,7 +223,7 @@ def measured_of(psnr_values, ssim_value=0.95, name="tokenizer", **more):
     count = len(psnr_values)
     scores = {"psnr": torch.tensor(psnr_values).double(), "ssim": torch.full((count,), ssim_value).double()}
     more = {key: torch.full((count,), value).double() for key, value in more.items()}
-    return Measurements(make_subject(name=name), scores | more)
+    return Measurements(make_tokenizer(name=name), scores | more)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +238,7 @@ def measured_of(psnr_values, ssim_value=0.95, name="tokenizer", **more):
     ],
 )
 def test_the_verdict_follows_from_the_thresholds(psnr_value, ssim_value, more, level):
-    answer = judge([measured_of([psnr_value] * 3, ssim_value, **more)], ["a", "b", "c"], configure())
+    answer = assess_tokenizer([measured_of([psnr_value] * 3, ssim_value, **more)], ["a", "b", "c"], configure())
     assert answer.answer.startswith(ANSWERS[level])
     assert ("LPIPS 0." in answer.reasons[0]) == ("lpips" in more)
     assert any("was not measured" in reason for reason in answer.reasons) == ("lpips" not in more)
@@ -227,7 +248,9 @@ def test_the_verdict_follows_from_the_thresholds(psnr_value, ssim_value, more, l
 
 
 def test_the_verdict_names_the_worst_image_and_the_split():
-    answer = judge([measured_of([30.0, 20.0, 31.0, 10.0])], ["a", "b", "c", "worst.png"], configure(split="train"))
+    answer = assess_tokenizer(
+        [measured_of([30.0, 20.0, 31.0, 10.0])], ["a", "b", "c", "worst.png"], configure(split="train")
+    )
     text = " ".join(answer.reasons)
     assert "2 of the 4 images lie below 25.29 dB; the worst, worst.png, has 10.00 dB." in text
     assert "trained on" in text
@@ -236,7 +259,7 @@ def test_the_verdict_names_the_worst_image_and_the_split():
 def test_several_tokenizers_are_judged_each_and_against_each_other():
     plain = measured_of([29.0], 0.9, "plain", linear_cosine=0.4)
     aligned = measured_of([26.0], 0.9, "aligned", linear_cosine=0.7)
-    answer = judge([plain, aligned], ["a"], configure())
+    answer = assess_tokenizer([plain, aligned], ["a"], configure())
     assert answer.answer == "plain: yes; aligned: nearly."
     text = " ".join(answer.reasons)
     assert "plain reconstructs best (29.00 dB)" in text
@@ -262,7 +285,7 @@ def test_the_distribution_runs_from_the_worst_to_the_best():
 def test_side_by_side_has_a_row_per_measure_and_knows_the_better_value():
     config = configure()
     measured = [measured_of([20.0], 0.5, "plain"), measured_of([21.0], 0.5, "aligned", lpips=0.1)]
-    table = side_by_side(measured, [tokenizer_figures(each, config, Judges()) for each in measured])
+    table = side_by_side(measured, [tokenizer_figures(each, config, MetricNetworks()) for each in measured])
     assert list(table.columns) == ["plain", "aligned"]
     assert [figure and figure.value for figure in table.rows["Reconstruction PSNR"]] == [20.0, 21.0]
     assert table.rows["Reconstruction LPIPS"][0] is None

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
+from alight.config import ImagesConfig
 from alight.data.cache import read_cache, write_cache
 from alight.data.embedded import Digits, Photographs
 from alight.data.image_dataset import ImageDataset
 from alight.data.image_folder import ImageFolder
 from alight.data.images import ImageSubset
-from alight.data.loading import open_images
+from alight.data.loading import open_images, source_fingerprint
 from alight.runtime.errors import InputError
 
 Image.init()
@@ -301,3 +302,50 @@ def test_one_class_may_have_any_name(tmp_path):
         (tmp_path / place).mkdir()
         (tmp_path / place / "a.png").write_bytes(encoded(0))
     assert open_images(tmp_path / "art").fingerprint == open_images(tmp_path / "kunst").fingerprint
+
+
+def test_a_fingerprint_of_every_kind_of_source_shows_every_change(pets, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+
+    def written(files):
+        """The fingerprints of a folder, a list, a tar and a table with these files."""
+        shutil.rmtree(tmp_path / "all", ignore_errors=True)
+        (tmp_path / "all").mkdir()
+        for name, content in files.items():
+            path = tmp_path / "all" / "pets" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        (tmp_path / "all" / "list.csv").write_text("".join(f"pets/{name},{name[:3]}\n" for name in files))
+        write_tar(tmp_path / "all" / "pets.tar", files.items())
+        rows = {
+            "image": [{"bytes": content, "path": None} for content in files.values()],
+            "label": [name[:3] for name in files],
+        }
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "all" / "pets.parquet")
+        places = [tmp_path / "all" / name for name in ("pets", "list.csv", "pets.tar", "pets.parquet")]
+        configs = [ImagesConfig(source=str(place), size=16) for place in places]
+        found = [source_fingerprint(config, "train") for config in configs]
+        assert found == [source_fingerprint(config, "train") for config in configs]
+        return found
+
+    files = {f"{kind}/{number}.png": encoded(number) for number, kind in enumerate(("cat", "cat", "dog", "dog"))}
+    changes = [
+        {},
+        {"cat/0.png": encoded(50)},  # replaced by another of the same size in pixels
+        {"cat/x.png": encoded(51)},  # added
+        {"fox/0.png": encoded(52)},  # a class added
+    ]
+    fingerprints = [written(files | change) for change in changes]
+    fingerprints.append(written({name: content for name, content in files.items() if name != "dog/2.png"}))
+    fingerprints.append(written({name.replace("dog", "wolf"): content for name, content in files.items()}))
+    for of_one_place in zip(*fingerprints, strict=True):
+        assert len(set(of_one_place)) == len(fingerprints)
+    assert written(files) == fingerprints[0]
+
+
+def test_a_known_fingerprint_costs_no_decoding(pets, monkeypatch):
+    config = ImagesConfig(source=str(pets), size=16)
+    first = source_fingerprint(config, "train")
+    monkeypatch.setattr("alight.data.image_index.decode_with_peak", None)  # calling it would fail
+    assert source_fingerprint(config, "train") == first

@@ -1,4 +1,4 @@
-"""The judges of labels: on real digits held out, and on labels that are right and wrong by construction."""
+"""The networks of labels: on real digits held out, and on labels that are right and wrong by construction."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,15 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from alight.metrics import DigitJudge, GreyPixels, SVCJudge
+from alight.metrics import DigitClassifier, GreyPixels, LabelClassifier
 from alight.runtime.errors import InputError
 
 NUM_FITTED = 1500
 
 
 @pytest.fixture(scope="module")
-def judge() -> DigitJudge:
-    return DigitJudge()
+def classifier() -> DigitClassifier:
+    return DigitClassifier()
 
 
 @pytest.fixture(scope="module")
@@ -24,55 +24,55 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return np.round(loaded.images * 255 / 16).astype(np.uint8)[..., None], loaded.target
 
 
-def test_the_digit_judge_is_the_classifier_it_says(judge, digits):
+def test_the_digit_classifier_is_the_classifier_it_says(classifier, digits):
     images, labels = digits
     data = load_digits().data
     expected = SVC(gamma=0.001).fit(data[:NUM_FITTED], labels[:NUM_FITTED]).predict(data[NUM_FITTED:])
-    np.testing.assert_array_equal(judge.predict(images[NUM_FITTED:]), expected)
+    np.testing.assert_array_equal(classifier.predict(images[NUM_FITTED:]), expected)
 
 
-def test_the_ceiling_on_real_digits_held_out(judge, digits):
+def test_the_ceiling_on_real_digits_held_out(classifier, digits):
     images, labels = digits
-    accuracy = judge.accuracy(images[NUM_FITTED:], labels[NUM_FITTED:])
+    accuracy = classifier.accuracy(images[NUM_FITTED:], labels[NUM_FITTED:])
     assert accuracy.n == 297
     assert accuracy.value == pytest.approx(0.953, abs=5e-4)  # 283 of 297, to the digits that the documentation gives
-    assert accuracy.judge == judge.description
-    assert "1500 handwritten digits" in accuracy.judge
+    assert accuracy.classifier == classifier.description
+    assert "1500 handwritten digits" in accuracy.classifier
     counts = np.bincount(labels[NUM_FITTED:])
     assert sum(accuracy.per_class[label] * count for label, count in enumerate(counts)) == pytest.approx(283)
 
 
-def test_the_digit_judge_sees_the_same_at_other_sizes_and_in_colour(judge, digits):
+def test_the_digit_classifier_sees_the_same_at_other_sizes_and_in_colour(classifier, digits):
     images, _ = digits
     held_out = images[NUM_FITTED:]
     enlarged = np.repeat(held_out.repeat(4, axis=1).repeat(4, axis=2), 3, axis=-1)
     assert enlarged.shape == (297, 32, 32, 3)
-    np.testing.assert_array_equal(judge.predict(torch.from_numpy(enlarged)), judge.predict(held_out))
+    np.testing.assert_array_equal(classifier.predict(torch.from_numpy(enlarged)), classifier.predict(held_out))
 
 
-def test_wrong_labels_are_counted_for_the_class_that_was_asked_for(judge, digits):
+def test_wrong_labels_are_counted_for_the_class_that_was_asked_for(classifier, digits):
     images, _ = digits
-    seen = judge.predict(images[:100])
+    seen = classifier.predict(images[:100])
     asked = seen.copy()
     wrong = np.flatnonzero(seen == 3)[:2]
     asked[wrong] = 8
-    accuracy = judge.accuracy(images[:100], torch.from_numpy(asked))
+    accuracy = classifier.accuracy(images[:100], torch.from_numpy(asked))
     assert accuracy.value == pytest.approx(0.98)
     assert accuracy.per_class[8] == pytest.approx(1 - 2 / (asked == 8).sum())
     assert all(share == 1 for label, share in accuracy.per_class.items() if label != 8)
 
 
-def test_a_judge_of_other_images_tells_dark_from_bright():
+def test_a_classifier_of_other_images_tells_dark_from_bright():
     rng = np.random.default_rng(0)
     dark, bright = (rng.integers(low, low + 100, (40, 12, 12, 3), dtype=np.uint8) for low in (0, 140))
     images, labels = np.concatenate([dark, bright]), np.repeat([4, 9], 40)
-    judge = SVCJudge.fit(GreyPixels(size=4), images[::2], labels[::2])
-    accuracy = judge.accuracy(images[1::2], labels[1::2])
+    classifier = LabelClassifier.fit(GreyPixels(size=4), images[::2], labels[::2])
+    accuracy = classifier.accuracy(images[1::2], labels[1::2])
     assert accuracy.value == 1
     assert set(accuracy.per_class) == {4, 9}
-    assert "standardised grey pixels 4x4" in accuracy.judge
-    assert "40 labelled images" in accuracy.judge
-    assert judge.accuracy(images[1::2], labels[1::2][::-1].copy()).value == 0
+    assert "standardised grey pixels 4x4" in accuracy.classifier
+    assert "40 labelled images" in accuracy.classifier
+    assert classifier.accuracy(images[1::2], labels[1::2][::-1].copy()).value == 0
 
 
 def test_features_of_very_different_scale_count_alike_when_standardised():
@@ -92,22 +92,24 @@ def test_features_of_very_different_scale_count_alike_when_standardised():
 
     rows = np.arange(120, dtype=np.uint8).reshape(120, 1, 1, 1)
     scores = [
-        SVCJudge.fit(Table(), rows[even], labels[even], standardise=standardise).accuracy(rows[odd], labels[odd]).value
+        LabelClassifier.fit(Table(), rows[even], labels[even], standardise=standardise)
+        .accuracy(rows[odd], labels[odd])
+        .value
         for standardise in (True, False)
     ]
     assert scores[0] > 0.95
     assert scores[1] < 0.8  # the noise drowns the signal
 
 
-def test_labels_that_do_not_fit_are_refused(judge, digits):
+def test_labels_that_do_not_fit_are_refused(classifier, digits):
     images, labels = digits
     with pytest.raises(InputError, match="one class number per image"):
-        judge.accuracy(images[:3], labels[:2])
+        classifier.accuracy(images[:3], labels[:2])
     with pytest.raises(InputError, match="one class number per image"):
-        judge.accuracy(images[:2], np.array([0.0, 1.0]))
+        classifier.accuracy(images[:2], np.array([0.0, 1.0]))
     with pytest.raises(InputError, match=r"unknown classes \[10\]"):
-        judge.accuracy(images[:2], np.array([0, 10]))
+        classifier.accuracy(images[:2], np.array([0, 10]))
     with pytest.raises(InputError, match="0 images"):
-        judge.accuracy(images[:0], labels[:0])
+        classifier.accuracy(images[:0], labels[:0])
     with pytest.raises(InputError, match="at least two classes"):
-        SVCJudge.fit(GreyPixels(), images[:2], np.array([1, 1]))
+        LabelClassifier.fit(GreyPixels(), images[:2], np.array([1, 1]))

@@ -12,7 +12,7 @@ from alight.data.latent_shards import map_shard, write_shard
 from alight.data.latent_statistics import ChannelStatistics
 from alight.data.latents import LatentDataset, LatentWriter, write_index
 from alight.data.sampling import ResumableSampler
-from alight.data.sealed_json import read_sealed, write_sealed
+from alight.runtime.checked_json import read_checked, write_checked
 from alight.runtime.errors import InputError
 
 
@@ -190,8 +190,8 @@ def test_a_shard_of_another_folder_is_noticed_at_once(tmp_path):
 
 def test_labels_without_a_name_are_refused(tmp_path):
     write(tmp_path)
-    index = read_sealed(tmp_path / "index.json")
-    write_sealed(tmp_path / "index.json", index | {"class_names": ["a", "b"]})
+    index = read_checked(tmp_path / "index.json")
+    write_checked(tmp_path / "index.json", index | {"class_names": ["a", "b"]})
     with pytest.raises(InputError, match="labels from 0 to 2"):
         LatentDataset(tmp_path)
 
@@ -255,12 +255,12 @@ def test_hostile_headers_are_refused(tmp_path, header):
 def test_a_seal_covers_every_byte(tmp_path):
     path = tmp_path / "values.json"
     values = {"mean": [0.1, -2.5e-20], "name": "Zürich", "nothing": None, "more": {"a": [1, 2]}}
-    write_sealed(path, values)
-    assert read_sealed(path) == values
+    write_checked(path, values)
+    assert read_checked(path) == values
     whole = path.read_bytes()
     for bit in range(8 * len(whole)):
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
         with pytest.raises(InputError):
-            read_sealed(path)
+            read_checked(path)

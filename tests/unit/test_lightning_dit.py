@@ -255,3 +255,39 @@ def test_a_saved_folder_describes_itself(tmp_path):
     assert config["_class_name"] == "LightningDiT"
     assert {name: config[name] for name in TINY} == {**TINY, "sample_size": [2, 6]}
     assert "rope_table" not in load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+
+
+# --- hidden tokens ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_hidden_tokens_are_those_between_the_blocks(checkpointing):
+    model = random_model(num_layers=3)
+    x, t, labels = inputs(model)
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    seen = {}
+    for number, block in enumerate(model.blocks, start=1):
+        block.register_forward_hook(lambda _, __, output, number=number: seen.setdefault(number, output))
+    features = model.forward_features(x, t, labels, at=(0, 1, 3))
+    assert set(features.tapped) == {0, 1, 3}
+    for number in (1, 3):
+        assert torch.equal(features.tapped[number], seen[number])
+    assert torch.equal(features.tokens, seen[3])
+    assert features.tapped[0].shape == features.tokens.shape == (2, 16, 16)
+    assert features.condition.shape == (2, 16)
+
+
+def test_a_loss_on_hidden_tokens_teaches_the_blocks_before_them_alone():
+    model = random_model(num_layers=3)
+    features = model.forward_features(*inputs(model), at=(2,))
+    features.tapped[2].square().mean().backward()
+    taught = [block.modulation.weight.grad is not None for block in model.blocks]
+    assert taught == [True, True, False]
+
+
+@pytest.mark.parametrize("number", [-1, 3])
+def test_a_block_that_does_not_exist_cannot_be_tapped(number):
+    model = random_model()
+    with pytest.raises(InputError, match="2 blocks"):
+        model.forward_features(*inputs(model), at=(number,))

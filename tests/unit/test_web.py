@@ -1,8 +1,10 @@
-"""The parts of the browser app that need no browser: pictures, latents in colours, work that stops, and the gate."""
+"""The parts of the browser app that need no browser: markup, pictures, latents in colours and work that stops."""
 
-import asyncio
+import ast
 import io
+import re
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +16,23 @@ from alight.artifacts import write_manifest
 from alight.config import SolverConfig
 from alight.flow import GuidedVelocity
 from alight.runtime.errors import InputError
-from alight.web import served
-from alight.web.gate import FORM_BYTES, Gate
+from alight.web import markup, served
 from alight.web.interpolation import MixedVelocity, between_latents
 from alight.web.jobs import Jobs, Stopped, stream
 from alight.web.latent_views import channel_maps, pca_pictures
-from alight.web.markup import Shown, figures, status
+from alight.web.latents_tab import structure
+from alight.web.markup import (
+    Shown,
+    element,
+    figures,
+    heading,
+    hint,
+    message_text,
+    page_head,
+    row_name,
+    status,
+    summary,
+)
 from alight.web.pictures import PictureStore, png_bytes
 from alight.web.sampling import sample_request
 
@@ -39,10 +52,47 @@ def test_png_carries_its_settings_in_any_script():
         assert (png.info["class"], png.info["seed"]) == ("Schäferhund", "7")
 
 
-def test_texts_cannot_become_markup():
-    hostile = '"><script>alert(1)</script>'
-    page = status(hostile) + figures([Shown(hostile, hostile, hostile, hostile)], 32)
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: status(HOSTILE, 0.5),
+        lambda: hint(HOSTILE),
+        lambda: heading(HOSTILE, HOSTILE),
+        lambda: row_name(HOSTILE),
+        lambda: page_head(HOSTILE, HOSTILE),
+        lambda: summary(HOSTILE, [(HOSTILE, HOSTILE, HOSTILE)]),
+        lambda: figures([Shown(HOSTILE, HOSTILE, HOSTILE, HOSTILE)], 32),
+        lambda: element("p", HOSTILE, title=HOSTILE),
+        lambda: message_text(HOSTILE),
+        lambda: hint("") + HOSTILE,
+        lambda: HOSTILE + hint(""),
+    ],
+)
+def test_texts_cannot_become_markup(made):
+    page = made()
     assert "<script" not in page
+    assert "<img src=x" not in page
+
+
+def test_a_foundation_models_name_cannot_become_markup():
+    foundation = SimpleNamespace(name="folder/<img src=x onerror=alert(1)>")
+    which = SimpleNamespace(foundation=foundation, main=SimpleNamespace(image_size=8))
+    desk = SimpleNamespace(served=which, pictures=PictureStore())
+    grids = torch.randn(2, 4, 8, 8)
+    page = structure(desk, np.zeros((2, 8, 8, 3), np.uint8), grids, grids)
+    assert "Features of" in page
+    assert "<img src=x" not in page
+
+
+@pytest.mark.parametrize("path", sorted(Path(markup.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+def test_only_one_file_of_the_app_writes_tags(path):
+    if path.name == "markup.py":
+        return
+    texts = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+    assert not [text for text in texts if isinstance(text, str) and re.search("</?[a-z]", text)]
 
 
 def test_channels_are_blue_below_and_orange_above_their_mean():
@@ -125,52 +175,6 @@ def test_image_i_has_the_ith_seed_whatever_its_class():
     for count in (None, 0, 1.5, float("nan"), float("inf")):
         with pytest.raises(InputError, match="number of images"):
             sample_request([3], count, 7, {}, max_images=10)
-
-
-def through_the_gate(gate, headers, chunks=()):
-    """The status of the gate's answer to one request whose body comes in chunks."""
-    sent = []
-    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    messages.append({"type": "http.request", "body": b"", "more_body": False})
-
-    async def receive():
-        return messages.pop(0)
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
-    asyncio.run(gate(scope, receive, send))
-    return sent[0]["status"]
-
-
-async def reads_everything(scope, receive, send):
-    while (await receive())["more_body"]:
-        pass
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
-
-
-def test_a_body_of_unknown_length_is_cut_off_at_the_limit():
-    gate = Gate(reads_everything, None, max_bytes=1000, loopback=False)
-    assert through_the_gate(gate, {}, [bytes(900)]) == 200
-    assert through_the_gate(gate, {}, [bytes(900), bytes(FORM_BYTES), bytes(900)]) == 413
-    assert through_the_gate(gate, {"content-length": "1000000"}) == 413
-
-
-@pytest.mark.parametrize(
-    ("host", "code"),
-    [("127.0.0.1:7860", 200), ("localhost", 200), ("[::1]:80", 200), ("evil.example", 403), ("", 403)],
-)
-def test_a_server_of_one_machine_answers_to_its_names_only(host, code):
-    assert through_the_gate(Gate(reads_everything, None, 1000, loopback=True), {"host": host}) == code
-
-
-@pytest.mark.parametrize("given", ["", "Basic", "Basic !!!", "Basic YWRhOndyb25n", "Bearer YWRhOmxhY2U="])
-def test_only_the_right_credentials_open_the_gate(given):
-    gate = Gate(reads_everything, ("ada", "lace"), 1000, loopback=False)
-    assert through_the_gate(gate, {"authorization": given} if given else {}) == 401
-    assert through_the_gate(gate, {"authorization": "Basic YWRhOmxhY2U="}) == 200
 
 
 def test_the_page_begins_with_what_a_search_has_found_else_with_the_runs_own_settings(tmp_path):

@@ -1,18 +1,24 @@
 """From what a data set says about each image, a number, a name or nothing, to labels and class names."""
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 import numpy as np
 import numpy.typing as npt
 
 from alight.data.image_store import ImageStore
+from alight.data.readable_names import readable, readable_classes
 from alight.runtime.errors import InputError
 
-RawLabel = int | str | None  # None or an empty text = unlabelled
+RawLabel = int | float | str | None  # None, NaN or an empty text = unlabelled
 
 _MOST_CLASSES = 1_000_000  # numbers beyond are identifiers of something else
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,30}")  # as Python writes it: 007 and 7 are two names
+_REAL = re.compile(r"-?(?:0|[1-9][0-9]{0,30})(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?")  # 3.0, as tables write 3
+_PADDED = re.compile(r"0[0-9]+")
+_MISSING = frozenset({"nan", "none", "null", "na", "n/a", "<na>"})  # among numbers
 
 logger = logging.getLogger(__name__)
 
@@ -20,37 +26,55 @@ logger = logging.getLogger(__name__)
 def number_classes(raw: Sequence[RawLabel], store: ImageStore) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
     """A label for each image of a store, and the name of each class.
 
-    Whole numbers, if there is nothing else, are labels as they are and keep the meaning they have elsewhere. Names are
-    numbered in sorted order. Images without any label are one class with the name of their place.
+    Whole numbers (3, or 3.0), if there is nothing else, are labels as they are and keep the meaning they have
+    elsewhere. Names, and with them numbers with leading zeros, are numbered in sorted order. Images without any label
+    are one class with the name of their place.
 
     Returns:
         (N,) int64, and the names by label.
 
     Raises:
-        InputError: some images have a label and others none, or a number cannot be a label.
+        InputError: some images have a label and others none, a number cannot be a label, or two names look the same.
     """
-    bare = [position for position, label in enumerate(raw) if label is None or label == ""]
-    if len(bare) == len(raw):
-        return np.zeros(len(raw), dtype=np.int64), (PurePath(store.place).stem,)
+    texts = _texts(raw)
+    bare = [position for position, label in enumerate(texts) if not label]
+    if len(bare) == len(texts):
+        return np.zeros(len(texts), dtype=np.int64), (readable(PurePath(store.place).stem),)
     if bare:
         raise InputError(
-            f"{len(bare):,} of {len(raw):,} images in {store.place} have no label that can be read (such as "
+            f"{len(bare):,} of {len(texts):,} images in {store.place} have no label that can be read (such as "
             f"{store.location(bare[0])}), but the others have one; label all of them, or take all as one class "
             "with unconditional=True."
         )
-    numbers = _whole_numbers(raw)
-    if numbers is None:
-        names = sorted({str(label) for label in raw})
-        number = {name: label for label, name in enumerate(names)}
-        return np.array([number[str(label)] for label in raw], dtype=np.int64), tuple(names)
-    impossible = [position for position, number in enumerate(numbers) if not 0 <= number < _MOST_CLASSES]
+    if all(map(_REAL.fullmatch, set(texts))):
+        return _numbers(texts, store)
+    return name_classes(texts, store)
+
+
+def _texts(raw: Sequence[RawLabel]) -> list[str]:
+    """Labels as text, empty where there is none; among numbers, also where a table says so in words."""
+    texts = ["" if label is None or label != label else str(label).strip() for label in raw]  # NaN is not itself
+    distinct = set(texts)
+    missing = {text for text in distinct if text.casefold() in _MISSING}
+    present = distinct - missing - {""}
+    if missing and present and all(map(_REAL.fullmatch, present)):
+        return ["" if text in missing else text for text in texts]
+    return texts
+
+
+def _numbers(texts: Sequence[str], store: ImageStore) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    value = {text: int(text) if _WHOLE.fullmatch(text) else float(text) for text in set(texts)}
+    impossible = {
+        text for text, number in value.items() if not (0 <= number < _MOST_CLASSES and number == int(number))
+    }
     if impossible:
+        position = next(position for position, text in enumerate(texts) if text in impossible)
         raise InputError(
-            f"{store.location(impossible[0])} has the label {numbers[impossible[0]]}, but labels are numbers from 0 "
-            f"to {_MOST_CLASSES - 1:,}, or names (-1 often stands for an unknown label); mend the labels, or take all "
-            "images as one class with unconditional=True."
+            f"{store.location(position)} has the label {texts[position]}, but labels are whole numbers from 0 "
+            f"to {_MOST_CLASSES - 1:,}, or names (-1 often stands for an unknown label); correct the labels, or take "
+            "all images as one class with unconditional=True."
         )
-    labels = np.array(numbers, dtype=np.int64)
+    labels = np.array([int(value[text]) for text in texts], dtype=np.int64)
     counts = np.bincount(labels)
     if not counts.all():
         logger.warning(
@@ -63,9 +87,34 @@ def number_classes(raw: Sequence[RawLabel], store: ImageStore) -> tuple[npt.NDAr
     return labels, tuple(str(label) for label in range(len(counts)))
 
 
-def _whole_numbers(raw: Sequence[RawLabel]) -> list[int] | None:
-    """The labels as numbers, or None if one of them is a name."""
-    try:
-        return [int(str(label)) for label in raw if label is not None]
-    except ValueError:
-        return None
+def name_classes(texts: Sequence[str], store: ImageStore) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """A label for each image by the name of its class; the names are sorted.
+
+    Returns:
+        (N,) int64, and the names by label.
+
+    Raises:
+        InputError: two names look the same.
+    """
+    shown = readable_classes(dict.fromkeys(texts), store.place)
+    names = sorted(shown.values())
+    if same := _same_number(names):
+        logger.warning(
+            "%s has the labels %s, which differ in leading zeros alone; they are classes of their own. If they should "
+            "be one class, write its label in one way.",
+            store.place,
+            " and ".join(same),
+        )
+    number = {name: label for label, name in enumerate(names)}
+    return np.array([number[shown[text]] for text in texts], dtype=np.int64), tuple(names)
+
+
+def _same_number(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two labels, one with more leading zeros than the other, if there are such."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if _WHOLE.fullmatch(name) or _PADDED.fullmatch(name):
+            first = seen.setdefault(name.lstrip("0"), name)
+            if first != name:
+                return first, name
+    return None

@@ -5,16 +5,22 @@ tissue), because those checkpoints hold none.
 """
 
 import difflib
-from collections.abc import Sequence
+import operator
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+from alight.data.readable_names import folded, readable
 from alight.runtime.errors import InputError
 
 IMAGENET_CLASSES = 1000
 # of the 1000 synset numbers n01440764 ... n15075141, sorted, one per line: the folders of an ImageNet-1k copy
 _IMAGENET_SYNSETS = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
+
+_DIGITS = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @cache
@@ -32,38 +38,39 @@ def readable_class_names(names: Sequence[str] | None, num_classes: int) -> tuple
     """
     if not names:
         return imagenet_class_names() if num_classes == IMAGENET_CLASSES else ()
+    names = tuple(map(readable, names))
     if sha256("\n".join(names).encode()).hexdigest() == _IMAGENET_SYNSETS:
         return tuple(f"{name}, {synset}" for name, synset in zip(imagenet_class_names(), names, strict=True))
-    return tuple(names)
+    return names
+
+
+def class_indices(labels: Sequence[int | str] | int | str, names: Sequence[str], num_classes: int) -> list[int]:
+    """The labels of classes, each as in `class_index`; a single name or number is one class.
+
+    Raises:
+        InputError: as `class_index`.
+    """
+    if isinstance(labels, str | bytes) or not isinstance(labels, Iterable) or getattr(labels, "ndim", 1) == 0:
+        labels = [labels]  # type: ignore[list-item]
+    return [class_index(label, names, num_classes) for label in labels]
 
 
 def class_index(label: int | str, names: Sequence[str], num_classes: int) -> int:
     """The label of a class that is given by label or by name.
 
-    Upper and lower case are the same, unless only they tell two classes apart. `goldfish` finds
-    `goldfish, Carassius auratus`, and so does `Carassius auratus` where no class has that as its first name.
+    Upper and lower case and the Unicode normal forms are the same, unless only they tell two classes apart. `goldfish`
+    finds `goldfish, Carassius auratus`, and so does `Carassius auratus` where no class has that as its first name.
 
     Args:
         label: the label itself, as a number or as digits, or a name. Where a class is called `3`, the text "3" means
-            that class, and the number 3 the label.
+            that class, and the number 3 the label; where classes are called by numbers, other digits mean nothing.
         names: by label, possibly with synonyms after commas; may be empty.
         num_classes: how many labels there are.
 
     Raises:
         InputError: there is no such class (with the nearest names), or several have that name (with their labels).
     """
-    if isinstance(label, str):
-        found = _named(label, names)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            choices = "; ".join(f"{index} is '{names[index]}'" for index in found)
-            raise InputError(f"Several classes are called '{label}': {choices}. Give the index of the one you mean.")
-        if not label.strip().lstrip("+-").isdecimal():
-            raise InputError(
-                f"There is no class '{label}'.{_nearest(label, names)} Indices from 0 to {num_classes - 1} work too."
-            )
-    index = int(label)
+    index = _named_index(label, names, num_classes) if isinstance(label, str) else _number(label)
     if not 0 <= index < num_classes:
         raise InputError(
             f"Class {index} is out of range: this transformer knows the classes 0 to {num_classes - 1}. Choose one of "
@@ -72,15 +79,66 @@ def class_index(label: int | str, names: Sequence[str], num_classes: int) -> int
     return index
 
 
+def _number(label: int) -> int:
+    try:
+        if isinstance(label, bool):
+            raise TypeError
+        return operator.index(label)
+    except TypeError:
+        raise InputError(f"{label!r:.100} is no class. Give names as text, or labels as whole numbers.") from None
+
+
+def _named_index(label: str, names: Sequence[str], num_classes: int) -> int:
+    """The label of a class that is given as text, by its name or in digits."""
+    found = _named(label, names)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        choices = "; ".join(f"{index} is '{names[index]}'" for index in found)
+        raise InputError(f"Several classes are called '{label}': {choices}. Give the index of the one you mean.")
+    if not _DIGITS.fullmatch(label.strip()):
+        raise InputError(
+            f"There is no class '{readable(label):.100}'.{_nearest(label, names)} Indices from 0 to {num_classes - 1} "
+            "work too."
+        )
+    index = int(label)
+    _require_unambiguous(label, index, names)
+    return index
+
+
+def _require_unambiguous(label: str, index: int, names: Sequence[str]) -> None:
+    """Where classes are called by numbers, digits that are no name could mean a name written otherwise, or an index.
+
+    So could an unquoted 010 in YAML, which reads it as the number 8.
+    """
+    numbers = [int(first) if _DIGITS.fullmatch(first := name.split(",")[0].strip()) else None for name in names]
+    same = [position for position, number in enumerate(numbers) if number == index]
+    if same == [index] or (not same and None in numbers) or not numbers:
+        return
+    meant = f" Did you mean '{names[same[0]]}'?" if same else ""
+    raise InputError(
+        f"There is no class called '{label.strip()}', and since classes are called by numbers here, it is not taken "
+        f"as an index.{meant} Known are {_some(names)}. Give the name exactly, with its zeros, and in quotes in YAML: "
+        '["01", "010"].'
+    )
+
+
 def _named(label: str, names: Sequence[str]) -> list[int]:
     """The classes of that name: first names and whole lines before synonyms, exact spelling before any."""
-    wanted = label.strip()
+    wanted = readable(label).strip()
     for names_of in (_main_names, _synonyms):
-        found = [i for i, name in enumerate(names) if wanted.casefold() in map(str.casefold, names_of(name))]
-        exact = [i for i in found if wanted in names_of(names[i])]
+        found = [i for i, name in enumerate(names) if folded(wanted) in map(folded, names_of(name))]
+        for spelling in (str, _composed):
+            exact = [i for i in found if spelling(label.strip()) in map(spelling, names_of(names[i]))]
+            if len(exact) == 1:
+                return exact
         if found:
-            return exact if len(exact) == 1 else found
+            return found
     return []
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _main_names(name: str) -> tuple[str, str]:
@@ -94,7 +152,11 @@ def _synonyms(name: str) -> list[str]:
 def _nearest(label: str, names: Sequence[str]) -> str:
     if not names:
         return " This transformer has no class names."
-    known = {synonym.casefold(): synonym for name in names for synonym in _synonyms(name)}
-    nearest = [known[match] for match in difflib.get_close_matches(label.casefold(), known, n=3, cutoff=0.6)]
+    known = {folded(synonym): synonym for name in names for synonym in _synonyms(name)}
+    nearest = [known[match] for match in difflib.get_close_matches(folded(label)[:100], known, n=3, cutoff=0.6)]
     hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-    return f"{hint} Known are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
+    return f"{hint} Known are {_some(names)}."
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -1,20 +1,51 @@
 """Image files to 8-bit RGB pixels, whatever mode they were stored in."""
 
 import os
-from typing import BinaryIO
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from alight.data.metadata import UPRIGHT, exif_orientation, without_metadata
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 
 _BACKGROUND = "white"  # what a page shows behind a transparent logo; dropping alpha would reveal arbitrary colours
-_SIXTEEN_BITS = 65535
+_TWELVE_BITS, _SIXTEEN_BITS = 4095, 65535
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT_BY = {  # EXIF orientation -> the operation that undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class DecodedImage(NamedTuple):
+    """An image and how deep it was stored.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, upright.
+        peak: the largest value of an image that is stored with 16 bits per channel; 0 for every other. Of colours,
+            of which only the upper 8 bits are read, it is the largest that the lower ones allow.
+    """
+
+    pixels: Pixels
+    peak: int
 
 
 def decode_image(file: str | os.PathLike[str] | BinaryIO) -> Pixels:
     """Read a whole image: turned upright by its EXIF orientation, the first frame of an animation.
+
+    Other metadata is not needed, so none that is damaged, odd or large costs an image.
 
     Args:
         file: a path, or the encoded bytes as an open file.
@@ -26,19 +57,79 @@ def decode_image(file: str | os.PathLike[str] | BinaryIO) -> Pixels:
         OSError, ValueError, SyntaxError: the file is not an image or is damaged; Pillow has more exceptions than
             these for damaged files, so a caller that must survive them all catches `Exception`.
     """
-    with Image.open(file) as image:
-        return to_rgb(ImageOps.exif_transpose(image))
+    return decode_with_peak(file).pixels
 
 
-def to_rgb(image: Image.Image) -> Pixels:
+def decode_with_peak(file: str | os.PathLike[str] | BinaryIO) -> DecodedImage:
+    """As `decode_image`, with the largest value where there are 16 bits."""
+    try:
+        with Image.open(file) as image:
+            return _decoded(image)
+    except MemoryError:
+        raise
+    except Exception:
+        with suppress(Exception):  # if it was not the metadata, the first error is the one to tell
+            return _decoded_without_metadata(_content(file))
+        raise
+
+
+def _decoded_without_metadata(content: bytes) -> DecodedImage:
+    bare, orientation = without_metadata(content) or (content, None)
+    with Image.open(BytesIO(bare)) as image:
+        if isinstance(image, TiffImageFile):  # its metadata are read after the pixels, and spoil nothing before
+            orientation = image.tag_v2.get(_ORIENTATION_TAG, UPRIGHT)
+            image.load_end = lambda: None  # type: ignore[method-assign]
+        return _decoded(image, orientation)
+
+
+def _decoded(image: Image.Image, orientation: int | None = None) -> DecodedImage:
+    layout = str(getattr(image, "tile", ""))  # names the stored layout; Pillow forgets it on loading
+    image.load()
+    orientation = _orientation(image) if orientation is None else orientation
+    if orientation in _UPRIGHT_BY:
+        image = image.transpose(_UPRIGHT_BY[orientation])
+    pixels = to_rgb(image, white=_TWELVE_BITS if "I;12" in layout else _SIXTEEN_BITS)
+    if "I;12" in layout:
+        return DecodedImage(pixels, 0)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return DecodedImage(pixels, int(np.asarray(image).max(initial=0)))
+    if ";16" in layout and (largest := int(pixels.max(initial=0))):
+        return DecodedImage(pixels, 256 * largest + 255)
+    return DecodedImage(pixels, 0)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation alone; other entries may be of any kind."""
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes) and (orientation := exif_orientation(exif)) != UPRIGHT:
+        return orientation
+    try:  # of TIFF, XMP and others
+        value = image.getexif().get(_ORIENTATION_TAG, UPRIGHT)
+        return int(value[0] if isinstance(value, bytes | tuple | list) else value)
+    except Exception:  # of odd entries Pillow's parser raises nearly everything
+        return UPRIGHT
+
+
+def _content(file: str | os.PathLike[str] | BinaryIO) -> bytes:
+    if isinstance(file, str | os.PathLike):
+        return Path(file).read_bytes()
+    file.seek(0)
+    return file.read()
+
+
+def to_rgb(image: Image.Image, white: int = _SIXTEEN_BITS) -> Pixels:
     """Show any Pillow image as 8-bit RGB.
 
     - Transparency (RGBA, LA, transparent palettes and colours) is laid over white.
-    - 16-bit grey ("I;16" and its relatives, and "I", in which Pillow holds some 16-bit files) is scaled by 1/257, so
-      that 65535 becomes 255. Pillow's own conversion clips at 255.
+    - 16-bit grey ("I;16" and its relatives, and "I", in which Pillow holds some 16-bit files) is scaled by 255/white:
+      65535 becomes 255. Pillow's own conversion clips at 255. Files that say they hold 12 bits have white at 4095.
     - Floating-point grey ("F") is read as [0, 1] where no value is greater than 1, else as [0, 255].
     - The other modes ("1", "L", "P", "CMYK", "YCbCr", "HSV", "LAB") are converted by Pillow. Embedded ICC profiles are
       not applied, as everywhere in the field.
+
+    Args:
+        image: decoded.
+        white: the value of 16-bit grey that is shown as white.
 
     Returns:
         (H, W, 3) uint8, a writable copy.
@@ -47,7 +138,7 @@ def to_rgb(image: Image.Image) -> Pixels:
         ValueError: integer or floating-point pixels lie outside the ranges above, so that nobody can know their white.
     """
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _grey_to_rgb(np.asarray(image), white=_SIXTEEN_BITS)
+        return _grey_to_rgb(np.asarray(image), white=white)
     if image.mode == "F":
         values = np.asarray(image)
         return _grey_to_rgb(values, white=1 if values.max(initial=0) <= 1 else 255)

@@ -1,6 +1,8 @@
 """Many files by one word: `*` and `?` as in a shell, and numbered or listed parts in braces."""
 
 import glob
+import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +25,17 @@ def find_files(pattern: str) -> list[Path]:
     Raises:
         InputError: a file that the braces name, or everything that a `*` could find, is missing.
     """
-    if Path(pattern).is_file():
+    if os.path.isfile(pattern):
         return [Path(pattern)]
+    folder, rest = os.path.split(pattern)
+    if not os.path.isdir(folder):  # else its name is literal, whatever its characters
+        folder, rest = "", pattern
     files = []
-    for name in expand_braces(pattern):
-        found = sorted(glob.glob(name.replace("[", "[[]"))) if is_pattern(name) else [name]  # brackets are just names
-        if not found or not all(map(Path.is_file, map(Path, found))):
-            raise InputError(f"There is no file {name}, which {pattern} stands for; check its name.")
+    for name in expand_braces(rest):
+        escaped = os.path.join(glob.escape(folder), name.replace("[", "[[]"))  # brackets are just names
+        found = sorted(glob.glob(escaped)) if is_pattern(name) else [os.path.join(folder, name)]
+        if not found or not all(map(os.path.isfile, found)):
+            raise InputError(f"There is no file {name:.300}, which {pattern:.300} stands for; check its name.")
         files += found
     return list(map(Path, dict.fromkeys(files)))
 
@@ -38,13 +44,19 @@ def expand_braces(pattern: str) -> list[str]:
     """`a{08..10}` is a08, a09, a10, and `{a,b}c` is ac, bc; several braces give all combinations.
 
     Raises:
-        InputError: a range that goes backwards, or is very long.
+        InputError: a range that goes backwards, or parts that stand for very many files.
     """
+    if math.prod(len(_parts(content)) for content in _BRACES.findall(pattern)) > _MOST_PARTS:
+        raise InputError(f"{pattern:.300} stands for more than {_MOST_PARTS:,} files. Give fewer by one pattern.")
+    return _expanded(pattern)
+
+
+def _expanded(pattern: str) -> list[str]:
     braces = _BRACES.search(pattern)
     if braces is None:
         return [pattern]
     head, tail = pattern[: braces.start()], pattern[braces.end() :]
-    return [head + part + rest for part in _parts(braces.group(1)) for rest in expand_braces(tail)]
+    return [head + part + rest for part in _parts(braces.group(1)) for rest in _expanded(tail)]
 
 
 def _parts(content: str) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """Tables of images as a source, through Hugging Face `datasets`: from the hub, saved to disk, or in parquet files."""
 
+import glob
 import logging
 import os
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from alight.data.class_labels import number_classes
+from alight.data.columns import image_columns, listed, pick_label_column, wanted_column, warn_of_unused
 from alight.data.file_patterns import find_files
-from alight.data.image_store import ImageStore, file_stamp
+from alight.data.image_store import ImageStore, file_stamp, first_special, read_image
+from alight.data.readable_names import readable_classes
 from alight.data.stored_images import StoredImages
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 _DEFAULT_SPLIT = "train"
-_IMAGE_COLUMN, _LABEL_COLUMN = "image", "label"
+_IMAGE_COLUMN = "image"
 _MOST_OF_A_MESSAGE = 400  # characters of an error of datasets, some of which list everything there is
 
 
@@ -37,8 +40,10 @@ class HuggingFaceImages(StoredImages):
             a folder that `save_to_disk` wrote; a parquet file, or a pattern for several.
         unconditional: take all images as one class.
         max_skipped_fraction: more unusable images than this share are an error.
-        image_column: which column holds the images; None = the one of that type, else `image`.
-        label_column: which column holds the labels; None = the one with class names, else `label`, if there is one.
+        image_column: which column holds the images; None = the one of that type, else `image` or the
+            like.
+        label_column: which column holds the labels; None = the one with class names, else `label`, `class`
+            or the like, if there is one.
 
     Raises:
         InputError: `datasets` is not installed or cannot open this; there is no such split or column; some rows have
@@ -59,7 +64,7 @@ class HuggingFaceImages(StoredImages):
         store = _TableStore(word, key, table, image)
         if not len(store):
             raise InputError(f"{word} has no rows; choose another split.")
-        label = None if unconditional else _label_column(table, word, label_column)
+        label = None if unconditional else _label_column(table, word, label_column, image)
         super().__init__(store, *_labels(table, label, store), max_skipped_fraction)
 
 
@@ -96,17 +101,19 @@ class _TableStore(ImageStore):
 
         Raises:
             OSError: the file is not there.
-            ValueError: the row has no image.
+            ValueError: the row has no image, or its file is no regular one.
         """
         image = self._images[position][self._column]
         if image is None:
             raise ValueError("the row has no image")
-        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        if image["bytes"] is None and not image["path"]:
+            raise ValueError("the row has neither an image nor a path")
+        return image["bytes"] if image["bytes"] is not None else read_image(image["path"])
 
 
 def is_saved_table(folder: Path) -> bool:
     """Whether `datasets` wrote this folder with `save_to_disk`."""
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    return any(os.path.isfile(folder / name) for name in ("state.json", "dataset_dict.json"))
 
 
 def _open_table(word: str) -> tuple["Dataset", str]:
@@ -128,11 +135,16 @@ def _open_table(word: str) -> tuple["Dataset", str]:
         if is_saved_table(Path(name)):
             return _saved_table(name, split), key
         if name.lower().endswith(".parquet") and not os.path.isdir(name):
-            builder, files = "parquet", [str(file) for file in find_files(name)]
+            # datasets takes brackets and stars in these names for patterns
+            where = {"path": "parquet", "data_files": [glob.escape(str(file)) for file in find_files(name)]}
+        elif os.path.isdir(name) and (odd := first_special(Path(name))) is not None:
+            raise InputError(f"{odd} is neither a file nor a folder, so reading it may never end. Remove it.")
+        elif "[" in name and os.path.isdir(name):
+            parquet = any(file.suffix.lower() == ".parquet" for file in Path(name).rglob("*"))
+            where = {"path": "parquet" if parquet else "imagefolder", "data_dir": glob.escape(name)}
         else:
-            builder, files = name, None
-        table = datasets.load_dataset(builder, data_files=files, split=split or _DEFAULT_SPLIT, keep_in_memory=False)
-    return table, key
+            where = {"path": name}
+        return datasets.load_dataset(**where, split=split or _DEFAULT_SPLIT, keep_in_memory=False), key
 
 
 def _saved_table(folder: str, split: str) -> "Dataset":
@@ -156,28 +168,35 @@ def _image_column(table: "Dataset", word: str, wanted: str | None) -> str:
     import datasets
 
     typed = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
-    candidates = [wanted] if wanted else typed or [_IMAGE_COLUMN]
+    usual = [_IMAGE_COLUMN] if _IMAGE_COLUMN in table.column_names else image_columns(table.column_names)[:1]
+    chosen = wanted and (wanted_column(wanted, table.column_names) or wanted)
+    candidates = [chosen] if chosen else typed or usual or [_IMAGE_COLUMN]
     if len(candidates) > 1 or candidates[0] not in table.column_names:
         found = f"{len(typed)} columns of images" if len(candidates) > 1 else f"no column {candidates[0]}"
         raise InputError(
-            f"{word} has {found} among {', '.join(table.column_names)}; say which one holds the images with "
-            "image_column."
+            f"{word} has {found} among {listed(table.column_names)}; say which one holds the images with image_column."
         )
     return candidates[0]
 
 
-def _label_column(table: "Dataset", word: str, wanted: str | None) -> str | None:
+def _label_column(table: "Dataset", word: str, wanted: str | None, image: str) -> str | None:
     import datasets
 
     typed = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
-    candidates = [wanted] if wanted else typed or ({_LABEL_COLUMN} & {*table.column_names})
-    if len(candidates) > 1 or {*candidates} - {*table.column_names}:
+    if not wanted and not typed:
+        others = [name for name in table.column_names if name != image]
+        usual = pick_label_column(others, word)
+        if usual is None:
+            warn_of_unused(others, word)
+        return usual
+    candidates = [wanted_column(wanted, table.column_names)] if wanted else typed
+    if len(candidates) > 1 or candidates[0] is None:
         found = f"{len(typed)} columns of classes" if len(candidates) > 1 else f"no column {wanted}"
         raise InputError(
-            f"{word} has {found} among {', '.join(table.column_names)}; say which one holds the labels with "
+            f"{word} has {found} among {listed(table.column_names)}; say which one holds the labels with "
             "label_column, or take all images as one class with unconditional=True."
         )
-    return next(iter(candidates), None)
+    return candidates[0]
 
 
 def _labels(table: "Dataset", column: str | None, store: ImageStore) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
@@ -193,7 +212,7 @@ def _labels(table: "Dataset", column: str | None, store: ImageStore) -> tuple[np
     values = table.select_columns([column])[:][column]
     feature = table.features[column]
     if not isinstance(feature, datasets.ClassLabel):
-        if not all(isinstance(value, int | str | None) for value in values):
+        if not all(_is_label(value) for value in values):
             raise InputError(
                 f"The column {column} of {store.place} holds neither whole numbers nor text, so it cannot be the "
                 "labels; choose another with label_column, or take all images as one class with unconditional=True."
@@ -204,7 +223,13 @@ def _labels(table: "Dataset", column: str | None, store: ImageStore) -> tuple[np
             f"Some rows of {store.place} have no class in the column {column}, as those of test splits often do; "
             "choose another split, or take all images as one class with unconditional=True."
         )
-    return np.array(values, dtype=np.int64), tuple(feature.names)
+    shown = readable_classes(feature.names, store.place)
+    return np.array(values, dtype=np.int64), tuple(shown.values())
+
+
+def _is_label(value: object) -> bool:
+    """Whether it is text, a whole number (also as 3.0), or nothing (also as NaN)."""
+    return isinstance(value, int | str | None) or (isinstance(value, float) and (value != value or value.is_integer()))
 
 
 @contextmanager

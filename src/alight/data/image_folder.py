@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from alight.data.image_store import ImageFiles, list_images, visible_folders
+from alight.data.readable_names import readable, readable_classes
 from alight.data.stored_images import StoredImages
 from alight.runtime.errors import InputError
 
@@ -36,9 +37,9 @@ class ImageFolder(StoredImages):
         self, folder: str | os.PathLike[str], unconditional: bool = False, max_skipped_fraction: float = 0.5
     ) -> None:
         folder = Path(folder)
-        if not folder.is_dir():
-            found = "is a file, not a folder; unpack it first" if folder.exists() else "does not exist"
-            raise InputError(f"The image folder {folder} {found}.")
+        if not os.path.isdir(folder):
+            found = "is a file, not a folder; unpack it first" if os.path.exists(folder) else "does not exist"
+            raise InputError(f"The image folder {folder!s:.300} {found}.")
         names = list_images(folder)
         if not names:
             raise InputError(
@@ -46,9 +47,11 @@ class ImageFolder(StoredImages):
                 "directly or in one subfolder per class."
             )
         if unconditional or _is_flat(folder, names):
-            classes = [folder.resolve().name] * len(names)
+            classes = [readable(folder.resolve().name)] * len(names)
         else:
-            classes = [name.split("/", 1)[0] for name in names]
+            folders = [name.split("/", 1)[0] for name in names]
+            shown = readable_classes(dict.fromkeys(folders), str(folder))
+            classes = [shown[name] for name in folders]
         class_names, labels = np.unique(classes, return_inverse=True)
         super().__init__(
             ImageFiles(folder, folder, names),
@@ -67,13 +70,13 @@ def _is_flat(folder: Path, names: list[str]) -> bool:
     if loose:
         raise InputError(
             f"{folder} holds {loose:,} images beside {len(per_folder)} subfolders with images (such as "
-            f"{min(per_folder)}), so it is unclear whether the subfolders are classes; move the loose images into "
-            "class folders or away, or take everything as one class with unconditional=True."
+            f"{readable(min(per_folder))}), so it is unclear whether the subfolders are classes; move the loose "
+            "images into class folders or away, or take everything as one class with unconditional=True."
         )
     if empty := [name for name in visible_folders(folder) if name not in per_folder]:
         raise InputError(
-            f"{len(empty)} of the class folders in {folder} hold no images (such as {empty[0]}); every class "
-            "needs some, so fill them or remove them."
+            f"{len(empty)} of the class folders in {folder} hold no images (such as {readable(empty[0])}); every "
+            "class needs some, so fill them or remove them."
         )
     if per_folder.keys() <= _SPLIT_FOLDERS:
         logger.warning(
@@ -81,4 +84,20 @@ def _is_flat(folder: Path, names: list[str]) -> bool:
             folder,
             ", ".join(sorted(per_folder)),
         )
+    _warn_of_deeper_classes(folder, names)
     return False
+
+
+def _warn_of_deeper_classes(folder: Path, names: list[str]) -> None:
+    """Say where a single class folder has folders of its own, which may be the classes."""
+    if len({name.split("/", 1)[0] for name in names}) == 1:
+        common = os.path.commonpath([os.path.dirname(name) for name in names])
+        below = sorted({name.removeprefix(f"{common}/").split("/")[0] for name in names})
+        if len(below) > 1 and all(os.path.dirname(name) != common for name in names):
+            logger.warning(
+                "%s has one class folder, so all images are one class, but %s has folders of its own (%s). If these "
+                "are the classes, give that folder instead.",
+                folder,
+                readable(str(folder / common)),
+                ", ".join(map(readable, below[:4])) + (", ..." if len(below) > 4 else ""),
+            )

@@ -15,11 +15,11 @@ from typing import NamedTuple, TypeVar
 from PIL import UnidentifiedImageError
 
 from alight.data.cache import cache_file, one_process_at_a_time, read_cache, write_cache, write_note
-from alight.data.decode import decode_image
+from alight.data.decode import decode_with_peak
 from alight.data.image_store import ImageStore
 from alight.runtime.console import progress_bar
 
-_FORMAT = "image-index-2"
+_FORMAT = "image-index-3"
 _HASH_DIGITS = 32  # 128 bits tell any two images apart
 _IMAGES_PER_TASK = 64
 _SECONDS_BEFORE_PROGRESS_BAR = 2.0
@@ -48,6 +48,7 @@ class ImageRecord(NamedTuple):
         height: of the decoded, upright image in pixels.
         width: likewise.
         hash: SHA-256 of the encoded bytes, the first 32 hexadecimal digits.
+        peak: the largest value of an image with 16 bits per channel; 0 for others.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ImageRecord(NamedTuple):
     height: int
     width: int
     hash: str
+    peak: int
 
 
 class ImageIndex(NamedTuple):
@@ -78,7 +80,7 @@ def index_images(store: ImageStore) -> ImageIndex:
 
     A progress bar appears when this takes long. An interrupted run keeps what it has reached. Of several processes
     one does the work. The cache lies in `cache_folder()`; where that cannot be written, everything works and is looked
-    at again next time. Damaged images are looked at every time: they are few, fail fast, and may have been mended.
+    at again next time. Damaged images are looked at every time: they are few, fail fast, and may have been replaced.
     """
     file = cache_file(_FORMAT, store.key)
     stamps = list(_in_threads(lambda position: _stamp(store, position), range(len(store))))
@@ -151,12 +153,13 @@ def _examine(store: ImageStore, position: int, stamp: str | SkippedImage) -> Ima
         return stamp
     try:
         encoded = store.read(position)
-        height, width = decode_image(BytesIO(encoded)).shape[:2]
+        pixels, peak = decode_with_peak(BytesIO(encoded))
     except MemoryError:
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise nearly everything, and each is a verdict
         return SkippedImage(store.location(position), _reason(error))
-    return ImageRecord(store.name(position), stamp, height, width, sha256(encoded).hexdigest()[:_HASH_DIGITS])
+    height, width = pixels.shape[:2]
+    return ImageRecord(store.name(position), stamp, height, width, sha256(encoded).hexdigest()[:_HASH_DIGITS], peak)
 
 
 def _reason(error: Exception) -> str:

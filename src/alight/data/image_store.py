@@ -4,18 +4,24 @@ A store gives bytes by position. What the bytes show, and which of them can be u
 """
 
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from alight.runtime.errors import InputError
+from alight.runtime.reading import read_bytes
 
 IMAGE_EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif".split()
 )
-_LITTER = frozenset({"__MACOSX"})  # what archivers leave behind
+# of archivers, storage devices and file systems
+_LITTER = frozenset({"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
+_LARGEST_IMAGE = 512 * 2**20  # bytes of an encoded image; Pillow refuses what has more than 179 million pixels
+_LONGEST_PATH = 4096  # bytes; no system opens a longer one
 
 
 class ImageStore(ABC):
@@ -70,7 +76,7 @@ class ImageFiles(ImageStore):
         self.place, self.key = str(place), str(place.resolve())
         self.folder = folder
         # One array instead of a list of strings: worker processes share it without copying.
-        self._names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+        self._names = encoded_names(names, str(place))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -84,19 +90,77 @@ class ImageFiles(ImageStore):
         return os.path.join(self.folder, self.name(position))
 
     def stamp(self, position: int) -> str:
-        """Size and time of the last modification."""
-        return file_stamp(self.location(position))
+        """Size and time of the last modification.
+
+        Raises:
+            OSError, ValueError: the file is not there, not a regular file, or too large for an image.
+        """
+        return image_stamp(self.location(position))
 
     def read(self, position: int) -> bytes:
         """The whole file."""
-        with open(self.location(position), "rb") as file:
-            return file.read()
+        return read_image(self.location(position))
 
 
 def file_stamp(file: str | os.PathLike[str] | int) -> str:
     """Size in bytes and time of the last modification in nanoseconds, of a path or of an open file's number."""
     status = os.stat(file)
     return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def image_stamp(file: str | os.PathLike[str]) -> str:
+    """As `file_stamp`, of an image that can be read from beginning to end.
+
+    Raises:
+        OSError, ValueError: the file is not there, not a regular file, or too large for an image.
+    """
+    status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    require_image_size(status.st_size)
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def read_image(file: str | os.PathLike[str]) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        OSError, ValueError: as `image_stamp`.
+    """
+    image_stamp(file)  # its words are shorter than those of a reader of any file
+    return read_bytes(Path(file), _LARGEST_IMAGE)
+
+
+def require_image_size(size: int) -> None:
+    """Refuse what no image has.
+
+    Raises:
+        ValueError: it has more bytes than 512 MiB.
+    """
+    if size > _LARGEST_IMAGE:
+        raise ValueError(f"{size:,} bytes, more than the {_LARGEST_IMAGE:,} that an image may have")
+
+
+def encoded_names(names: Sequence[str], place: str) -> npt.NDArray[np.bytes_]:
+    """Names as one array of bytes, as the file system has them.
+
+    Raises:
+        InputError: a name cannot be that of a file: it is too long, or not Unicode.
+    """
+    encoded = []
+    for name in names:
+        try:
+            encoded.append(os.fsencode(name))
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{place} names {ascii(name):.100}, which no file can be called. Correct the name."
+            ) from error
+        if len(encoded[-1]) > _LONGEST_PATH:
+            raise InputError(
+                f"{place} names a file by {len(name):,} characters ({name:.40}...), more than a path can have. "
+                "Correct the name."
+            )
+    return np.array(encoded, dtype=np.bytes_)
 
 
 def list_images(folder: Path) -> list[str]:
@@ -113,10 +177,23 @@ def list_images(folder: Path) -> list[str]:
         raise InputError(f"{error.filename} cannot be listed ({error.strerror}); check its name and rights.") from None
 
 
+def first_special(folder: Path) -> Path | None:
+    """A FIFO, device or socket below a folder, which would keep a reader waiting for ever; None if there is none."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                mode = os.stat(os.path.join(root, name)).st_mode
+            except OSError:  # a broken link does not block
+                continue
+            if not stat.S_ISREG(mode):
+                return Path(root, name)
+    return None
+
+
 def visible_folders(folder: Path) -> list[str]:
     """Names of the subfolders of a folder that are not hidden, sorted."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not _is_ignored(entry.name))
+        return sorted(entry.name for entry in entries if entry.is_dir() and not is_ignored(entry.name))
 
 
 def is_image_name(name: str) -> bool:
@@ -130,7 +207,7 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if _is_ignored(entry.name):
+            if is_ignored(entry.name):
                 continue
             if entry.is_dir():
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here))
@@ -138,5 +215,6 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str
                 yield prefix + entry.name
 
 
-def _is_ignored(name: str) -> bool:
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder of that name is hidden or litter, so that it is neither an image nor a class."""
     return name.startswith(".") or name in _LITTER

@@ -1,34 +1,44 @@
-"""Images in tar files, as WebDataset lays them out, as a source: any image by one seek."""
+"""Images in tar files, by samples, by class folders or by a tar per class, as a source: any image by one seek."""
 
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from alight.data.class_labels import number_classes
+from alight.data.class_labels import name_classes, number_classes
+from alight.data.columns import listed, pick_label_column, warn_of_unused
 from alight.data.file_patterns import find_files
-from alight.data.image_store import ImageStore, file_stamp
+from alight.data.image_store import ImageStore, encoded_names, file_stamp, require_image_size
+from alight.data.readable_names import readable
 from alight.data.stored_images import StoredImages
-from alight.data.tar_index import TarColumns, TarImage, index_tar
+from alight.data.tar_classes import TarPlace, classes_by_place
+from alight.data.tar_index import TarColumns, TarContents, index_tar
 from alight.runtime.console import progress_bar
 from alight.runtime.errors import InputError
 
 _SECONDS_BEFORE_PROGRESS_BAR = 2.0
 
+logger = logging.getLogger(__name__)
+
 
 class ImageTars(StoredImages):
     """The images of tar files, in the order of the files, each sample with its label from `.cls` or `.json`.
 
-    Samples without an image do not count. Labels are names or numbers, or absent everywhere; see `number_classes`.
+    Samples without an image do not count. Labels are names or numbers; see `number_classes`. Where no sample has one,
+    the classes are the tar files (a folder of `n01440764.tar`, ..., or ImageNet's own tar of these) or the folders
+    inside them; see `classes_by_place`.
 
     Args:
         tars: a tar file, a folder of them, or a pattern such as `train-{000..146}.tar` or `train-*.tar`.
         unconditional: take all images as one class.
         max_skipped_fraction: more unusable images than this share are an error.
         image_column: extension of the images, where samples have several, such as `input.png`.
-        label_column: key of the label in each sample's `.json`; None = its `.cls`, else the key `label`.
+        label_column: key of the label in each sample's `.json`; None = its `.cls`, else the key `label`,
+            `class` or the like.
 
     Raises:
         InputError: a file is missing, cut off, damaged or compressed; a sample has several images; no image has such
@@ -59,8 +69,48 @@ class ImageTars(StoredImages):
             raise InputError(
                 f"{word} holds no {kind}; samples should be laid out as 0001.jpg, 0001.cls, 0002.jpg, ..."
             )
-        labels = [None if unconditional else image.label for _, images in contents for image in images]
-        super().__init__(store, *number_classes(labels, store), max_skipped_fraction)
+        _warn_of_special(word, contents)
+        super().__init__(store, *_classes(store, contents, columns, unconditional), max_skipped_fraction)
+
+
+def _classes(
+    store: "_TarStore", contents: Sequence[TarContents], columns: TarColumns, unconditional: bool
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """Labels and class names, from the samples or from where they lie.
+
+    Raises:
+        InputError: no sample has the key that is asked for, or as `number_classes` and `classes_by_place`.
+    """
+    raw = [None if unconditional else image.label for content in contents for image in content.images]
+    keys = list(dict.fromkeys(key for content in contents for key in content.keys))
+    extensions = dict.fromkeys(extension for content in contents for extension in content.extensions)
+    labelled = any(label not in (None, "") for label in raw)
+    if not unconditional and not labelled:
+        if columns.label is not None:
+            found = f"only {listed(keys)}" if keys else "and no sample has a .json that can be read"
+            raise InputError(
+                f"No sample in {store.place} has a label under the key {columns.label}, {found}; correct label_column."
+            )
+        unused = [f".{extension}" for extension in extensions if extension != "json"] + keys
+        names = None if keys else classes_by_place(store.places(contents), store.place)
+        if names is not None:
+            return name_classes(names, store)
+        warn_of_unused(unused, store.place)
+    if labelled and columns.label is None and "cls" not in extensions:
+        pick_label_column(keys, store.place)  # the index has picked it; a warning names others
+    return number_classes(raw, store)
+
+
+def _warn_of_special(word: str, contents: Sequence[TarContents]) -> None:
+    special = [name for content in contents for name in content.special]
+    if special:
+        logger.warning(
+            "%s members of %s are links, devices, archives or the like and not regular image files (such as %s); they "
+            "are skipped.",
+            f"{len(special):,}",
+            word,
+            readable(special[0]),
+        )
 
 
 class _TarStore(ImageStore):
@@ -69,14 +119,14 @@ class _TarStore(ImageStore):
     The file is opened for each image, so that nothing must be kept open, shared or sent to worker processes.
     """
 
-    def __init__(self, place: str, files: Sequence[Path], contents: Sequence[tuple[str, Sequence[TarImage]]]) -> None:
+    def __init__(self, place: str, files: Sequence[Path], contents: Sequence[TarContents]) -> None:
         self.place, self.key = place, os.path.realpath(place)
         self._files = [str(file) for file in files]
         self._root = os.path.commonpath([file.parent for file in files])
-        self._stamps = [stamp for stamp, _ in contents]
-        images = [image for _, images in contents for image in images]
-        self._file_numbers = np.repeat(np.arange(len(files)), [len(images) for _, images in contents])
-        self._names = np.array([os.fsencode(image.name) for image in images], dtype=np.bytes_)
+        self._stamps = [content.stamp for content in contents]
+        images = [image for content in contents for image in content.images]
+        self._file_numbers = np.repeat(np.arange(len(files)), [len(content.images) for content in contents])
+        self._names = encoded_names([image.name for image in images], place)
         self._spans = np.array([(image.offset, image.size) for image in images], dtype=np.int64).reshape(-1, 2)
 
     def __len__(self) -> int:
@@ -85,6 +135,14 @@ class _TarStore(ImageStore):
     def name(self, position: int) -> str:
         """The tar file, relative to the folder of all, and the member in it."""
         return os.path.relpath(self.location(position), self._root)
+
+    def places(self, contents: Sequence[TarContents]) -> list[TarPlace]:
+        """Where each image lies, as far as it can tell its class."""
+        return [
+            TarPlace(image.inner or file, os.path.dirname(image.name.removeprefix(f"{image.inner}/")))
+            for file, content in zip(self._files, contents, strict=True)
+            for image in content.images
+        ]
 
     def location(self, position: int) -> str:
         """The tar file and the member in it."""
@@ -100,10 +158,11 @@ class _TarStore(ImageStore):
 
         Raises:
             OSError: the tar file is not there.
-            ValueError: it has changed since it was listed.
+            ValueError: it has changed since it was listed, or the member is too large for an image.
         """
         number = self._file_numbers[position]
         offset, size = self._spans[position].tolist()
+        require_image_size(size)
         with open(self._files[number], "rb") as file:
             if file_stamp(file.fileno()) != self._stamps[number]:
                 raise ValueError("the tar file has changed since it was listed")

@@ -56,6 +56,10 @@ class ImageSource(ABC):
 
         It covers the names of the images and classes, the sizes in pixels, the labels and the contents. The name of
         a single class says nothing and does not count. What is computed from the images records it.
+
+        Contents of stored images are hashed when they are indexed, and again when the size or the modification time
+        (in nanoseconds) of their file has changed. A file whose content was replaced by one of the same size and whose
+        time was set back is not noticed, unless the cache folder is cleared.
         """
         digest = sha256(json.dumps(self.class_names if len(self.class_names) > 1 else ()).encode())
         for index, (height, width) in enumerate(self.sizes.tolist()):

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from alight.artifacts import differences
 from alight.data.latent_shards import shard_name, write_shard
 from alight.data.latents import UNFINISHED
-from alight.data.sealed_json import read_sealed, write_sealed
+from alight.runtime.checked_json import read_checked, write_checked
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors, file_hash
@@ -119,7 +119,7 @@ class LatentFolder:
     def record_time(self, seconds: float) -> None:
         """Note how long the run has taken so far; `start` came before."""
         with explained_disk_errors(self.path):
-            write_sealed(self._unfinished / _RUN, self._claim | {"seconds": round(seconds, 3)})
+            write_checked(self._unfinished / _RUN, self._claim | {"seconds": round(seconds, 3)})
 
     def holds(self, number: int) -> bool:
         """Whether shard `number` is here, bit for bit as it was written."""
@@ -142,7 +142,7 @@ class LatentFolder:
         """
         record = write_shard(self.path / shard_name(number), tensors)
         with explained_disk_errors(self.path):
-            write_sealed(self._record_path(number), record)
+            write_checked(self._record_path(number), record)
 
     def records(self) -> list[dict[str, Any]]:
         """What `write_shard` said of each shard, in order."""
@@ -158,4 +158,4 @@ class LatentFolder:
 
 def _read(path: Path, schema: type[Schema]) -> Schema:
     remedy = "Delete the folder of the latents, and extract them again."
-    return check_values(read_sealed(path), schema, str(path), remedy)
+    return check_values(read_checked(path), schema, str(path), remedy)

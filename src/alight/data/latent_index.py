@@ -16,8 +16,8 @@ from typing_extensions import TypedDict
 
 from alight.data.latent_shards import LABELS, LATENTS, MAX_CLASSES, map_shard, require_finite, shard_statistics
 from alight.data.latent_statistics import ChannelStatistics
-from alight.data.sealed_json import read_sealed, write_sealed
 from alight.interop.latents import STATISTICS_FILE, load_latents_statistics
+from alight.runtime.checked_json import read_checked, write_checked
 from alight.runtime.errors import InputError
 from alight.runtime.reading import check_values
 
@@ -86,7 +86,7 @@ def read_index(folder: Path) -> LatentIndex:
     path = folder / INDEX
     if not path.is_file():
         return published_index(folder)
-    index: LatentIndex = check_values(read_sealed(path), LatentIndex, str(path), _REMEDY)
+    index: LatentIndex = check_values(read_checked(path), LatentIndex, str(path), _REMEDY)
     channels, statistics = index["shape"][0], index["statistics"]
     lengths = {len(statistics["mean"]), len(statistics["std"])}
     if lengths != {channels} or index["count"] != sum(shard["count"] for shard in index["shards"]):
@@ -122,7 +122,7 @@ def write_index(
         "statistics": {"source": source, "mean": statistics[0].tolist(), "std": statistics[1].tolist()},
         "statistics_of_data": {"mean": measured.mean.tolist(), "std": measured.std.tolist()},
     }
-    write_sealed(folder / INDEX, index)
+    write_checked(folder / INDEX, index)
 
 
 def merged_statistics(records: Sequence[Mapping[str, Any]]) -> ChannelStatistics:

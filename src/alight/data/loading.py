@@ -34,8 +34,8 @@ def open_images(
     |---|---|
     | `digits`, `photographs` | embedded, no download |
     | a folder | `ImageFolder`: class subfolders, or flat |
-    | `.csv`, `.jsonl`, `.txt` | `ImageList`: paths with optional labels |
-    | `.tar`, a pattern such as `train-{000..146}.tar`, a folder of tars | `ImageTars` |
+    | `.csv`, `.tsv`, `.jsonl`, `.txt` | `ImageList`: paths with optional labels |
+    | `.tar`, a pattern such as `train-{000..146}.tar`, a folder of tars | `ImageTars`: samples, or by class |
     | `hf:owner/name[:split]`, `.parquet`, a pattern or folder of them, what `datasets` saved | `HuggingFaceImages` |
 
     Args:
@@ -61,8 +61,8 @@ def open_images(
         return Photographs() if size is None else Photographs(crop_size=size)
     if not os.path.exists(word):
         raise InputError(
-            f"There are no images at {word}: give a folder of images, a list, tars, hf:owner/name, or 'digits' or "
-            "'photographs'."
+            f"There are no images at {word:.300}: give a folder of images, a list, tars, hf:owner/name, or 'digits' "
+            "or 'photographs'."
         )
     return ImageFolder(word, unconditional, max_skipped_fraction)
 
@@ -72,12 +72,12 @@ def _columnar_source(word: str) -> type[ImageList] | type[ImageTars] | type[Hugg
     if word.startswith(PREFIX):
         return HuggingFaceImages
     path = Path(word)
-    if path.is_dir():
+    if os.path.isdir(word):
         if is_saved_table(path):
             return HuggingFaceImages
         extension = _only_extension(path)
     else:
-        extension = path.suffix.lower() if path.exists() or is_pattern(word) else ""
+        extension = path.suffix.lower() if os.path.exists(word) or is_pattern(word) else ""
         if extension in LIST_EXTENSIONS:
             return ImageList
     if extension == ".tar":
@@ -113,6 +113,19 @@ def open_source(config: ImagesConfig, split: Split) -> ImageSource:
         config.label_column,
     )
     return split_source(source, split, config.held_out_fraction)
+
+
+def source_fingerprint(config: ImagesConfig, split: Split) -> str:
+    """Identity of the images of a split with their labels and class names, to compare with that of an earlier run.
+
+    It changes when an image is replaced, added, removed, renamed or given another label, and when a class is added or
+    renamed; see `ImageSource.fingerprint`. Images that were opened before cost one look at the size and time of each
+    file, and nothing is decoded again.
+
+    Raises:
+        InputError: as `open_source`.
+    """
+    return open_source(config, split).fingerprint
 
 
 def open_dataset(config: ImagesConfig, split: Split, seed: int = 0, augment: bool = True) -> ImageDataset:

@@ -5,21 +5,35 @@ killed goes on with the images that are missing, whoever of several processes ma
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
 from alight.artifacts import differences
+from alight.data.png_check import is_intact_png
 from alight.data.provenance import png_text
 from alight.runtime.errors import InputError
-from alight.runtime.files import explained_disk_errors, write_text
+from alight.runtime.files import explained_disk_errors, replacing, write_text
+from alight.runtime.reading import read_bytes, read_json
 
 UNFINISHED = "unfinished.json"
+_LARGEST_PNG = 256 * 2**20  # bytes
+
+
+class _State(TypedDict):
+    """The content of UNFINISHED."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # type: ignore[misc]
+
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    seconds: float
 
 
 class Request(NamedTuple):
@@ -55,6 +69,8 @@ class SampleFolder:
             InputError: another run has left images here.
         """
         state = self._read_state()
+        if state is not None and not any((self.path / "images").glob("*.png")):
+            state = None  # nothing depends on its configuration yet, which may be what kept it from going on
         if state is None and any((self.path / "images").glob("*")):
             raise InputError(
                 f"{self.path / 'images'} holds files that no unfinished 'alight sample' has left there. "
@@ -83,23 +99,26 @@ class SampleFolder:
         (self.path / UNFINISHED).unlink(missing_ok=True)
 
     def holds(self, number: int, request: Request) -> bool:
-        """Whether image `number` is here, whole, and made as requested."""
+        """Whether image `number` is here, bit by bit as it was written, and made as requested."""
         try:
-            with Image.open(self.image_path(number)) as image:
+            content = read_bytes(self.image_path(number), _LARGEST_PNG)
+            if not is_intact_png(content):
+                return False
+            with Image.open(BytesIO(content)) as image:
                 image.load()
                 return (image.info.get("label"), image.info.get("seed")) == (str(request.label), str(request.seed))
-        except (OSError, SyntaxError, ValueError):  # Pillow's words for a damaged file
+        except Exception:  # of a foreign file of this name, Pillow raises nearly everything
             return False
 
     def write(self, number: int, pixels: np.ndarray, request: Request, nfe: int, settings: Mapping[str, Any]) -> None:
         """Store image `number`, (H, W, 3) uint8, with what made it, its cost, and what else it is to say of itself."""
         text = png_text({"label": request.label, "seed": request.seed, "nfe": nfe, **settings})
-        with _replacing(self.image_path(number)) as temporary:
+        with replacing(self.image_path(number), durable=False) as temporary:
             Image.fromarray(pixels).save(temporary, format="png", pnginfo=text)
 
     def write_picture(self, name: str, image: np.ndarray, settings: Mapping[str, Any]) -> None:
         """Store a picture of several samples, with what they have in common."""
-        with _replacing(self.path / name) as temporary:
+        with replacing(self.path / name) as temporary:
             Image.fromarray(image).save(temporary, format="png", pnginfo=png_text(settings))
 
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
@@ -113,24 +132,8 @@ class SampleFolder:
         with Image.open(self.image_path(number)) as image:
             return int(image.info["nfe"])
 
-    def _read_state(self) -> dict[str, Any] | None:
+    def _read_state(self) -> _State | None:
         path = self.path / UNFINISHED
         if not path.is_file():
             return None
-        try:
-            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return {key: state[key] for key in ("config", "inputs", "seconds")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} cannot be read ({error}). Delete {self.path} to start anew.") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name whose file takes the place of `path` in the end; a killed run's leftover is written over."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with explained_disk_errors(path.parent):
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        return read_json(path, _State, f"Delete {self.path} to start from the beginning.")

@@ -10,9 +10,11 @@ from alight.data.decode import Pixels, decode_image
 from alight.data.image_index import ImageIndex, index_images
 from alight.data.image_store import ImageStore
 from alight.data.images import ImageSource
+from alight.data.readable_names import printable, readable
 from alight.runtime.errors import InputError
 
 _NAMED_IN_MESSAGES = 3
+_DIM = (1 << 14) - 1  # no 16-bit image that is exposed for 16 bits stays below a quarter of white
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class StoredImages(ImageSource):
         self.labels = labels[self._positions]
         self.sizes = np.array([(record.height, record.width) for record in index.images], dtype=np.int64)
         self._require_the_same_classes(labels)
+        self._warn_of_dim(index)
 
     @property
     def description(self) -> str:
@@ -57,8 +60,11 @@ class StoredImages(ImageSource):
         return f"{self.store.place}: {count}{skipped}"
 
     def name(self, index: int) -> str:
-        """The name in the store: for files the path relative to the folder, with forward slashes."""
-        return self.store.name(int(self._positions[index]))
+        r"""The name in the store, with `\xe9` for a byte that is not UTF-8.
+
+        For files it is the path relative to the folder, with forward slashes.
+        """
+        return printable(self.store.name(int(self._positions[index])))
 
     def content_hash(self, index: int) -> str:
         """Of the encoded bytes, as they were when they were indexed."""
@@ -76,7 +82,7 @@ class StoredImages(ImageSource):
         except Exception as error:
             raise InputError(
                 f"{self.store.location(position)} could be decoded when the images were indexed, but no longer "
-                f"({error}); put it back, or start again so that they are indexed anew."
+                f"({error}); put it back, or start again so that the images are indexed again."
             ) from error
 
     def _judge_skipped(self, index: ImageIndex, max_fraction: float) -> None:
@@ -106,3 +112,23 @@ class StoredImages(ImageSource):
                 f"Not one image of the class {self.class_names[lost[0]]} in {self.store.place} can be decoded; "
                 "replace its images or remove them."
             )
+
+    def _warn_of_dim(self, index: ImageIndex) -> None:
+        """Cameras and microscopes store 10, 12 or 14 bits in 16 without a word about it, and the images look black."""
+        dim = [(record.peak, record.name) for record in index.images if 0 < record.peak <= _DIM]
+        if not dim:
+            return
+        deep = sum(record.peak > 0 for record in index.images)
+        peak, name = max(dim)
+        logger.warning(
+            "%s of %s images with 16 bits in %s have no value above %s, as if they held %d bits (the brightest "
+            "is %s, with %s). White is 65,535, so they are nearly black; if they should not be, scale their values to "
+            "16 or to 8 bits before.",
+            f"{len(dim):,}",
+            f"{deep:,}",
+            self.store.place,
+            f"{(1 << peak.bit_length()) - 1:,}",
+            peak.bit_length(),
+            readable(name),
+            f"{peak:,}",
+        )

@@ -1,8 +1,8 @@
-"""How near latents are to a foundation model's features, measured alike with and without alignment.
+"""Alignment of latents with a foundation model's features, measured alike with and without alignment loss.
 
-A tokenizer that was trained without alignment has no projection. So every tokenizer is judged without one, by the
+A tokenizer that was trained without alignment has no projection. So every tokenizer is measured without one, by the
 relations between its positions (`latent_mdms`), and through a linear map that is fitted in the same way for each
-(`linear_cosine`). Those that have a projection are judged through that as well.
+(`linear_cosine`). Those that have a projection are measured through it as well.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 from alight.config import EvaluateTokenizerConfig
 from alight.data.loading import open_dataset
 from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
-from alight.evaluation.subjects import Projection
+from alight.evaluation.tokenizers import Projection
 from alight.losses import marginal_cosine_loss, marginal_distance_matrix_loss
 from alight.metrics.ridge import RidgeRegression
 from alight.models.foundation import FoundationModel
@@ -40,7 +40,7 @@ def fit_linear_map(
     """The best linear map without bias from latents to features, by ridge regression on training crops.
 
     Latents are the posterior's means, and features have the length one at each position, since the cosine that the
-    map is judged by does not see their length.
+    map is measured by does not see their length.
     """
     vae.to(processes.device)
     dataset = open_dataset(config.images, "train", augment=False)

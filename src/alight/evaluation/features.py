@@ -1,7 +1,7 @@
 """The feature spaces that sets of images are compared in, and one pass over a set for all of them.
 
-`FeatureNetworks` says which spaces there are; `ImageFeatures` is what a set leaves in each: statistics, and where they
-are kept the features themselves.
+`SPACES` is the table of them, `FeatureNetworks` those that a configuration asks for, and `ImageFeatures` holds the
+statistics of a set in each, and where they are kept the features themselves. A new space is a row.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,9 +31,58 @@ DINOV2_FEATURES = "DINOv2 ViT-L/14 class token, Pillow bicubic to 224 pixels"
 GREY_SIDE = 8
 
 
+class DINOv2Features:
+    """The extractor of FD-DINOv2, which resizes 8-bit pixels by itself."""
+
+    name = DINOV2_FEATURES
+
+    def __init__(self, network: DINOv2ClassToken) -> None:
+        self._network, self.dimension = network, network.dimension
+
+    def __call__(self, images: Tensor | Pixels) -> Tensor:
+        """Class tokens (B, D) of images (B, H, W, 3) uint8."""
+        return self._network(as_pixels(images))
+
+
+def foundation_extractor(name: str, image_size: int, device: torch.device) -> FeatureExtractor:
+    """Mean patch features of any vision transformer, on its own input size for images of this size."""
+    model = FoundationModel.from_pretrained(name).to(device)
+    side = max(image_size // model.patch_size, 1)
+    label = f"mean patch feature of {Path(name).name}"
+    return ModelFeatures(label, model.feature_dim, lambda x: model(x, (side, side)).mean((2, 3)), device)
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """One row of the table of feature spaces.
+
+    Attributes:
+        distance: short name of the Frechet distance in this space.
+        option: field of `FeatureNetworksConfig` that asks for it; empty = it needs no network, and is always there.
+        open: (value of the option, side of the images, device) -> extractor; None for Inception, whose pass over a set
+            gives more than one kind of features (`InceptionSet`).
+    """
+
+    distance: str
+    option: str
+    open: Callable[[str, int, torch.device], FeatureExtractor] | None
+
+
+SPACES = {  # in the order of preference where one space must be chosen
+    INCEPTION: FeatureSpace("FID", "inception_weights", None),
+    DINOV2: FeatureSpace(
+        "FD-DINOv2",
+        "dinov2",
+        lambda name, size, device: DINOv2Features(DINOv2ClassToken.from_pretrained(name).to(device)),
+    ),
+    FOUNDATION: FeatureSpace("Frechet distance", "foundation", foundation_extractor),
+    GREY_PIXELS: FeatureSpace("Frechet distance", "", lambda name, size, device: GreyPixels(GREY_SIDE)),
+}
+
+
 @dataclass(frozen=True)
 class FeatureNetworks:
-    """What images are looked at with.
+    """The networks that images are looked at with.
 
     Attributes:
         device: where the networks are.
@@ -51,26 +100,13 @@ class FeatureNetworks:
         return [*([INCEPTION] if self.inception is not None else []), *self.extractors]
 
     def name(self, key: str) -> str:
-        """What a space is called."""
+        """The name of a space."""
         return POOL_FEATURES if key == INCEPTION else self.extractors[key].name
 
     @property
     def nearest(self) -> str:
         """The space in which neighbours are sought."""
         return next(key for key in (DINOV2, INCEPTION, FOUNDATION, GREY_PIXELS) if key in self.keys)
-
-
-class DINOv2Features:
-    """The extractor of FD-DINOv2, which resizes 8-bit pixels by itself."""
-
-    name = DINOV2_FEATURES
-
-    def __init__(self, network: DINOv2ClassToken) -> None:
-        self._network, self.dimension = network, network.dimension
-
-    def __call__(self, images: Tensor | Pixels) -> Tensor:
-        """Class tokens (B, D) of images (B, H, W, 3) uint8."""
-        return self._network(as_pixels(images))
 
 
 def open_feature_networks(config: FeatureNetworksConfig, image_size: int, device: torch.device) -> FeatureNetworks:
@@ -88,24 +124,15 @@ def open_feature_networks(config: FeatureNetworksConfig, image_size: int, device
     if config.inception_weights is not None:
         inception = InceptionV3.from_file(config.inception_weights).to(device)
     extractors: dict[str, FeatureExtractor] = {}
-    if config.dinov2 is not None:
-        extractors[DINOV2] = DINOv2Features(DINOv2ClassToken.from_pretrained(config.dinov2).to(device))
-    if config.foundation is not None:
-        extractors[FOUNDATION] = foundation_extractor(config.foundation, image_size, device)
-    extractors[GREY_PIXELS] = GreyPixels(GREY_SIDE)
+    for key, space in SPACES.items():
+        value = getattr(config, space.option) if space.option else ""
+        if space.open is not None and value is not None:
+            extractors[key] = space.open(value, image_size, device)
     return FeatureNetworks(device, inception, extractors)
 
 
-def foundation_extractor(name: str, image_size: int, device: torch.device) -> FeatureExtractor:
-    """Mean patch features of any vision transformer, on its own input size for images of this size."""
-    model = FoundationModel.from_pretrained(name).to(device)
-    side = max(image_size // model.patch_size, 1)
-    label = f"mean patch feature of {Path(name).name}"
-    return ModelFeatures(label, model.feature_dim, lambda x: model(x, (side, side)).mean((2, 3)), device)
-
-
 class ImageFeatures:
-    """What one set of images, or a process's part of it, leaves in every space.
+    """Statistics and features of one set of images, or of a process's part of it, in every space.
 
     Args:
         networks: look at the images.
@@ -156,7 +183,7 @@ class ImageFeatures:
         return torch.cat(self._kept[key]) if self._kept.get(key) else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels between processes: everything but the networks."""
+        """The state that travels between processes: everything but the networks."""
         return {name: value for name, value in vars(self).items() if name != "_extractors"}
 
 

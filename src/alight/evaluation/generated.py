@@ -163,7 +163,7 @@ class FolderImages(ImageFiles):
 
 
 class SampledImages(ImageFiles):
-    """What 'alight sample' has made, with every setting that made it.
+    """Images that 'alight sample' has made, with every setting that made them.
 
     Args:
         folder: a finished samples artifact.
@@ -233,7 +233,7 @@ def open_generated(path: Path) -> GeneratedImages:
 
 
 def sampling_conditions(settings: Mapping[str, Any]) -> Conditions:
-    """What belongs beside a score, from the settings that a sampling run records."""
+    """The conditions to state beside a score, from the settings that a sampling run records."""
     sampling = {name: "off" if value is None else value for name, value in settings["sampling"].items()}
     sampling["guidance_channels"] = settings["sampling"].get("guidance_channels") or "all"
     return {

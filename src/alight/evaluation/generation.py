@@ -9,8 +9,8 @@ from alight.data.image_dataset import ImageDataset
 from alight.evaluation.batches import contiguous_share, in_steps
 from alight.evaluation.features import ImageFeatures, Watcher, gather_features, open_feature_networks
 from alight.evaluation.generated import GeneratedImages
-from alight.evaluation.label_figures import JudgedLabels, judge_labels
-from alight.evaluation.measure import evenly_spread
+from alight.evaluation.label_figures import LabelScores, score_labels
+from alight.evaluation.reconstruction import evenly_spread
 from alight.evaluation.reference_set import (
     ReferenceSet,
     measure_training_images,
@@ -26,12 +26,12 @@ NEIGHBOURS = 3  # of every generated image that is shown with its own
 
 @dataclass(frozen=True)
 class Generation:
-    """What was measured of generated images.
+    """The measurements of generated images.
 
     Attributes:
         features: of the generated images.
         reference: what they are held against.
-        judged: their labels before a judge, where there is one.
+        label_scores: accuracy of their labels, where they have labels.
         dataset: the training images, where they were looked at.
         shown: numbers of the images whose neighbours were sought among them.
         neighbours: what was found, or None.
@@ -40,7 +40,7 @@ class Generation:
 
     features: ImageFeatures
     reference: ReferenceSet
-    judged: JudgedLabels | None
+    label_scores: LabelScores | None
     dataset: ImageDataset | None
     shown: list[int]
     neighbours: NearestNeighbours | None
@@ -85,8 +85,8 @@ def measure_generation(config: EvaluateConfig, images: GeneratedImages, processe
         unit="batch",
     )
     features = gather_features(networks, (start, stop), read, processes)
-    judged = judge_labels(images, dataset, config.images) if processes.is_main and dataset is not None else None
-    return Generation(features, reference, judged, dataset, shown, neighbours, networks.name(networks.nearest))
+    label_scores = score_labels(images, dataset, config.images) if processes.is_main and dataset is not None else None
+    return Generation(features, reference, label_scores, dataset, shown, neighbours, networks.name(networks.nearest))
 
 
 def seek(neighbours: NearestNeighbours, key: str) -> Watcher:

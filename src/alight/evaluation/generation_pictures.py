@@ -1,4 +1,4 @@
-"""What a report shows of generated images: some of every class, and the training images that are nearest to some."""
+"""Pictures of generated images for a report: some of every class, and the training images that are nearest to some."""
 
 import numpy as np
 
@@ -6,8 +6,8 @@ from alight.evaluation.batches import load_batches
 from alight.evaluation.generated import GeneratedImages
 from alight.evaluation.generation import Generation
 from alight.evaluation.tokenizer_report import magnification
-from alight.metrics.pictures import image_grid
-from alight.metrics.report import Picture
+from alight.reporting.pictures import image_grid
+from alight.reporting.report import Picture
 
 SHOWN_PER_CLASS, SHOWN_CLASSES, SHOWN_UNLABELLED = 10, 10, 50
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import torch
 
-from alight.evaluation.features import DINOV2, FOUNDATION, GREY_PIXELS, INCEPTION, ImageFeatures
+from alight.evaluation.features import DINOV2, INCEPTION, ImageFeatures
 from alight.evaluation.generated import Conditions, GeneratedImages
 from alight.evaluation.reference_set import ReferenceSet
 from alight.metrics.frechet import FrechetDistance, frechet_distance
 from alight.metrics.inception_score import InceptionScore
 from alight.metrics.inception_set import InceptionScores, inception_scores
 from alight.metrics.manifold import density_coverage, precision_recall
-from alight.metrics.report import Figure
+from alight.reporting.report import Figure
 
 PUBLISHED_COUNT = 50_000
 EVALUATOR = "Inception-v3 of 2015-12-05, TensorFlow resizing to 299, float64"
@@ -41,8 +41,8 @@ def generation_figures(
         figures += inception_figures(scores, conditions)
     elif generated.inception is not None:
         figures.append(inception_score_figure(generated.inception.classes.compute(), conditions))
-    for key in (DINOV2, FOUNDATION, GREY_PIXELS):
-        if key in generated.statistics and key in reference.statistics:
+    for key in generated.statistics:
+        if key in reference.statistics:
             distance = frechet_distance(generated.statistics[key], reference.statistics[key])
             figures.append(space_figure(key, distance, conditions, generated.statistics[key].features or key))
     if DINOV2 in generated.statistics and DINOV2 in reference.features:

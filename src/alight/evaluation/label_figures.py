@@ -1,4 +1,4 @@
-"""Whether generated images show the classes that were asked for, all together and class by class."""
+"""Label accuracy of generated images, all together and class by class."""
 
 import numpy as np
 
@@ -7,18 +7,18 @@ from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset, sequential_batches
 from alight.evaluation.generated import GeneratedImages
 from alight.metrics.features import GreyPixels
-from alight.metrics.label_accuracy import DigitJudge, LabelAccuracy, SVCJudge
-from alight.metrics.report import Comparison, Figure
+from alight.metrics.label_accuracy import DigitClassifier, LabelAccuracy, LabelClassifier
+from alight.reporting.report import Comparison, Figure
 from alight.runtime.errors import InputError
 
 MOST_FOR_A_JUDGE = 20_000  # a support vector classifier takes a time that grows with the square of the images
-JUDGED_SIDE = 8  # pixels of the side that a judge of a folder sees
+CLASSIFIED_SIDE = 8  # pixels of the side that a classifier of a folder sees
 SHOWN_CLASSES = 20
 BATCH = 64
 
 
-class JudgedLabels:
-    """Generated and real held-out images before the same judge.
+class LabelScores:
+    """Generated and real held-out images before the same classifier.
 
     Attributes:
         generated: of all images.
@@ -29,7 +29,7 @@ class JudgedLabels:
         self.generated, self.real = generated, real
 
 
-def judge_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConfig) -> JudgedLabels | None:
+def score_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConfig) -> LabelScores | None:
     """Ask an independent classifier, fitted to real training images, what it sees.
 
     Returns:
@@ -38,16 +38,16 @@ def judge_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConf
     if images.labels is None or len(real.source.class_names) < 2 or max(len(real), images.count) > MOST_FOR_A_JUDGE:
         return None
     if config.source == "digits":
-        judge: SVCJudge = DigitJudge()
+        classifier: LabelClassifier = DigitClassifier()
     else:
-        judge = SVCJudge.fit(GreyPixels(JUDGED_SIDE), pixels_of(real), real.source.labels)
+        classifier = LabelClassifier.fit(GreyPixels(CLASSIFIED_SIDE), pixels_of(real), real.source.labels)
     pixels = np.concatenate(list(images.read(0, images.count, BATCH)))
-    generated = judge.accuracy(pixels, images.labels)
+    generated = classifier.accuracy(pixels, images.labels)
     try:
         held_out = open_dataset(config, "held_out", augment=False)
     except InputError:  # nothing is held out of this folder
-        return JudgedLabels(generated, None)
-    return JudgedLabels(generated, judge.accuracy(pixels_of(held_out), held_out.source.labels))
+        return LabelScores(generated, None)
+    return LabelScores(generated, classifier.accuracy(pixels_of(held_out), held_out.source.labels))
 
 
 def pixels_of(dataset: ImageDataset) -> np.ndarray:
@@ -55,43 +55,43 @@ def pixels_of(dataset: ImageDataset) -> np.ndarray:
     return np.concatenate([pixels.permute(0, 2, 3, 1).numpy() for pixels, _ in sequential_batches(dataset, BATCH)])
 
 
-def label_figure(judged: JudgedLabels, images: GeneratedImages) -> Figure:
-    """The share of images in which the judge sees the class that was asked for."""
+def label_figure(scores: LabelScores, images: GeneratedImages) -> Figure:
+    """The share of images in which the classifier sees the class that was asked for."""
     compare = None
-    if judged.real is not None:
+    if scores.real is not None:
         compare = Figure(
             "real_label_accuracy",
             "Real held-out images",
-            judged.real.value,
+            scores.real.value,
             "",
             3,
-            {"judge": judged.real.judge, "images": judged.real.n},
+            {"classifier": scores.real.classifier, "images": scores.real.n},
         )
     return Figure(
         "generated_label_accuracy",
         "Label accuracy",
-        judged.generated.value,
+        scores.generated.value,
         "",
         3,
-        {"judge": judged.generated.judge} | images.conditions,
-        explanation="Share of generated images in which an independent judge sees the class that was asked for.",
+        {"classifier": scores.generated.classifier} | images.conditions,
+        explanation="Share of generated images in which an independent classifier sees the class that was asked for.",
         compare=compare,
         better="higher",
     )
 
 
-def class_table(judged: JudgedLabels, images: GeneratedImages) -> Comparison:
+def class_table(scores: LabelScores, images: GeneratedImages) -> Comparison:
     """Class by class, the worst first."""
     assert images.labels is not None
     counts = np.bincount(images.labels)
-    worst_first = sorted(judged.generated.per_class, key=lambda label: judged.generated.per_class[label])
+    worst_first = sorted(scores.generated.per_class, key=lambda label: scores.generated.per_class[label])
     rows: dict[str, list[Figure | None]] = {}
     for label in worst_first[:SHOWN_CLASSES]:
         name = images.class_names[label] if label < len(images.class_names) else str(label)
         row: list[Figure | None] = [
-            Figure("label_accuracy", f"{name} ({counts[label]:,})", judged.generated.per_class[label], digits=3)
+            Figure("label_accuracy", f"{name} ({counts[label]:,})", scores.generated.per_class[label], digits=3)
         ]
-        real = judged.real.per_class.get(label) if judged.real is not None else None
+        real = scores.real.per_class.get(label) if scores.real is not None else None
         row.append(None if real is None else Figure("label_accuracy", name, real, digits=3))
         rows[f"{name} ({counts[label]:,} images)"] = row
     shown = f", the {SHOWN_CLASSES} worst of {len(worst_first)}" if len(worst_first) > SHOWN_CLASSES else ""

@@ -11,8 +11,8 @@ from alight.metrics.latent_figures import (
     latent_vectors,
     power_spectrum,
 )
-from alight.metrics.pictures import scatter
-from alight.metrics.report import Curve, Figure, Picture
+from alight.reporting.pictures import scatter
+from alight.reporting.report import Curve, Figure, Picture
 from alight.runtime.seeding import derive_seed, random_stream
 
 CHECKED = 2_000  # latents, from first to last, that are read for everything but the checksums
@@ -27,7 +27,7 @@ def read_some(dataset: LatentDataset, seed: int, count: int = CHECKED) -> np.nda
 
 
 def latent_figures(dataset: LatentDataset, latents: np.ndarray, seed: int) -> list[Figure]:
-    """What can be said of normalised latents (N, C, h, w) in single numbers."""
+    """Figures of normalised latents (N, C, h, w)."""
     mean, std = latents.mean((0, 2, 3), dtype=np.float64), latents.std((0, 2, 3), dtype=np.float64)
     generator = np.random.default_rng(derive_seed(seed, "positions"))
     vectors = latent_vectors(latents, generator)
@@ -60,7 +60,7 @@ def latent_figures(dataset: LatentDataset, latents: np.ndarray, seed: int) -> li
 
 
 def density_figures(dataset: LatentDataset, seed: int, runs: int) -> tuple[list[Figure], Picture]:
-    """How evenly the latent space is filled (paper, Table 6), and the last of the maps that tell."""
+    """The evenness with which the latent space is filled (paper, Table 6), and the last map of it."""
     generator = np.random.default_rng(derive_seed(seed, "density"))
     evenness, plane = density_evenness(latent_vectors(read_some(dataset, seed, MAPPED), generator), generator, runs)
     conditions: dict[str, str | int | float] = {"vectors": evenness.vectors, "maps": evenness.runs, "seed": seed}
@@ -83,7 +83,7 @@ def map_picture(plane: LatentMap) -> Picture:
 
 
 def latent_plots(latents: np.ndarray) -> list[Curve]:
-    """How normalised latents (N, C, h, w), and vectors (N, C) from them, are distributed."""
+    """Distributions of normalised latents (N, C, h, w), and of vectors (N, C) from them."""
     vectors = latent_vectors(latents, np.random.default_rng(0))
     channels = np.arange(latents.shape[1])
     mean, std = latents.mean((0, 2, 3), dtype=np.float64), latents.std((0, 2, 3), dtype=np.float64)

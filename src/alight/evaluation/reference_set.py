@@ -1,4 +1,4 @@
-"""What generated images are held against: real images measured now, measured before, or published as statistics."""
+"""References for generated images: real images measured now, measured before, or published as statistics."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -306,7 +306,7 @@ def _key_of(statistics: FeatureStatistics, networks: FeatureNetworks) -> str | N
 
 
 def reference_facts(reference: ReferenceSet, count: int) -> dict[str, Any]:
-    """What the manifest of a reference says."""
+    """The facts in the manifest of a reference."""
     assert reference.size is not None
     spaces = [key for key in reference.statistics if key != "spatial"]
     names = {key: reference.statistics[key].features for key in spaces}

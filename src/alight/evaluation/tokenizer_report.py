@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from alight.config import EvaluateTokenizerConfig, MeasureTokenizerConfig
-from alight.evaluation.measure import Measurements, evenly_spread
-from alight.evaluation.subjects import Judges, Subject
-from alight.evaluation.verdict import F16D32
-from alight.metrics.pictures import comparison_strip
-from alight.metrics.report import Comparison, Curve, Figure, Picture
+from alight.evaluation.assessment import F16D32
+from alight.evaluation.reconstruction import Measurements, evenly_spread
+from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks
 from alight.models.foundation import FoundationModel
+from alight.reporting.pictures import comparison_strip
+from alight.reporting.report import Comparison, Curve, Figure, Picture
 from alight.runtime.pixels import UINT8_RULE
 from alight.training.tracking import read_log
 
@@ -23,7 +23,9 @@ DIFFERENCE_GAIN = 4
 QUANTILES = 40  # of the curve over the images; few enough that it is drawn as it is
 
 
-def tokenizer_figures(measured: Measurements, config: MeasureTokenizerConfig, judges: Judges) -> list[Figure]:
+def tokenizer_figures(
+    measured: Measurements, config: MeasureTokenizerConfig, networks: MetricNetworks
+) -> list[Figure]:
     """Every figure of one tokenizer, with its conditions."""
     conditions: dict[str, str | int | float] = {
         "images": len(measured.scores["psnr"]),
@@ -32,7 +34,7 @@ def tokenizer_figures(measured: Measurements, config: MeasureTokenizerConfig, ju
         "latent": f"posterior {config.posterior}",
         "seed": config.seed,
         "uint8 rule": UINT8_RULE,
-        "tokenizer": measured.subject.artifact.hash[:12],
+        "tokenizer": measured.tokenizer.artifact.hash[:12],
     }
     anchors = F16D32._asdict() if isinstance(config, EvaluateTokenizerConfig) else {}
     anchors = {name: ("f16d32 on ImageNet", value) for name, value in anchors.items()}
@@ -88,20 +90,20 @@ def tokenizer_figures(measured: Measurements, config: MeasureTokenizerConfig, ju
                 better="lower",
             )
         )
-    if judges.foundation is not None:
-        figures += alignment_figures(measured, conditions, judges.foundation)
+    if networks.foundation is not None:
+        figures += alignment_figures(measured, conditions, networks.foundation)
     return figures
 
 
 def alignment_figures(
     measured: Measurements, conditions: Mapping[str, str | int | float], foundation: FoundationModel
 ) -> list[Figure]:
-    """How near the latents are to the features of the foundation model."""
+    """Figures of the alignment between latents and the features of the foundation model."""
     conditions = {**conditions, "foundation": foundation.name, "input": foundation.input_mode}
     figures = []
     if "alignment_cosine" in measured.scores:
-        assert measured.subject.projection is not None
-        settings = measured.subject.projection.settings
+        assert measured.tokenizer.projection is not None
+        settings = measured.tokenizer.projection.settings
         figures = [
             Figure(
                 "alignment_cosine",
@@ -172,20 +174,20 @@ def side_by_side(measured: Sequence[Measurements], figures: Sequence[Sequence[Fi
     labels = {figure.name: figure.label for each in figures for figure in each}
     by_name = [{figure.name: figure for figure in each} for each in figures]
     rows = {label: [each.get(name) for each in by_name] for name, label in labels.items()}
-    return Comparison([each.subject.name for each in measured], rows)
+    return Comparison([each.tokenizer.name for each in measured], rows)
 
 
-def numbered(figures: Sequence[Figure], subject: Subject, number: int) -> list[Figure]:
+def numbered(figures: Sequence[Figure], tokenizer: EvaluatedTokenizer, number: int) -> list[Figure]:
     """The same figures as those of one of several tokenizers: `reconstruction_psnr_2` is that of the second."""
     suffix = "" if number == 1 else f"_{number}"
     return [
-        replace(figure, name=f"{figure.name}{suffix}", label=f"{figure.label}, {subject.name}", headline=False)
+        replace(figure, name=f"{figure.name}{suffix}", label=f"{figure.label}, {tokenizer.name}", headline=False)
         for figure in figures
     ]
 
 
 def chosen_images(psnr: Tensor, count: int) -> dict[str, list[int]]:
-    """Which images to show: the worst, some ordinary ones, the best."""
+    """Choose the images to show: the worst, some ordinary ones, the best."""
     order = psnr.argsort(stable=True).tolist()
     count = min(count, len(order))
     ordinary = [order[rank] for rank in evenly_spread(len(order), count)]
@@ -210,7 +212,7 @@ def psnr_distribution(measured: Sequence[Measurements]) -> Curve:
     """PSNR over the images, sorted from the worst to the best."""
     share = torch.linspace(0, 1, QUANTILES + 1, dtype=torch.float64)
     series = {
-        each.subject.name: (
+        each.tokenizer.name: (
             (100 * share).tolist(),
             each.scores["psnr"].quantile(share, interpolation="nearest").tolist(),
         )
@@ -219,11 +221,11 @@ def psnr_distribution(measured: Sequence[Measurements]) -> Curve:
     return Curve("PSNR of each image, from the worst to the best", "% of the images", "dB", series)
 
 
-def tokenizer_curves(subjects: Sequence[Subject]) -> list[Curve]:
+def tokenizer_curves(tokenizers: Sequence[EvaluatedTokenizer]) -> list[Curve]:
     """The training losses that are comparable from step to step and from tokenizer to tokenizer."""
-    folders = {subject.name: subject.artifact.path for subject in subjects}
+    folders = {tokenizer.name: tokenizer.artifact.path for tokenizer in tokenizers}
     curves: list[Curve | None]
-    if len(subjects) == 1:
+    if len(tokenizers) == 1:
         (folder,) = folders.values()
         curves = [
             log_curve("Tokenizer: reconstruction", folder, {"l1": "L1 per pixel"}, log_y=True),

@@ -1,21 +1,17 @@
 """Flow matching: paths from noise to data, training times and objective, guidance, and the solvers that sample."""
 
-from alight.flow.diffusion import DiffusionForm, diffusion_coefficient
-from alight.flow.guidance import GuidedVelocity
+from alight.flow.diffusion import diffusion_coefficient
+from alight.flow.guidance import AutoGuidance, ClassifierFreeGuidance, Guidance, GuidedVelocity
 from alight.flow.interval import TimeInterval, default_eps, time_interval
 from alight.flow.likelihood import LogLikelihood, log_likelihood, standard_normal_log_density
-from alight.flow.objective import FlowMatchingLoss, LossWeight, flow_matching_loss
+from alight.flow.objective import FlowMatchingLoss, flow_matching_loss
 from alight.flow.path import PATHS, GVPPath, LinearPath, Path, PathSample, VPPath
-from alight.flow.predictions import Prediction, VelocityField, to_data, to_noise, to_score, to_velocity
-from alight.flow.sde import LastStep, SDEMethod, SDESolution, solve_sde
+from alight.flow.predictions import VelocityField, to_data, to_noise, to_score, to_velocity
+from alight.flow.sampling import sample
+from alight.flow.sde import SDESolution, solve_sde
 from alight.flow.solvers import SOLVERS, ODESolution, euler, solve_ode
-from alight.flow.timesteps import (
-    TimeDistribution,
-    dimension_aware_shift,
-    sample_timesteps,
-    shift_timesteps,
-    time_grid,
-)
+from alight.flow.timesteps import dimension_aware_shift, sample_timesteps, shift_timesteps, time_grid
+from alight.options import DiffusionForm, LastStep, LossWeight, Prediction, SDEMethod, TimeDistribution
 
 __all__ = [
     "PATHS",
@@ -23,6 +19,9 @@ __all__ = [
     "DiffusionForm",
     "FlowMatchingLoss",
     "GVPPath",
+    "AutoGuidance",
+    "ClassifierFreeGuidance",
+    "Guidance",
     "GuidedVelocity",
     "LastStep",
     "LinearPath",
@@ -44,6 +43,7 @@ __all__ = [
     "euler",
     "flow_matching_loss",
     "log_likelihood",
+    "sample",
     "sample_timesteps",
     "shift_timesteps",
     "solve_ode",

@@ -1,4 +1,4 @@
-"""How much noise an SDE injects: the diffusion coefficient D(t) of
+"""The strength of the noise that an SDE injects: the diffusion coefficient D(t) of
 
     dx = (velocity + D score) dt + sqrt(2 D) dW.
 
@@ -8,15 +8,12 @@ Every D >= 0 has the same marginals p_t as the ODE (D = 0), so D is a choice of 
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from alight.flow.options import require_known
 from alight.flow.path import Path
-
-DiffusionForm = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
+from alight.options import DiffusionForm, names_of, require_known
 
 
 def diffusion_coefficient(path: Path, t: Tensor, form: DiffusionForm = "sigma", norm: float = 1.0) -> Tensor:
@@ -33,7 +30,7 @@ def diffusion_coefficient(path: Path, t: Tensor, form: DiffusionForm = "sigma", 
     Raises:
         InputError: an unknown form.
     """
-    require_known(form, get_args(DiffusionForm), "diffusion form")
+    require_known(form, names_of(DiffusionForm), "diffusion form")
     coefficient: dict[DiffusionForm, Callable[[], Tensor]] = {
         "constant": lambda: norm * torch.ones_like(t),
         "sbdm": lambda: norm * path.score_coefficient(t),

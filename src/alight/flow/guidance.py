@@ -1,15 +1,17 @@
-"""Guidance: the velocity of a model, pushed away from what a weaker prediction says.
+"""Guidance: the velocity of a model, extrapolated away from a weaker prediction.
 
-    v = v_weak + w (v - v_weak)
+    v = v_weak + w (v_strong - v_weak)
 
-The weaker prediction is the same model without the class (classifier-free guidance, Ho and Salimans, arXiv 2207.12598)
-or a smaller, less trained model with the class (autoguidance, Karras et al., arXiv 2406.02507). Outside a time
-interval the push only costs diversity (Kynkäänniemi et al., arXiv 2404.07724): there the weak prediction is not even
-computed.
+A strategy makes the two predictions: the weak one comes from the same model without the class (classifier-free
+guidance, Ho and Salimans, arXiv 2207.12598) or from a smaller, less trained model with the class (autoguidance, Karras
+et al., arXiv 2406.02507). Outside a time interval extrapolation only costs diversity (Kynkäänniemi et al., arXiv
+2404.07724): there the weak prediction is not even computed.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,11 +23,67 @@ Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 """model(x, t, class_labels) -> velocity, with x (B, C, H, W), t (B,), class_labels (B,) int64."""
 
 
+class Guidance(Protocol):
+    """A strategy: the two predictions between which guidance extrapolates.
+
+    Attributes:
+        evaluations: network evaluations per image that `predict_pair` costs.
+    """
+
+    @property
+    def evaluations(self) -> int: ...  # noqa: D102
+
+    def predict_pair(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The strong and the weak prediction at states `x` (B, C, H, W) and times `t` (B,), both shaped like `x`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClassifierFreeGuidance:
+    """The model with and without the class; both run as one batch of 2B rows.
+
+    Attributes:
+        model: `model(x, t, class_labels) -> velocity`.
+        class_labels: (B,) int64.
+        null_labels: (B,) int64, of the null class.
+    """
+
+    model: Model
+    class_labels: Tensor
+    null_labels: Tensor
+    evaluations: int = 2
+
+    def predict_pair(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Guidance`."""
+        labels = torch.cat([self.class_labels, self.null_labels])
+        strong, weak = self.model(torch.cat([x, x]), torch.cat([t, t]), labels).chunk(2)
+        return strong, weak
+
+
+@dataclass(frozen=True)
+class AutoGuidance:
+    """The model and a weaker one, both with the class.
+
+    Attributes:
+        model: `model(x, t, class_labels) -> velocity`.
+        guide: the weaker model on the same latents.
+        class_labels: (B,) int64.
+    """
+
+    model: Model
+    guide: Model
+    class_labels: Tensor
+    evaluations: int = 2
+
+    def predict_pair(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Guidance`."""
+        return self.model(x, t, self.class_labels), self.guide(x, t, self.class_labels)
+
+
 class GuidedVelocity:
     """A conditional model as a velocity field of (x, t) alone, for the solvers: labels and guidance are bound here.
 
-    The state is never doubled: `x` has one row per image. Where guidance is on, classifier-free guidance runs
-    conditional and null rows as one batch of 2B; where it is off, only the B conditional rows run.
+    The state is never doubled: `x` has one row per image. Where guidance is off, the model runs once with the class.
 
     Args:
         model: `model(x, t, class_labels) -> velocity`.
@@ -37,9 +95,10 @@ class GuidedVelocity:
         guidance_channels: guide only the first so many channels, the others keep the conditional prediction; None
             guides all. The published numbers were made with 3 of 32.
         guide: the weak model for autoguidance, called with the same labels.
+        guidance: another strategy; None is autoguidance where there is a guide, else classifier-free guidance.
 
     Attributes:
-        nfe: network evaluations per image so far: 2 where guided, 1 where not.
+        nfe: network evaluations per image so far: those of the strategy where guided, 1 where not.
 
     Raises:
         InputError: a reversed interval, no channels, or guidance without null labels and without a guide.
@@ -58,6 +117,7 @@ class GuidedVelocity:
         guidance_interval: tuple[float, float] | None = None,
         guidance_channels: int | None = None,
         guide: Model | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         if guidance_interval is not None and not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise InputError(
@@ -68,7 +128,11 @@ class GuidedVelocity:
             raise InputError(
                 f"guidance_channels must be at least 1, but it is {guidance_channels}. Use None for all channels."
             )
-        if guidance_scale != 1 and null_labels is None and guide is None:
+        if guidance is None and guide is not None:
+            guidance = AutoGuidance(model, guide, class_labels)
+        elif guidance is None and null_labels is not None:
+            guidance = ClassifierFreeGuidance(model, class_labels, null_labels)
+        if guidance_scale != 1 and guidance is None:
             raise InputError(
                 f"A guidance scale of {guidance_scale} needs null_labels (classifier-free guidance) or a guide model "
                 "(autoguidance). Pass one of them, or use guidance_scale=1."
@@ -83,7 +147,7 @@ class GuidedVelocity:
         self.null_labels = null_labels
         self.guidance_scale = guidance_scale
         self.guidance_channels = guidance_channels
-        self.guide = guide
+        self.guidance = guidance
         self.nfe = 0
         low, high = guidance_interval if guidance_interval is not None else (0.0, 1.0)
         self._low = -math.inf if low == 0 else _as_float32(low)
@@ -95,19 +159,19 @@ class GuidedVelocity:
         return () if self.guidance_scale == 1 else tuple(t for t in (self._low, self._high) if math.isfinite(t))
 
     def is_guided(self, t: Time) -> bool:
-        """Whether guidance is on at time t: the scale differs from 1 and t lies in the interval."""
+        """Tell if guidance is on at time t: the scale differs from 1 and t lies in the interval."""
         return self.guidance_scale != 1 and self._low <= _as_float32(t) <= self._high
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """The velocity at state `x` (B, C, H, W) and time `t`, a number or a 0-d tensor on the CPU."""
         self._require_fit(x)
         time = torch.full((len(x),), float(t), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-        if not self.is_guided(t):
+        if self.guidance is None or not self.is_guided(t):
             self.nfe += 1
             return self.model(x, time, self.class_labels)
-        self.nfe += 2
-        velocity, weak = self._predict_both(x, time)
-        return self._push_apart(velocity, weak)
+        self.nfe += self.guidance.evaluations
+        strong, weak = self.guidance.predict_pair(x, time)
+        return self._extrapolate(strong, weak)
 
     def _require_fit(self, x: Tensor) -> None:
         if len(x) != len(self.class_labels):
@@ -118,20 +182,12 @@ class GuidedVelocity:
                 "Use None for all of them."
             )
 
-    def _predict_both(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        if self.guide is not None:
-            return self.model(x, time, self.class_labels), self.guide(x, time, self.class_labels)
-        assert self.null_labels is not None  # checked in the constructor
-        labels = torch.cat([self.class_labels, self.null_labels])
-        conditional, unconditional = self.model(torch.cat([x, x]), torch.cat([time, time]), labels).chunk(2)
-        return conditional, unconditional
-
-    def _push_apart(self, velocity: Tensor, weak: Tensor) -> Tensor:
-        guided = weak + self.guidance_scale * (velocity - weak)
+    def _extrapolate(self, strong: Tensor, weak: Tensor) -> Tensor:
+        guided = weak + self.guidance_scale * (strong - weak)
         if self.guidance_channels is None:
             return guided
         channels = self.guidance_channels
-        return torch.cat([guided[:, :channels], velocity[:, channels:]], dim=1)
+        return torch.cat([guided[:, :channels], strong[:, channels:]], dim=1)
 
 
 def _as_float32(t: Time) -> float:

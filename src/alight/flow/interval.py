@@ -2,9 +2,8 @@
 
 from typing import NamedTuple
 
-from alight.flow.diffusion import DiffusionForm
 from alight.flow.path import Path
-from alight.flow.predictions import Prediction
+from alight.options import DiffusionForm, Prediction
 from alight.runtime.errors import InputError
 
 
@@ -30,7 +29,7 @@ class SingularEnds(NamedTuple):
 def singular_ends(
     path: Path, prediction: Prediction = "velocity", diffusion_form: DiffusionForm | None = None
 ) -> SingularEnds:
-    """Where the field diverges.
+    """The ends of the path at which the field diverges.
 
     At t = 0 alpha may vanish: then noise and score fix no velocity, and the "sbdm" diffusion is infinite. At t = 1
     sigma vanishes: then velocity and noise fix no score, which every SDE needs, and the VP velocity diverges.
@@ -42,7 +41,7 @@ def singular_ends(
 
 
 def default_eps(path: Path, prediction: Prediction = "velocity", diffusion_form: DiffusionForm | None = None) -> float:
-    """How far to stay away from a singular end: 0 where there is none, 1e-5 on the VP path, else 1e-3 (as in SiT)."""
+    """The distance from a singular end: 0 where there is none, 1e-5 on the VP path, else 1e-3 (as in SiT)."""
     if not any(singular_ends(path, prediction, diffusion_form)):
         return 0.0
     return 1e-5 if path.velocity_diverges_at_data and diffusion_form is None else 1e-3

@@ -1,4 +1,4 @@
-"""How likely the model thinks given data are: the change-of-variables formula along the flow.
+"""The likelihood of given data under the model: the change-of-variables formula along the flow.
 
     log p_1(x_1) = log N(x_0; 0, I) - integral from 0 to 1 of div v(x_t, t) dt
 

@@ -5,7 +5,6 @@ For velocities LightningDiT adds a direction term, 1 - cos(v, v_theta) over the 
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,13 +12,10 @@ from torch.nn import functional as F
 
 from alight.flow.guidance import Model
 from alight.flow.interval import time_interval
-from alight.flow.options import require_known
 from alight.flow.path import Path, PathSample, time_like
-from alight.flow.predictions import Prediction
 from alight.flow.randomness import Generators, standard_normal
 from alight.flow.timesteps import sample_timesteps
-
-LossWeight = Literal["none", "velocity", "likelihood"]
+from alight.options import LossWeight, Prediction, names_of, require_known
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,8 @@ def flow_matching_loss(
     Raises:
         InputError: unknown names, or shapes that do not belong together.
     """
-    require_known(prediction, get_args(Prediction), "prediction")
-    require_known(loss_weight or "none", get_args(LossWeight), "loss weight")
+    require_known(prediction, names_of(Prediction), "prediction")
+    require_known(loss_weight or "none", names_of(LossWeight), "loss weight")
     if x_0 is None:
         x_0 = standard_normal(x_1.shape, generator, x_1.device, x_1.dtype)
     if t is None:
@@ -109,7 +105,7 @@ def flow_matching_loss(
 def _weighted_error(
     output: Tensor, point: PathSample, path: Path, prediction: Prediction, loss_weight: LossWeight
 ) -> Tensor:
-    """What is squared: the velocity error, or the noise error times the square root of its weight.
+    """The error that is squared: of the velocity, or the noise error times the square root of its weight.
 
     A score s implies the noise -sigma s, so that both are compared with the noise. With c the score coefficient, a
     noise error e is a velocity error c e / sigma, and enters the likelihood bound as c e^2 / sigma^2.

@@ -1,4 +1,4 @@
-"""What a network's output means, and how one meaning turns into another.
+"""The meanings of a network's output, and conversions between them.
 
 At a point x_t of a path the velocity, the score grad log p_t(x_t) and the noise carry the same information (SiT, arXiv
 2401.08740, section 2):
@@ -10,14 +10,11 @@ The inverse is written with alpha/alpha' = 1 / (d log alpha / dt), which stays f
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 from torch import Tensor
 
-from alight.flow.options import require_known
 from alight.flow.path import Path, Time, time_like
-
-Prediction = Literal["velocity", "noise", "score"]
+from alight.options import Prediction, names_of, require_known
 
 
 def to_velocity(output: Tensor, x_t: Tensor, t: Time, path: Path, prediction: Prediction) -> Tensor:
@@ -75,7 +72,7 @@ class VelocityField:
     """
 
     def __init__(self, field: Callable[[Tensor, float], Tensor], path: Path, prediction: Prediction) -> None:
-        require_known(prediction, get_args(Prediction), "prediction")
+        require_known(prediction, names_of(Prediction), "prediction")
         self.field = field
         self.path = path
         self.prediction = prediction

@@ -7,27 +7,23 @@ Near the data the score diverges, so the noisy steps stop early and one last ste
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
 
 from torch import Tensor
 
-from alight.flow.diffusion import DiffusionForm, diffusion_coefficient
+from alight.flow.diffusion import diffusion_coefficient
 from alight.flow.interval import TimeInterval, singular_ends, time_interval
-from alight.flow.options import require_known
 from alight.flow.path import Path, time_like
-from alight.flow.predictions import Prediction, to_data, to_score, to_velocity
+from alight.flow.predictions import to_data, to_score, to_velocity
 from alight.flow.randomness import Generators, standard_normal
 from alight.flow.solvers import CountedField, Field, follow
 from alight.flow.timesteps import time_grid
+from alight.options import DiffusionForm, LastStep, Prediction, SDEMethod, names_of, require_known
 from alight.runtime.errors import InputError
-
-SDEMethod = Literal["euler", "heun"]
-LastStep = Literal["mean", "tweedie", "euler"]
 
 
 @dataclass(frozen=True)
 class SDESolution:
-    """Where the simulation arrived and what it cost.
+    """The state at which the simulation arrived, and its cost.
 
     Attributes:
         x: the final state.
@@ -141,10 +137,10 @@ def solve_sde(
     Raises:
         InputError: unknown names, too few steps or draws, or an interval that touches a singular end.
     """
-    require_known(method, get_args(SDEMethod), "SDE method")
-    require_known(prediction, get_args(Prediction), "prediction")
+    require_known(method, names_of(SDEMethod), "SDE method")
+    require_known(prediction, names_of(Prediction), "prediction")
     if last_step is not None:
-        require_known(last_step, get_args(LastStep), "last step")
+        require_known(last_step, names_of(LastStep), "last step")
     interval = time_interval(
         path,
         prediction,

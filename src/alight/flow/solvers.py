@@ -9,14 +9,15 @@ The field is called as `velocity(x, t)` with a Python float t, so no step waits 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from alight.flow.adaptive import TORCHDIFFEQ_METHODS, ErrorNorm, integrate_with_torchdiffeq
-from alight.flow.options import require_known
 from alight.flow.timesteps import time_grid
+from alight.options import require_known
 
 Field = Callable[[Tensor, float], Tensor]
 """field(x, t) -> a tensor in the shape of x, with t a Python float."""
@@ -24,7 +25,7 @@ Field = Callable[[Tensor, float], Tensor]
 
 @dataclass(frozen=True)
 class ODESolution:
-    """Where a solver arrived and what it cost.
+    """The state at which a solver arrived, and its cost.
 
     Attributes:
         x: the final state.
@@ -63,18 +64,22 @@ RUNGE_KUTTA = {
 }
 """Explicit Runge-Kutta methods by name (Hairer, Norsett, Wanner: Solving ODEs I, section II.1)."""
 
-ALIASES = {"heun": "heun2"}
-SOLVERS = ("euler", *RUNGE_KUTTA, "heun", "ab2", *TORCHDIFFEQ_METHODS)
 
-
-def euler(velocity: Field, x: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
+def euler(velocity: Field, x: Tensor, times: Sequence[float], breakpoints: Sequence[float] = ()) -> Iterator[Tensor]:
     """Follows the velocity in straight steps: x <- x + (t' - t) v(x, t). Order 1, one evaluation per step."""
     for t, t_next in pairwise(times):
         x = x + (t_next - t) * velocity(x, t)
         yield x
 
 
-def runge_kutta(velocity: Field, x: Tensor, times: Sequence[float], tableau: ButcherTableau) -> Iterator[Tensor]:
+def runge_kutta(
+    velocity: Field,
+    x: Tensor,
+    times: Sequence[float],
+    breakpoints: Sequence[float] = (),
+    *,
+    tableau: ButcherTableau,
+) -> Iterator[Tensor]:
     """Looks ahead inside every step, at the stages of a tableau, and moves by their weighted mean."""
     for t, t_next in pairwise(times):
         dt = t_next - t
@@ -105,6 +110,17 @@ def adams_bashforth2(
             x = x + dt * ((1 + ratio / 2) * v - ratio / 2 * v_before)
         previous = v, t
         yield x
+
+
+FIXED_STEP: dict[str, Callable[[Field, Tensor, Sequence[float], Sequence[float]], Iterator[Tensor]]] = {
+    "euler": euler,
+    **{name: partial(runge_kutta, tableau=tableau) for name, tableau in RUNGE_KUTTA.items()},
+    "heun": partial(runge_kutta, tableau=RUNGE_KUTTA["heun2"]),
+    "ab2": adams_bashforth2,
+}
+"""solver(velocity, x, times, breakpoints) -> the state after every step; breakpoints are where the field jumps."""
+
+SOLVERS = (*FIXED_STEP, *TORCHDIFFEQ_METHODS)
 
 
 def solve_ode(
@@ -154,18 +170,12 @@ def solve_ode(
     require_known(solver, SOLVERS, "solver")
     grid = time_grid(num_inference_steps, timestep_shift, t_0, t_1)
     field = CountedField(velocity)
-    name = ALIASES.get(solver, solver)
-    times = grid.tolist()
     steps = num_inference_steps
     breakpoints: Sequence[float] = getattr(velocity, "breakpoints", ())
-    if name == "euler":
-        states = euler(field, x, times)
-    elif name in RUNGE_KUTTA:
-        states = runge_kutta(field, x, times, RUNGE_KUTTA[name])
-    elif name == "ab2":
-        states = adams_bashforth2(field, x, times, breakpoints)
+    if solver in FIXED_STEP:
+        states = FIXED_STEP[solver](field, x, grid.tolist(), breakpoints)
     else:
-        result = integrate_with_torchdiffeq(field, x, grid, name, atol, rtol, error_norm, breakpoints)
+        result = integrate_with_torchdiffeq(field, x, grid, solver, atol, rtol, error_norm, breakpoints)
         states, steps = iter(result.states), result.steps
     x, trajectory = follow(states, x, return_trajectory, on_step)
     return ODESolution(x, field.nfe, steps, trajectory)

@@ -1,18 +1,15 @@
-"""Where on the path to look: random times for training, time grids for sampling, and the warp that both share."""
+"""Times on the path: random ones for training, grids for sampling, and the warp that both share."""
 
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from alight.flow.options import require_known
 from alight.flow.randomness import Generators, standard_normal, uniform
+from alight.options import TimeDistribution, names_of, require_known
 from alight.runtime.errors import InputError
-
-TimeDistribution = Literal["logit_normal", "uniform"]
 
 
 def shift_timesteps(t: Tensor, s: float | None) -> Tensor:
@@ -93,7 +90,7 @@ def sample_timesteps(
     Raises:
         InputError: an unknown distribution, a reversed or impossible range, or noise of the wrong shape.
     """
-    require_known(distribution, get_args(TimeDistribution), "time distribution")
+    require_known(distribution, names_of(TimeDistribution), "time distribution")
     _require_range(low, high, "low, high")
     if noise is not None and noise.shape[-1:] != (batch,):
         raise InputError(

@@ -23,8 +23,8 @@ from alight.interop.tokenizer import (
 )
 from alight.interop.torch_file import describe_weights, read_torch_file, select_weights, write_torch_file
 from alight.models.lightning_dit import LightningDiT
-from alight.models.position import PositionResize
 from alight.models.pretrained import load_strictly
+from alight.options import PositionResize
 from alight.runtime.errors import InputError
 
 __all__ = [

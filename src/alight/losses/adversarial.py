@@ -15,5 +15,5 @@ def vanilla_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tens
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """What the autoencoder adds to its objective: the negated mean logit of its reconstructions."""
+    """The adversarial term of the autoencoder: the negated mean logit of its reconstructions."""
     return -fake_logits.mean()

@@ -1,16 +1,16 @@
-"""What a good reconstruction costs: absolute error (with LPIPS on top) and the KL term of the latent.
+"""Reconstruction losses: absolute error (with LPIPS on top) and the KL term of the latent.
 
 Two reductions: `sum` over an image and mean over the batch, which the published weight of the KL term (1e-6) belongs
 to, or the plain `mean` over all elements.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Reduction = Literal["sum", "mean"]
+from alight.options import Reduction
 
 
 class ReconstructionTerms(NamedTuple):

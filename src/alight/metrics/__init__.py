@@ -6,7 +6,7 @@ from alight.metrics.generation import GenerationMetrics, GenerationScores
 from alight.metrics.inception_score import ClassProbabilities, InceptionScore
 from alight.metrics.inception_set import InceptionScores, InceptionSet, inception_scores
 from alight.metrics.kernel_distance import KernelDistance, kernel_distance
-from alight.metrics.label_accuracy import DigitJudge, LabelAccuracy, SVCJudge
+from alight.metrics.label_accuracy import DigitClassifier, LabelAccuracy, LabelClassifier
 from alight.metrics.manifold import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
 from alight.metrics.reconstruction import ReconstructionMetrics, ReconstructionScores, image_scores, psnr, ssim
 from alight.metrics.reference import Reference, read_images, read_reference
@@ -15,7 +15,7 @@ from alight.metrics.ridge import RidgeRegression
 __all__ = [
     "ClassProbabilities",
     "DensityCoverage",
-    "DigitJudge",
+    "DigitClassifier",
     "FeatureExtractor",
     "FeatureStatistics",
     "FrechetDistance",
@@ -33,7 +33,7 @@ __all__ = [
     "ReconstructionScores",
     "Reference",
     "RidgeRegression",
-    "SVCJudge",
+    "LabelClassifier",
     "density_coverage",
     "feature_statistics",
     "frechet_distance",

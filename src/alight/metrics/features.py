@@ -1,4 +1,4 @@
-"""What turns images into the vectors whose distribution is compared: extractors, each with a name that is reported."""
+"""Extractors that turn images into the vectors whose distributions are compared, each with a name to report."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class FeatureExtractor(Protocol):
 
     @property
     def name(self) -> str:
-        """What the features are, down to the settings that change the numbers; written next to every score."""
+        """The name of the features, with all settings that change the numbers; written next to every score."""
         ...
 
     @property

@@ -262,7 +262,7 @@ class FrechetDistance:
 
     @property
     def rank_deficient(self) -> bool:
-        """Whether a covariance misses directions, as with fewer samples than dimensions: the value is then biased."""
+        """True if a covariance misses directions, as with fewer samples than dimensions: the value is then biased."""
         return min(self.rank_a, self.rank_b) < self.dimension
 
 

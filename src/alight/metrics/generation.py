@@ -1,4 +1,4 @@
-"""How near the distribution of generated images is to that of real ones, in one or several feature spaces."""
+"""Distances between the distributions of generated and real images, in one or several feature spaces."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

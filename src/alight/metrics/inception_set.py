@@ -21,7 +21,7 @@ KID_SUBSET = 1000
 
 
 class InceptionActivations(Protocol):
-    """What the network gives for a batch."""
+    """The outputs of the network for a batch."""
 
     @property
     def pool(self) -> Tensor:
@@ -48,7 +48,7 @@ class InceptionNetwork(Protocol):
 
 
 class InceptionSet:
-    """What all Inception scores need of one set of images, gathered batch by batch in the order of the images.
+    """The data that all Inception scores need of one set of images, gathered batch by batch in order.
 
         network = InceptionV3.from_file(weights).to(device)
         real = InceptionSet(network, device).gather(real_batches)
@@ -111,7 +111,7 @@ class InceptionSet:
             self._features += other._features or []
 
     def __getstate__(self) -> dict[str, object]:
-        """What travels between processes: everything but the network."""
+        """The state that travels between processes: everything but the network."""
         return {name: value for name, value in vars(self).items() if name not in ("_network", "_device")}
 
     def gather(self, batches: Iterable[Pixels]) -> Self:

@@ -1,4 +1,4 @@
-"""Whether generated images show the class they were asked for: the view of a judge independent of the generator."""
+"""Label accuracy: the share of generated images in which an independent classifier sees the class asked for."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,27 +24,27 @@ BATCH_SIZE = 256  # images that pass through the extractor together
 
 @dataclass(frozen=True)
 class LabelAccuracy:
-    """The share of images in which a judge sees the class that was asked for.
+    """The share of images in which a classifier sees the class that was asked for.
 
     Attributes:
         value: the share over all images, in [0, 1].
         n: number of images.
         per_class: the share for each class that was asked for.
-        judge: what the judge is; the number means nothing without it.
+        classifier: what the classifier is; the number means nothing without it.
     """
 
     value: float
     n: int
     per_class: dict[int, float]
-    judge: str
+    classifier: str
 
 
-class SVCJudge:
+class LabelClassifier:
     """A support vector classifier on features of labelled real images.
 
-        judge = SVCJudge.fit(extractor, real_images, real_labels)
-        judge.accuracy(held_out_images, held_out_labels)    # real images it has not seen: the ceiling
-        judge.accuracy(generated_images, requested_labels)
+        classifier = LabelClassifier.fit(extractor, real_images, real_labels)
+        classifier.accuracy(held_out_images, held_out_labels)    # real images it has not seen: the ceiling
+        classifier.accuracy(generated_images, requested_labels)
 
     Args:
         extractor: what the classifier sees of an image.
@@ -70,7 +70,7 @@ class SVCJudge:
     ) -> None:
         classes = _as_labels(labels, len(features))
         if len(np.unique(classes)) < 2:
-            raise InputError("A judge of labels needs images of at least two classes to be fitted to.")
+            raise InputError("A classifier of labels needs images of at least two classes to be fitted to.")
         classifier = SVC(gamma=gamma)
         self._classifier = make_pipeline(StandardScaler(), classifier) if standardise else classifier
         self._classifier.fit(features, classes)
@@ -89,9 +89,9 @@ class SVCJudge:
         *,
         gamma: float | Literal["scale", "auto"] = "scale",
         standardise: bool = True,
-    ) -> "SVCJudge":
-        """A judge fitted to labelled images, (N, H, W, C) uint8 and (N,)."""
-        return SVCJudge(extractor, _features(extractor, images), labels, gamma=gamma, standardise=standardise)
+    ) -> "LabelClassifier":
+        """A classifier fitted to labelled images, (N, H, W, C) uint8 and (N,)."""
+        return LabelClassifier(extractor, _features(extractor, images), labels, gamma=gamma, standardise=standardise)
 
     def predict(self, images: Pixels) -> npt.NDArray[np.int64]:
         """The class seen in each of the images (N, H, W, C) uint8, (N,)."""
@@ -99,29 +99,29 @@ class SVCJudge:
         return predicted
 
     def accuracy(self, images: Pixels, labels: Labels) -> LabelAccuracy:
-        """The share of images (N, H, W, C) uint8 in which the judge sees the label they were made for.
+        """The share of images (N, H, W, C) uint8 in which the classifier sees the label they were made for.
 
         Raises:
-            InputError: there is no image, or not one label per image, or a label that the judge never saw.
+            InputError: there is no image, or not one label per image, or a label that the classifier never saw.
         """
         wanted = _as_labels(labels, len(images))
         unknown = sorted(set(wanted.tolist()) - set(self._classifier.classes_.tolist()))
         if unknown or not len(wanted):
             raise InputError(
-                f"The judge knows the classes {self._classifier.classes_.tolist()}, and needs images of them; it got "
-                f"{len(wanted)} images and the unknown classes {unknown}."
+                f"The classifier knows the classes {self._classifier.classes_.tolist()} and needs images of them; "
+                f"it got {len(wanted)} images and the unknown classes {unknown}."
             )
         right = self.predict(images) == wanted
         return LabelAccuracy(
             value=float(right.mean()),
             n=len(right),
             per_class={int(label): float(right[wanted == label].mean()) for label in np.unique(wanted)},
-            judge=self.description,
+            classifier=self.description,
         )
 
 
-class DigitJudge(SVCJudge):
-    """The judge of handwritten digits, fitted to 1,500 real ones and to nothing that this package has trained.
+class DigitClassifier(LabelClassifier):
+    """The classifier of handwritten digits, fitted to 1,500 real ones and to nothing that this package has trained.
 
     It looks at images of any size through 8x8 boxes, in which ink is bright.  On the 297 real digits that are held
     out it is right in 95.3 %: that is the ceiling for generated ones.

@@ -1,4 +1,4 @@
-"""What a latent space looks like from the generator's side: its spectrum, its size, and how evenly it is filled.
+"""Figures of a latent space from the generator's side: its spectrum, its size, and how evenly it is filled.
 
 All functions take latents (N, C, h, w), or vectors (N, D) that are taken as they are.
 """
@@ -80,7 +80,7 @@ def power_spectrum(latents: ArrayLike) -> Array:
 
 @dataclass(frozen=True)
 class Evenness:
-    """How evenly latent vectors fill a two-dimensional map of their space (paper, Table 6).
+    """The evenness with which latent vectors fill a two-dimensional map of their space (paper, Table 6).
 
     Attributes:
         density_cv: standard deviation of the densities over their mean; 0 = the same everywhere.

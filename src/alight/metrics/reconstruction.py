@@ -1,4 +1,4 @@
-"""How near reconstructions are to their images: PSNR, SSIM and LPIPS, with the conventions of the paper's table."""
+"""Distances between images and their reconstructions: PSNR, SSIM and LPIPS, with the conventions of the paper."""
 
 import math
 from collections.abc import Callable

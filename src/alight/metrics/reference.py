@@ -1,4 +1,4 @@
-"""What generated images are held against: reference statistics and images, in the layouts that are published."""
+"""Reference statistics and images in the published layouts, to compare generated images with."""
 
 import os
 from collections.abc import Iterator
@@ -117,12 +117,12 @@ def read_images(path: str | os.PathLike[str], batch_size: int = 64) -> Iterator[
 
 
 def has_images(path: str | os.PathLike[str]) -> bool:
-    """Whether a `.npz` holds images, beside or instead of statistics."""
+    """Tell if a `.npz` holds images, beside or instead of statistics."""
     return _has("arr_0", path)
 
 
 def has_statistics(path: str | os.PathLike[str]) -> bool:
-    """Whether a `.npz` holds statistics of features."""
+    """Tell if a `.npz` holds statistics of features."""
     return _has("mu", path)
 
 

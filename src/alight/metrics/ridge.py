@@ -1,4 +1,4 @@
-"""How much of one set of vectors can be read off another by a linear map: ridge regression from a stream."""
+"""Ridge regression from a stream: the linear map from one set of vectors to another."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""PatchGAN: judges overlapping patches of an image as real or reconstructed (Isola et al. 2017, section 3.2.2)."""
+"""PatchGAN: classifies overlapping patches of an image as real or reconstructed (Isola et al. 2017, section 3.2.2)."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""What goes into the transformer: image patches, the time and the class, each as vectors of the model width.
+"""The inputs of the transformer: image patches, the time and the class, as vectors of the model width.
 
 Legend: B batch, C channels, N tokens, D model width, p patch size.
 """

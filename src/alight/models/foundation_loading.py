@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 from typing_extensions import TypedDict
 
+from alight.artifacts import verify_folder
 from alight.models.foundation_catalogue import IMAGENET_MEAN, IMAGENET_STD, FoundationRow, find_row, known_names
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
@@ -76,6 +77,7 @@ def open_backbone(name: str) -> OpenedBackbone:
 
 
 def _open_transformers(name: str, origin: str, row: FoundationRow | None) -> OpenedBackbone:
+    verify_folder(Path(origin))
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(origin)

@@ -3,16 +3,12 @@
 Legend: B batch, N tokens, D model width, H heads, K = D / H head width, M inner width of the feed-forward network.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alight.models.position import rotate
-
-Norm = Literal["rms_norm", "layer_norm"]
-FeedForwardKind = Literal["swiglu", "gelu"]
+from alight.options import FeedForwardKind, Norm
 
 NORM_EPS = 1e-6
 

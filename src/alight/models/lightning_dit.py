@@ -3,7 +3,7 @@
 Legend: B batch, C latent channels, (H, W) latent grid, p patch size, N = H W / p^2 tokens, D model width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -13,15 +13,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from alight.models.embeddings import TimeEmbedding, drop_labels, patchify, unpatchify
-from alight.models.layers import AdaptiveNorm, Attention, FeedForwardKind, Norm, make_feed_forward
-from alight.models.position import (
-    Grid,
-    PositionResize,
-    resample_position_embedding,
-    rotary_table,
-    sincos_position_embedding,
-)
+from alight.models.layers import AdaptiveNorm, Attention, make_feed_forward
+from alight.models.position import Grid, resample_position_embedding, rotary_table, sincos_position_embedding
 from alight.models.pretrained import StrictlyLoaded
+from alight.options import FeedForwardKind, Norm, PositionResize
 from alight.runtime.errors import InputError
 
 
@@ -32,6 +27,20 @@ class Preset(NamedTuple):
     num_layers: int
     num_heads: int
     patch_size: int
+
+
+class Features(NamedTuple):
+    """Hidden states of one evaluation.
+
+    Attributes:
+        tokens: (B, N, D) after the last block.
+        condition: (B, D), of time and class.
+        tapped: number of blocks passed -> tokens (B, N, D), as far as they were asked for.
+    """
+
+    tokens: Tensor
+    condition: Tensor
+    tapped: dict[int, Tensor]
 
 
 SIZES = {
@@ -293,18 +302,38 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         Raises:
             InputError: a shape does not fit the model.
         """
+        features = self.forward_features(x, t, class_labels)
+        patches = self.output_layer(features.tokens, features.condition)  # (B, N, p p C)
+        velocity = unpatchify(patches, self.config.patch_size, self.grid)  # (B, C, H, W)
+        return velocity[:, : self.config.in_channels].to(x.dtype)
+
+    def forward_features(self, x: Tensor, t: Tensor, class_labels: Tensor, at: Sequence[int] = ()) -> Features:
+        """Everything before the output layer, for auxiliary heads and losses on hidden tokens.
+
+        Args:
+            x: as in `forward`.
+            t: as in `forward`.
+            class_labels: as in `forward`.
+            at: numbers of blocks whose tokens are kept: k means after the first k blocks, 0 the embedded patches.
+
+        Raises:
+            InputError: a shape does not fit the model, or a tapped block does not exist.
+        """
         self._check_shapes(x, t, class_labels)
+        if not set(at) <= set(range(len(self.blocks) + 1)):
+            raise InputError(f"The model has {len(self.blocks)} blocks; tokens cannot be tapped at {list(at)}.")
         patches = patchify(x, self.config.patch_size).to(self.patch_embed.weight.dtype)  # (B, N, C p p)
         tokens = self.patch_embed(patches) + self.pos_embed  # (B, N, D)
         condition = F.silu(self.time_embed(t) + self.class_embed(class_labels))  # (B, D)
-        for block in self.blocks:
+        tapped = {0: tokens} if 0 in at else {}
+        for number, block in enumerate(self.blocks, start=1):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = self._gradient_checkpointing_func(block, tokens, condition, self.rope_table)
             else:
                 tokens = block(tokens, condition, self.rope_table)
-        patches = self.output_layer(tokens, condition)  # (B, N, p p C)
-        velocity = unpatchify(patches, self.config.patch_size, self.grid)  # (B, C, H, W)
-        return velocity[:, : self.config.in_channels].to(x.dtype)
+            if number in at:
+                tapped[number] = tokens
+        return Features(tokens, condition, tapped)
 
     def _check_shapes(self, x: Tensor, t: Tensor, class_labels: Tensor) -> None:
         patch = self.config.patch_size

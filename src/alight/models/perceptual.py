@@ -104,7 +104,7 @@ class LPIPS(nn.Module):
 
 
 def stage_distance(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """What one stage adds to the distance: weighted squared differences of normalised features, position by position.
+    """The term of one stage in the distance: weighted squared differences of normalised features by position.
 
     It is taken in float32 whatever the network runs in.
 

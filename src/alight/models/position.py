@@ -1,17 +1,15 @@
-"""Where a token stands: the fixed sine-cosine embedding, and the rotary embedding of queries and keys.
+"""Positions of tokens: the fixed sine-cosine embedding, and the rotary embedding of queries and keys.
 
 Legend: N tokens = height * width in row-major order, D model width, H heads, K = D / H head width.
 LightningDiT uses both at once: the first is added to the tokens, the second rotates queries and keys by angles, so
 that their scalar product depends on the difference of two positions alone.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-PositionResize = Literal["interpolate", "extrapolate"]
 
 
 class Grid(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from alight.artifacts import CONFIG_FILE, WEIGHTS_FILE
+from alight.artifacts import CONFIG_FILE, WEIGHTS_FILE, verify_folder
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.weight_files import find_weights, read_safetensors, read_weights
 from alight.runtime.errors import InputError
@@ -126,6 +126,7 @@ def open_model_folder(
     Raises:
         InputError: if a file is missing or damaged, or if the weights do not fit the configuration.
     """
+    verify_folder(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{folder} is not a {cls.__name__} folder: it has no {CONFIG_FILE}. {_advice(folder)}")
     files = find_weights(folder, variant)

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from alight.artifacts import MANIFEST, read_artifact
+from alight.artifacts import MANIFEST, read_artifact, verify_folder
 from alight.data.class_names import class_index, readable_class_names
 from alight.flow import (
     PATHS,
@@ -169,6 +169,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         if not is_hub_id(origin):
             if not Path(origin).is_dir():
                 raise InputError(f"There is no folder {origin}. Check the path, or give a hub id (owner/name).")
+            verify_folder(Path(origin))
             try:
                 check_pipeline_folder(Path(origin), options, cls.__call__)
             except InputError as error:

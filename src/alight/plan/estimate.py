@@ -1,5 +1,6 @@
 """`alight plan`: from what a few training steps cost to what the whole recipe costs."""
 
+import math
 import time
 
 import torch
@@ -111,9 +112,10 @@ def read_training(config: PlanConfig) -> TrainTransformerConfig | TrainTokenizer
 
 def growing_divisors(count: int) -> list[int]:
     """Divisors of a batch, each at least twice the one before."""
+    small = [divisor for divisor in range(1, math.isqrt(count) + 1) if count % divisor == 0]
     chosen: list[int] = []
-    for divisor in range(1, count + 1):
-        if count % divisor == 0 and (not chosen or divisor >= 2 * chosen[-1]):
+    for divisor in sorted({*small, *(count // divisor for divisor in small)}):
+        if not chosen or divisor >= 2 * chosen[-1]:
             chosen.append(divisor)
     return chosen
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from alight.runtime.terminal import printable
+
 log = logging.getLogger("alight")
 
 
@@ -17,7 +19,7 @@ class _BarFriendlyHandler(logging.Handler):
     """Prints lines above a running progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(printable(self.format(record), keep="\n\t"), file=sys.stderr)
 
 
 def show_progress(level: int = logging.INFO) -> None:

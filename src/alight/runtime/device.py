@@ -1,4 +1,4 @@
-"""Where and in which precision things run: the only file that decides it."""
+"""Devices and precision: the only file that decides on them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -34,7 +34,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes what there is only one of."""
+        """True for the process that writes the files of which there is one."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -64,7 +64,7 @@ class Processes:
         return int(number)
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process gives, in the order of their ranks, for all of them; tensors in it lie on the CPU."""
+        """The values of all processes, in the order of their ranks; tensors in them lie on the CPU."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size

@@ -37,7 +37,7 @@ class PublicFile:
 
     @property
     def cached(self) -> Path:
-        """Where it is kept once it was downloaded, and where it may be put by hand."""
+        """The path in the cache, for the downloaded file or one that is put there by hand."""
         return cache_folder() / "weights" / self.name
 
     def locate(self, given: str | Path | None = None) -> Path:

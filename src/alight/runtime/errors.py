@@ -10,4 +10,6 @@ class InputError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         # A data loader's worker sends its traceback along as text; the user's paragraph is what stands at its end.
-        super().__init__(str(message).rpartition("InputError: ")[2].strip())
+        paragraph = str(message).rpartition("InputError: ")[2].strip()
+        # names of files may hold bytes that are not UTF-8, which no console or log takes
+        super().__init__(paragraph.encode("utf-8", "backslashreplace").decode("utf-8"))

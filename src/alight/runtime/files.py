@@ -81,8 +81,13 @@ def _segment_digest(path: Path, start: int) -> bytes:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; its file is synchronised and takes the place of `path` when the block ends well.
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path`; its file takes the place of `path` when the block ends well.
+
+    Args:
+        path: of the file that is written.
+        durable: whether it is synchronised with the disk first, so that it survives a power failure. Many small files
+            that can be made again need not be.
 
     Raises:
         InputError: the disk refuses; an earlier file at `path` is unchanged.
@@ -91,8 +96,9 @@ def replacing(path: Path) -> Iterator[Path]:
     with explained_disk_errors(path.parent):
         try:
             yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            if durable:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             with suppress(OSError):
@@ -158,6 +164,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         if lock.is_locked:
+            with suppress(OSError):
+                (folder / LOCK_FILE).unlink(missing_ok=True)  # a process that waits for this file makes a new one
             lock.release()
 
 

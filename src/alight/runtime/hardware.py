@@ -1,4 +1,4 @@
-"""What this machine can do: cores, memory, disk, and how fast it multiplies matrices. All of it measured."""
+"""The capabilities of this machine, measured: cores, memory, disk, and the rate of matrix products."""
 
 import ctypes
 import os
@@ -82,7 +82,7 @@ def matrix_product_rate(device: torch.device, precision: str) -> float:
 
 
 class PeakMemory:
-    """How far the memory in use rises within a block, above what is in use where it begins.
+    """Measure the rise of the memory in use within a block, above its start.
 
     CUDA counts for itself. Elsewhere a thread looks at the memory many times a second: of a CPU, the resident set,
     after what was freed before has been given back to the system.

@@ -1,11 +1,17 @@
-"""Colour, where a person sees it: on a terminal, unless NO_COLOR (no-color.org) or a dumb terminal forbids it."""
+"""Text on a terminal: colour where a person sees it, and nothing in a name that could steer the terminal."""
 
 import os
-from typing import Literal, TextIO
+import re
+import unicodedata
+from typing import Any, Literal, TextIO
 
 Colour = Literal["green", "yellow", "red", "bold"]
 
 _CODES: dict[Colour, str] = {"green": "32", "yellow": "33", "red": "31", "bold": "1"}
+_PAINT = re.compile(rf"(\033\[(?:0|{'|'.join(_CODES.values())})m)")
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats such as those that turn the direction, half characters
+_JOINERS = "\u200c\u200d"  # belong to the spelling of some languages, and to emoji
+_SHOWN = 80  # characters of a value in a message
 
 
 def coloured(stream: TextIO) -> bool:
@@ -16,3 +22,37 @@ def coloured(stream: TextIO) -> bool:
 def paint(text: str, colour: Colour, stream: TextIO) -> str:
     """The text in a colour, or as it is, as the stream allows."""
     return f"\033[{_CODES[colour]}m{text}\033[0m" if coloured(stream) else text
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""The text with every character that could steer a terminal written as an escape, such as \x1b.
+
+    Args:
+        text: anything, names of files and keys of recipes in it.
+        keep: characters that stay, such as line breaks.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character if character in keep or not _steers(character) else _escaped(character) for character in text
+    )
+
+
+def printable_lines(text: str, stream: TextIO) -> str:
+    """As `printable`, for results of several lines; the colours of `paint` stay where they are wanted."""
+    parts = _PAINT.split(text) if coloured(stream) else [text]
+    return "".join(part if index % 2 else printable(part, keep="\n\t") for index, part in enumerate(parts))
+
+
+def shortened(value: Any) -> str:
+    """A value as part of a message, its beginning where it is long."""
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in _HIDDEN and character not in _JOINERS
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

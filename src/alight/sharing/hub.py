@@ -2,13 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NotRequired
 
 from huggingface_hub import HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from alight.runtime.errors import InputError
 
 LATER = "Leave out --push-to-hub to export now, and upload the folder later with 'hf upload {repository} FOLDER'."
+
+
+class _Organisation(TypedDict):
+    name: str
+
+
+class _Account(TypedDict):
+    """What is used of what the hub says about a user."""
+
+    name: str
+    orgs: NotRequired[list[_Organisation]]
 
 
 def check_access(repository: str) -> None:
@@ -26,11 +40,16 @@ def check_access(repository: str) -> None:
             f"HF_TOKEN to a token that may write. {later}"
         )
     try:
-        account = HfApi().whoami()
+        account = TypeAdapter(_Account).validate_python(HfApi().whoami())
     except HfHubHTTPError as error:
         raise InputError(
             f"The hub does not accept the token of this machine ({_one_line(error)}). Run 'hf auth login' again with "
             f"one that may write to {repository}. {later}"
+        ) from error
+    except ValidationError as error:
+        raise InputError(
+            f"The hub at {constants.ENDPOINT} does not say who you are ({_one_line(error)}). Check its address. "
+            f"{later}"
         ) from error
     except Exception as error:  # of the network: the libraries below have dozens of kinds
         raise InputError(

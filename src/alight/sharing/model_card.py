@@ -3,6 +3,7 @@
 What the records do not say, the card does not say either, and no figure stands there without its conditions.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from alight.artifacts import Artifact
-from alight.metrics.report_page import plain_text
+from alight.reporting.page import plain_text
 from alight.runtime.console import duration
-from alight.sharing.source import portable
+from alight.sharing.escaping import Markup, code, markdown, plain
+from alight.sharing.source import nested, portable
 
 PAPER = "arXiv [2501.01423](https://arxiv.org/abs/2501.01423)"
 NAMED_CLASSES = 30  # more are in model_index.json
@@ -73,8 +75,8 @@ class Shared:
 def model_card(shared: Shared) -> str:
     """The whole card, its metadata first."""
     sections = [
-        f"# {shared.name}\n\n{_summary(shared)}",
-        *(f"![{caption}]({file})\n\n*{caption}*" for file, caption in shared.pictures.items()),
+        f"# {markdown(shared.name)}\n\n{_summary(shared)}",
+        *(f"![{markdown(caption)}]({file})\n\n*{markdown(caption)}*" for file, caption in shared.pictures.items()),
         f"## Use\n\n{_use(shared)}",
         _classes(shared),
         f"## Training\n\n{_training(shared)}",
@@ -99,7 +101,7 @@ def metadata(shared: Shared) -> ModelCardData:
         pipeline_tag=None if shared.transformer is None else "unconditional-image-generation",
         tags=["alight", *tags],
         datasets=_hub_dataset(shared.tokenizer),
-        model_name=shared.name if results else None,
+        model_name=plain(shared.name) if results else None,
         eval_results=results or None,
     )
 
@@ -111,33 +113,37 @@ def _hub_dataset(tokenizer: Artifact) -> list[str] | None:
 
 
 def _image_source(record: Artifact) -> str:
-    return str(portable(record.config.get("images", {}).get("source", "")))
+    return plain(portable(nested(record.config, "images", "source") or ""))
 
 
 def _results(shared: Shared) -> list[EvalResult]:
     """The foremost figures for the hub's own tables, conditions included."""
     if shared.report is None:
         return []
-    measured_on = shared.report.get("configuration", {}).get("evaluate", {}).get("images", {}).get("source")
-    images = str(portable(measured_on or "unknown"))
+    measured_on = nested(shared.report, "configuration", "evaluate", "images", "source")
+    images = plain(portable(measured_on or "unknown"))
     return [
         EvalResult(
             task_type="unconditional-image-generation" if "transformer" in figure["conditions"] else "image-to-image",
             dataset_type=images,
             dataset_name=images,
-            metric_type=figure["name"],
-            metric_name=figure["label"],
+            metric_type=plain(figure["name"]),
+            metric_name=plain(figure["label"]),
             metric_value=figure["value"],
-            metric_args=portable(figure["conditions"]),
+            metric_args={plain(name): _metadata(value) for name, value in portable(figure["conditions"]).items()},
         )
         for figure in shared.report["figures"]
         if figure["headline"] and figure["value"] is not None
     ]
 
 
+def _metadata(value: Any) -> Any:
+    return plain(value) if isinstance(value, str) else value
+
+
 def _summary(shared: Shared) -> str:
     foundation = shared.tokenizer.facts.get("foundation")
-    aligned = f", aligned with a vision foundation model ({portable(foundation)})" if foundation else ""
+    aligned = f", aligned with a vision foundation model ({markdown(portable(foundation))})" if foundation else ""
     size = f"images of {shared.image_size} pixels"
     if shared.transformer is None:
         return (
@@ -159,34 +165,39 @@ def _use(shared: Shared) -> str:
     if shared.transformer is None:
         return _code(
             "import torch\nfrom diffusers import AutoencoderKL",
-            f'vae = AutoencoderKL.from_pretrained("{shared.address}")',
+            f"vae = AutoencoderKL.from_pretrained({_quoted(shared.address)})",
             f"images = torch.zeros(1, 3, {shared.image_size}, {shared.image_size})  # in [-1, 1]",
             "reconstructions = vae.decode(vae.encode(images).latent_dist.mode()).sample",
         )
-    settings = (shared.sampling or {}).get("sampling", {})
+    settings = nested(shared.sampling, "sampling") or {}
     named = ("num_inference_steps", "guidance_scale", "guidance_interval", "timestep_shift", "solver")
     options = {name: settings[name] for name in named if settings.get(name) is not None}
     options.setdefault("num_inference_steps", 50)
     given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    label = repr(shared.class_names[0].split(",")[0]) if shared.class_names else "0"
+    label = _quoted(shared.class_names[0].split(",")[0]) if shared.class_names else "0"
     return (
         _code(
             "from alight import LightningDiTPipeline",
-            f'pipeline = LightningDiTPipeline.from_pretrained("{shared.address}")',
+            f"pipeline = LightningDiTPipeline.from_pretrained({_quoted(shared.address)})",
             f"images = pipeline(class_labels=[{label}], seeds=[0], {given}).images",
         )
         + "\n\nWith alight installed, diffusers opens it, too:\n\n"
         + _code(
             "from diffusers import DiffusionPipeline",
-            f'pipeline = DiffusionPipeline.from_pretrained("{shared.address}", trust_remote_code=True)',
+            f"pipeline = DiffusionPipeline.from_pretrained({_quoted(shared.address)}, trust_remote_code=True)",
         )
         + "\n\nThe code that has to be trusted is `pipeline.py` here, which imports the class from alight. The "
         "tokenizer needs diffusers alone:\n\n"
         + _code(
             "from diffusers import AutoencoderKL",
-            f'vae = AutoencoderKL.from_pretrained("{shared.address}", subfolder="tokenizer")',
+            f'vae = AutoencoderKL.from_pretrained({_quoted(shared.address)}, subfolder="tokenizer")',
         )
     )
+
+
+def _quoted(text: str) -> str:
+    """A text as a literal of Python; all that could end it, or the block of code, is an escape."""
+    return json.dumps(text).replace("`", "\\x60").replace("<", "\\x3c")
 
 
 def _code(imports: str, *lines: str) -> str:
@@ -196,7 +207,7 @@ def _code(imports: str, *lines: str) -> str:
 def _classes(shared: Shared) -> str:
     if not shared.class_names:
         return ""
-    names = [name.split(",")[0] for name in shared.class_names[:NAMED_CLASSES]]
+    names = [markdown(name.split(",")[0]) for name in shared.class_names[:NAMED_CLASSES]]
     more = len(shared.class_names) - len(names)
     rest = f", and {more:,} more, which `model_index.json` lists" if more else ""
     return f"## Classes\n\n{', '.join(names)}{rest}."
@@ -254,7 +265,7 @@ def _figures(shared: Shared) -> str:
                 f"{name} {plain_text(value)}" for name, value in portable(each["conditions"]).items()
             )
             rows.append((each["label"], _number(each), conditions))
-    notes = [f"- {note}" for note in shared.report.get("notes", ())]
+    notes = [f"- {markdown(note)}" for note in shared.report.get("notes", ())]
     return _table(("Figure", "Value", "Conditions"), rows) + ("\n\n" + "\n".join(notes) if notes else "")
 
 
@@ -266,7 +277,7 @@ def _number(figure: Mapping[str, Any]) -> str:
 
 
 def _identity(shared: Shared) -> str:
-    rows = [(record.kind, f"`{record.hash}`") for record in shared.records]
+    rows = [(record.kind, code(record.hash)) for record in shared.records]
     return _table(("Network", "SHA-256 of its `diffusion_pytorch_model.safetensors`"), rows)
 
 
@@ -274,7 +285,8 @@ def _licence(shared: Shared) -> str:
     if shared.license is None:
         return "Whoever trained this model has not chosen a licence for its weights. Ask them before you use it."
     return (
-        f"The weights: {shared.license}. The data, and a foundation model that took part, may have terms of their own."
+        f"The weights: {markdown(shared.license)}. The data, and a foundation model that took part, may have terms of "
+        "their own."
     )
 
 
@@ -286,7 +298,7 @@ def _method() -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; a bar within a cell would end it."""
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    """A Markdown table of plain texts, or of what is `Markup` already."""
+    cells: list[list[Markup]] = [[markdown(cell) for cell in row] for row in rows]
     lines = [heads, ["---"] * len(heads), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,19 +1,41 @@
 """What is to be shared: which weights, and the records that belong to exactly these weights."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from pydantic import BaseModel, Field, JsonValue
+
 from alight.artifacts import CONFIG_FILE, PIPELINE_INDEX, WEIGHTS_FILE, Artifact, is_complete, read_artifact
 from alight.config import ExportConfig
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
+from alight.runtime.reading import read_json, read_json_object
+from alight.sharing.lineage import record_of, require_tokenizer_of
 
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)*([^/\s'\"]+)")  # within a sentence; no part of an address
+
+
+class _Figure(BaseModel, strict=True, extra="allow"):
+    """A figure of a report, as far as the card shows it."""
+
+    name: str
+    label: str
+    value: float | None
+    digits: int = Field(ge=0, le=20)
+    unit: str
+    conditions: dict[str, JsonValue]
+    headline: bool = True
+    compare: "_Figure | None" = None
+
+
+class _Report(BaseModel, strict=True, extra="allow"):
+    figures: list[_Figure]
+    notes: list[str] = []
+    configuration: dict[str, JsonValue] = {}
 
 
 @dataclass(frozen=True)
@@ -46,11 +68,14 @@ def find_source(config: ExportConfig) -> Source:
         InputError: nothing was named, or nothing that can be shared is there.
     """
     folder = config.pipeline
-    if folder is None and config.tokenizer is None:
+    if folder is None and config.transformer is None and config.tokenizer is None:
         raise InputError("Say what is to be exported, for example 'alight export runs/quickstart'.")
     if folder is None:
-        assert config.tokenizer is not None  # just seen
-        return Source(config.tokenizer, config.transformer, run=(config.transformer or config.tokenizer).parent)
+        tokenizer = config.tokenizer
+        if tokenizer is None:
+            assert config.transformer is not None  # just seen
+            tokenizer = require_tokenizer_of(read_artifact(config.transformer, "transformer", verify=False))
+        return Source(tokenizer, config.transformer, run=(config.transformer or tokenizer).parent)
     if (folder / PIPELINE_INDEX).is_file():
         return Source(folder / "tokenizer", folder / "transformer", pipeline=folder, run=folder.parent)
     if is_complete(folder) or (folder / CONFIG_FILE).is_file():
@@ -66,17 +91,14 @@ def find_source(config: ExportConfig) -> Source:
 
 
 def _single_model(folder: Path) -> Source:
-    kind = json.loads((folder / CONFIG_FILE).read_text("utf-8")).get("_class_name") if _has_config(folder) else None
+    path = folder / CONFIG_FILE
+    kind = read_json_object(path, "Restore it.").get("_class_name") if path.is_file() else None
     if kind == "LightningDiT":
         raise InputError(
-            f"{folder} holds a transformer, which makes no images without its tokenizer. Give both: --transformer "
-            f"{folder} --tokenizer FOLDER."
+            f"{folder} holds a transformer, which makes no images without its tokenizer. Give it as --transformer "
+            f"{folder}, with --tokenizer FOLDER where its records do not lead to the tokenizer."
         )
     return Source(folder, run=folder.parent)
-
-
-def _has_config(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file()
 
 
 def records_of(source: Source) -> dict[str, Artifact]:
@@ -91,7 +113,6 @@ def records_of(source: Source) -> dict[str, Artifact]:
         if not (folder / WEIGHTS_FILE).is_file():
             raise InputError(f"{folder} holds no {kind}: it has no {WEIGHTS_FILE}. Give a finished one.")
         digest = file_hash(folder / WEIGHTS_FILE)
-        beside = (source.run or folder.parent) / kind
         if record is not None:
             records[kind] = record
             if record.hash != digest:
@@ -99,10 +120,12 @@ def records_of(source: Source) -> dict[str, Artifact]:
                     f"The weights in {folder} are others than those that its manifest describes. Make the {kind} "
                     "again, or restore the file."
                 )
-        elif is_complete(beside) and (recorded := read_artifact(beside, kind)).hash == digest:
-            records[kind] = recorded
         else:
             records[kind] = Artifact(path=folder, kind=kind, config={}, hash=digest)
+    for kind, bare in records.items():
+        if not bare.config:
+            found = record_of(bare, [source.run or bare.path.parent], records.get("transformer"))
+            records[kind] = found or bare
     return records
 
 
@@ -136,10 +159,10 @@ def figures_of(source: Source, records: Mapping[str, Artifact], named: Path | No
     if named is None and not path.is_file():
         return None
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        figures = [figure for figure in report["figures"] if _measures(figure["conditions"], records)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no report of alight ({error}). Give the folder of a finished report.") from error
+        report = read_json(path, _Report, "Give the folder of a finished report.").model_dump()
+    except InputError as error:
+        raise InputError(f"{path.parent} holds no report of alight: {error}") from error
+    figures = [figure for figure in report["figures"] if _measures(figure["conditions"], records)]
     if not figures:
         message = f"The report {path} says nothing about these networks: its figures are of others."
         if named is not None:
@@ -152,7 +175,17 @@ def figures_of(source: Source, records: Mapping[str, Artifact], named: Path | No
 def _measures(conditions: Mapping[str, Any], records: Mapping[str, Artifact]) -> bool:
     """Whether a figure names these networks, by the beginnings of their hashes, and no other."""
     named = {kind: conditions[kind] for kind in ("tokenizer", "transformer") if kind in conditions}
-    return bool(named) and all(kind in records and records[kind].hash.startswith(h) for kind, h in named.items())
+    return bool(named) and all(
+        kind in records and isinstance(beginning, str) and records[kind].hash.startswith(beginning)
+        for kind, beginning in named.items()
+    )
+
+
+def nested(values: Any, *keys: str) -> Any:
+    """A value within nested records; None where the records do not go so far."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
 
 
 def portable(value: Any) -> Any:

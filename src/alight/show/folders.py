@@ -1,5 +1,6 @@
 """Folders: artifacts, finished or not, whole runs, models and pipelines of diffusers, and what else people keep."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from alight.show.description import Description, size_text
 from alight.show.files import weights_details
 
 TRAINING = "training"
+COUNTED_FILES, SHOWN_TYPES = 1_000_000, 20  # of a folder that is none of ours
 ARROW = ("foundation", "tokenizer", "latents", "transformer", "pipeline", "samples", "reference", "report")
 
 
@@ -132,8 +134,14 @@ def _is_part(folder: Path, key: str, value: Any) -> bool:
 
 
 def _anything(folder: Path) -> Description:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    types = Counter(path.suffix.lower() or "without suffix" for path in files)
-    subfolders = sum(path.is_dir() for path in folder.iterdir())
-    details = {"files": len(files), "subfolders": subfolders, "by type": dict(types.most_common())}
+    files: list[str] = []
+    subfolders = None
+    for _, folders, names in os.walk(folder):  # which passes over what cannot be read
+        subfolders = len(folders) if subfolders is None else subfolders
+        files += names
+        if len(files) > COUNTED_FILES:
+            break
+    types = Counter(Path(name).suffix.lower() or "without suffix" for name in files)
+    count = len(files) if len(files) <= COUNTED_FILES else f"more than {COUNTED_FILES:,}"
+    details = {"files": count, "subfolders": subfolders or 0, "by type": dict(types.most_common(SHOWN_TYPES))}
     return Description(folder, "a folder without records of alight", details)

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, is_complete, read_artifact, write_manifest
 from alight.config import ConvertConfig
 from alight.data.class_names import readable_class_names
 from alight.data.latent_index import INDEX, map_shards, published_index, read_index
 from alight.data.latent_shards import MAX_CLASSES, require_finite
 from alight.data.latents import LatentDataset
-from alight.data.sealed_json import write_sealed
 from alight.interop.latents import STATISTICS_FILE
 from alight.interop.reference import (
     LatentsStatistics,
@@ -33,6 +32,8 @@ from alight.interop.tokenizer_sources import model_folder, open_tokenizer
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE, is_hub_id
 from alight.models.vavae import VAVAE
+from alight.outputs import claimed_output, new_file, writing_folder
+from alight.runtime.checked_json import write_checked
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 
@@ -69,19 +70,28 @@ def run(config: ConvertConfig) -> Artifact | Exported:
         raise InputError("Say what is to be converted, for example --source lightningdit-xl-imagenet256-64ep.pt.")
     check_options(config)
     if config.to == "published":
-        exporters = {"transformer": to_transformer_file, "tokenizer": to_tokenizer_file, "latents": to_latents_folder}
-        exporters[config.kind](config.source, config.output)
-        return Exported(config.kind, config.output)
-    check_output(config.output, config.model_dump(mode="json"), config.kind)
-    if is_complete(config.output):
-        return require_origin(read_artifact(config.output, config.kind), config.source)
+        return to_published(config.source, config)
     importers = {
         "transformer": from_transformer_file,
         "tokenizer": from_tokenizer,
         "latents": from_latents_folder,
     }
-    importers[config.kind](config.source, config)
+    with claimed_output(config.output, config.kind, config.model_dump(mode="json")) as finished:
+        if finished is not None:
+            return require_origin(finished, config.source)
+        importers[config.kind](config.source, config)
     return read_artifact(config.output, config.kind)
+
+
+def to_published(source: Path, config: ConvertConfig) -> Exported:
+    """Write a new file, or a new folder of latents, as the published code reads it."""
+    if config.kind == "latents":
+        with claimed_output(config.output, "published latents", config.model_dump(mode="json")):
+            to_latents_folder(source, config.output)
+    else:
+        exporters = {"transformer": to_transformer_file, "tokenizer": to_tokenizer_file}
+        exporters[config.kind](source, new_file(config.output))
+    return Exported(config.kind, config.output)
 
 
 def check_options(config: ConvertConfig) -> None:
@@ -152,9 +162,8 @@ def from_latents_folder(source: Path, config: ConvertConfig) -> None:
     for name, maps in zip(names, map_shards(source, names), strict=True):
         require_finite(source / name, maps)
     with writing_folder(config.output) as staging:
-        if source.resolve() != config.output.resolve():
-            link_shards(source, staging, names)
-        write_sealed(staging / INDEX, index)
+        link_shards(source, staging, names)
+        write_checked(staging / INDEX, index)
         digest = file_hash(*(source / name for name in names))
         facts = {"count": index["count"], "class_names": index["class_names"]}
         seconds = time.perf_counter() - started
@@ -252,8 +261,7 @@ def to_latents_folder(source: Path, output: Path) -> None:
         )
     names = [shard["file"] for shard in read_index(source)["shards"]]
     with writing_folder(output) as staging:
-        if source.resolve() != output.resolve():
-            link_shards(source, staging, names)
+        link_shards(source, staging, names)
         export_latents_statistics(dataset.mean.flatten(), dataset.std.flatten(), staging / STATISTICS_FILE)
 
 

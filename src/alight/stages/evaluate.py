@@ -7,15 +7,7 @@ from pathlib import Path
 
 import torch
 
-from alight.artifacts import (
-    Artifact,
-    check_output,
-    find_pipeline,
-    library_versions,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import Artifact, find_pipeline, library_versions, read_artifact, write_manifest
 from alight.config import EvaluateConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.image_npz import write_images_npz
@@ -29,15 +21,16 @@ from alight.evaluation.generation_pictures import neighbours_picture, samples_pi
 from alight.evaluation.generation_report import generation_figures
 from alight.evaluation.label_figures import class_table, label_figure
 from alight.evaluation.latent_report import density_figures, latent_figures, latent_plots, read_some
-from alight.evaluation.measure import Measurements, reconstruct
-from alight.evaluation.measure import measure as measure_tokenizer
-from alight.evaluation.subjects import Judges, Subject, open_judges, open_subjects
+from alight.evaluation.reconstruction import Measurements, reconstruct
+from alight.evaluation.reconstruction import measure_reconstruction as measure_tokenizer
 from alight.evaluation.tokenizer_report import log_curve, magnification, tokenizer_curves, tokenizer_figures
-from alight.metrics.pictures import pair_strip
-from alight.metrics.report import Curve, Figure, Picture, Report, Stage
-from alight.metrics.report_files import figure_lines, write_report
+from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, open_evaluated, open_metric_networks
+from alight.outputs import claimed_output, writing_folder
 from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
+from alight.reporting.files import figure_lines, write_report
+from alight.reporting.pictures import pair_strip
+from alight.reporting.report import Curve, Figure, Picture, Report, Stage
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -64,9 +57,10 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
     """
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, resolved, "report")
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
+    ):
         images, artifacts = open_images(config, processes.device)
         generation = measure_generation(config, images, processes)
         reconstruction = measure_reconstruction(config, processes) if config.tokenizer is not None else None
@@ -99,7 +93,7 @@ def open_images(config: EvaluateConfig, device: torch.device) -> tuple[Generated
     artifacts = []
     for kind, path in wanted.items():
         if path is not None:
-            own = open_subjects([path])[0].artifact if kind == "tokenizer" else read_artifact(path, kind)
+            own = open_evaluated([path])[0].artifact if kind == "tokenizer" else read_artifact(path, kind)
             artifacts.append(own)
     if config.pipeline is not None:
         place = find_pipeline(config.pipeline)
@@ -117,29 +111,29 @@ def open_images(config: EvaluateConfig, device: torch.device) -> tuple[Generated
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What was measured of the tokenizer."""
+    """The measurements of the tokenizer."""
 
-    subject: Subject
+    tokenizer: EvaluatedTokenizer
     dataset: ImageDataset
     measured: Measurements
-    judges: Judges
+    networks: MetricNetworks
     notes: list[str]
 
 
 def measure_reconstruction(config: EvaluateConfig, processes: Processes) -> Reconstruction:
-    """How well the tokenizer reconstructs the images of the split."""
+    """Measure the reconstructions of the images of the split."""
     assert config.tokenizer is not None
-    (subject,) = open_subjects([config.tokenizer])
+    (tokenizer,) = open_evaluated([config.tokenizer])
     dataset = open_dataset(config.images, config.split, augment=False)
-    judges, notes = open_judges(config, [subject])
-    measured = measure_tokenizer(subject, dataset, config, judges.to(processes.device), processes)
-    return Reconstruction(subject, dataset, measured, judges, notes)
+    networks, notes = open_metric_networks(config, [tokenizer])
+    measured = measure_tokenizer(tokenizer, dataset, config, networks.to(processes.device), processes)
+    return Reconstruction(tokenizer, dataset, measured, networks, notes)
 
 
 def reconstruction_picture(of: Reconstruction, config: EvaluateConfig) -> Picture:
     """The first originals above their reconstructions."""
     shown = range(min(SHOWN_PAIRS, len(of.dataset)))
-    originals, decoded = reconstruct(of.subject, of.dataset, shown, config, torch.device("cpu"))
+    originals, decoded = reconstruct(of.tokenizer, of.dataset, shown, config, torch.device("cpu"))
     caption = "Originals above, what the tokenizer makes of them below."
     return Picture("Reconstructions", caption, pair_strip(originals, decoded), magnification(originals))
 
@@ -162,13 +156,13 @@ def describe(
     if reconstruction is not None:
         figures += [
             replace(figure, headline=figure.name in HEADLINES)
-            for figure in tokenizer_figures(reconstruction.measured, config, reconstruction.judges)
+            for figure in tokenizer_figures(reconstruction.measured, config, reconstruction.networks)
         ]
         pictures.append(reconstruction_picture(reconstruction, config))
-        curves += tokenizer_curves([reconstruction.subject])
+        curves += tokenizer_curves([reconstruction.tokenizer])
         notes += [*reconstruction.notes, "PSNR and SSIM compare with the same centre crops that the tokenizer saw."]
-    if generation.judged is not None:
-        figures.append(label_figure(generation.judged, images))
+    if generation.label_scores is not None:
+        figures.append(label_figure(generation.label_scores, images))
     figures += generation_figures(images, generation.features, generation.reference, config.seed)
     if config.transformer is not None:
         curves += transformer_curves(config.transformer)
@@ -186,7 +180,7 @@ def describe(
         title=f"Report on {images.name if config.reference else Path(config.images.source).name}",
         summary=summary(images, reconstruction, artifacts),
         figures=figures,
-        comparison=class_table(generation.judged, images) if generation.judged is not None else None,
+        comparison=class_table(generation.label_scores, images) if generation.label_scores is not None else None,
         pictures=[picture for picture in pictures if picture is not None],
         distributions=plots,
         curves=curves,
@@ -198,10 +192,10 @@ def describe(
 
 
 def summary(images: GeneratedImages, reconstruction: Reconstruction | None, artifacts: Sequence[Artifact]) -> str:
-    """What the report is about, in a sentence."""
+    """The subject of the report, in a sentence."""
     parts = []
     if reconstruction is not None:
-        aligned = reconstruction.subject.artifact.facts.get("foundation")
+        aligned = reconstruction.tokenizer.artifact.facts.get("foundation")
         kind = "whose latents are aligned with a vision foundation model" if aligned else "without alignment"
         parts.append(f"a tokenizer {kind}")
     for artifact in artifacts:
@@ -216,7 +210,7 @@ def summary(images: GeneratedImages, reconstruction: Reconstruction | None, arti
 
 
 def remarks(config: EvaluateConfig, generation: Generation) -> list[str]:
-    """What was not measured, and what to bear in mind."""
+    """Notes on omitted measurements and on caveats."""
     notes = [
         "A Frechet distance in other features than Inception's is no FID, and compares with nothing published.",
         "Distances are biased upwards for few images; compare only runs with the same count.",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import EvaluateReferenceConfig
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
@@ -15,6 +15,7 @@ from alight.evaluation.features import open_feature_networks
 from alight.evaluation.reference_set import measure_reference, reference_facts, write_reference_set
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.vavae import VAVAE
+from alight.outputs import claimed_output, writing_folder
 from alight.runtime.console import progress_bar
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -38,10 +39,11 @@ def run(config: EvaluateReferenceConfig) -> Artifact:
     """
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, resolved, "reference")
-        if not is_complete(config.output):
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "reference", resolved, is_main=processes.is_main) as finished,
+    ):
+        if finished is None:
             count, size, description, read = open_real(config, processes)
             networks = open_feature_networks(config, size[0], processes.device)
             share = contiguous_share(count, config.batch_size, processes)
@@ -60,7 +62,7 @@ def run(config: EvaluateReferenceConfig) -> Artifact:
 def open_real(
     config: EvaluateReferenceConfig, processes: Processes
 ) -> tuple[int, tuple[int, int], str, Iterable[Pixels]]:
-    """How many images there are, their size, what they are, and this process's batches of them."""
+    """The number of images, their size, their description, and this process's batches of them."""
     if config.latents is not None:
         return open_decoded(config, processes)
     dataset = open_dataset(config.images, config.split, augment=False)

@@ -1,4 +1,4 @@
-"""Stage 1, judged: a tokenizer on images it has not seen -> figures, pictures and a verdict, alone or side by side."""
+"""Tokenizers on images they have not seen -> figures, pictures and an assessment, alone or side by side."""
 
 import time
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from alight.artifacts import Artifact, check_output, library_versions, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, library_versions, read_artifact, write_manifest
 from alight.config import EvaluateTokenizerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
 from alight.evaluation.alignment import fit_linear_map
-from alight.evaluation.measure import Measurements, measure, reconstruct, statistics_warning
-from alight.evaluation.subjects import Judges, Subject, open_judges, open_subjects
+from alight.evaluation.assessment import assess_tokenizer
+from alight.evaluation.reconstruction import Measurements, measure_reconstruction, reconstruct, statistics_warning
 from alight.evaluation.tokenizer_report import (
     chosen_images,
     difference_strip,
@@ -23,9 +23,10 @@ from alight.evaluation.tokenizer_report import (
     tokenizer_curves,
     tokenizer_figures,
 )
-from alight.evaluation.verdict import judge
-from alight.metrics.report import Picture, Report, Stage
-from alight.metrics.report_files import write_report, write_table
+from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, open_evaluated, open_metric_networks
+from alight.outputs import claimed_output, writing_folder
+from alight.reporting.files import write_report, write_table
+from alight.reporting.report import Picture, Report, Stage
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash
@@ -48,28 +49,29 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
     """
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, resolved, "report")
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
+    ):
         dataset = open_dataset(config.images, config.split, augment=False)
-        subjects = open_subjects([config.tokenizer, *config.compare])
-        judges, notes = open_judges(config, subjects)
-        judges = judges.to(processes.device)
+        tokenizers = open_evaluated([config.tokenizer, *config.compare])
+        networks, notes = open_metric_networks(config, tokenizers)
+        networks = networks.to(processes.device)
         measured = []
-        for subject in subjects:
+        for tokenizer in tokenizers:
             linear_map = None
-            if judges.foundation is not None:
-                linear_map = fit_linear_map(subject.vae, judges.foundation, config, processes)
-            measured.append(measure(subject, dataset, config, judges, processes, linear_map))
+            if networks.foundation is not None:
+                linear_map = fit_linear_map(tokenizer.vae, networks.foundation, config, processes)
+            measured.append(measure_reconstruction(tokenizer, dataset, config, networks, processes, linear_map))
         if processes.is_main:
-            report = describe(measured, dataset, config, judges, processes.device)
+            report = describe(measured, dataset, config, networks, processes.device)
             seconds = time.perf_counter() - started
             report = replace(report, stages=[*report.stages, Stage("report", seconds)], notes=[*report.notes, *notes])
             with writing_folder(config.output) as staging:
                 write_report(staging, report)
                 write_table(staging / TABLE, image_table(measured, dataset))
                 digest = file_hash(staging / "report.json")
-                inputs = {"tokenizer": subjects[0].artifact.hash}
+                inputs = {"tokenizer": tokenizers[0].artifact.hash}
                 write_manifest(staging, "report", resolved, digest, inputs, seconds=seconds)
         processes.barrier()  # the artifact is there
     return read_artifact(config.output, "report")
@@ -79,72 +81,77 @@ def describe(
     measured: Sequence[Measurements],
     dataset: ImageDataset,
     config: EvaluateTokenizerConfig,
-    judges: Judges,
+    networks: MetricNetworks,
     device: torch.device,
 ) -> Report:
     """Everything that the report says and shows."""
-    subjects, several = [each.subject for each in measured], len(measured) > 1
-    own_figures = [tokenizer_figures(each, config, judges) for each in measured]
+    tokenizers, several = [each.tokenizer for each in measured], len(measured) > 1
+    own_figures = [tokenizer_figures(each, config, networks) for each in measured]
     figures = own_figures[0]
     if several:
-        pairs = zip(own_figures, subjects, strict=True)
+        pairs = zip(own_figures, tokenizers, strict=True)
         figures = [figure for number, pair in enumerate(pairs, start=1) for figure in numbered(*pair, number)]
     split = {"held_out": "held-out images", "train": "training images", "all": "images"}[config.split]
     return Report(
-        title=f"Tokenizer{'s' if several else ''} {' and '.join(subject.name for subject in subjects)}",
-        summary=f"{'; '.join(map(kinship, subjects))}: measured on {'the same ' if several else ''}"
+        title=f"Tokenizer{'s' if several else ''} {' and '.join(tokenizer.name for tokenizer in tokenizers)}",
+        summary=f"{'; '.join(map(kinship, tokenizers))}: measured on {'the same ' if several else ''}"
         f"{len(dataset):,} {split}.",
         figures=figures,
-        answer=judge(measured, [dataset.source.name(index) for index in range(len(dataset))], config),
+        answer=assess_tokenizer(measured, [dataset.source.name(index) for index in range(len(dataset))], config),
         comparison=side_by_side(measured, own_figures) if several else None,
         pictures=draw(measured, dataset, config, device),
         distributions=[psnr_distribution(measured)],
-        curves=tokenizer_curves(subjects),
-        stages=[Stage(subject.name, subject.artifact.seconds) for subject in subjects if subject.artifact.seconds],
-        configuration={subject.name: subject.artifact.config for subject in subjects}
+        curves=tokenizer_curves(tokenizers),
+        stages=[
+            Stage(tokenizer.name, tokenizer.artifact.seconds) for tokenizer in tokenizers if tokenizer.artifact.seconds
+        ],
+        configuration={tokenizer.name: tokenizer.artifact.config for tokenizer in tokenizers}
         | {"evaluate": config.model_dump(mode="json")},
         versions=library_versions(),
-        notes=[*remarks(measured, dataset, config, judges), *statistics_remarks(subjects, dataset, config, device)],
+        notes=[
+            *remarks(measured, dataset, config, networks),
+            *statistics_remarks(tokenizers, dataset, config, device),
+        ],
     )
 
 
-def kinship(subject: Subject) -> str:
+def kinship(tokenizer: EvaluatedTokenizer) -> str:
     """Such as "aligned (f16d32, aligned with dinov2-large)"."""
-    foundation = subject.artifact.facts.get("foundation")
+    foundation = tokenizer.artifact.facts.get("foundation")
     alignment = f"aligned with {Path(foundation).name}" if foundation else "without alignment"
-    return f"{subject.name} ({subject.shape}, {alignment})"
+    return f"{tokenizer.name} ({tokenizer.shape}, {alignment})"
 
 
 def remarks(
-    measured: Sequence[Measurements], dataset: ImageDataset, config: EvaluateTokenizerConfig, judges: Judges
+    measured: Sequence[Measurements], dataset: ImageDataset, config: EvaluateTokenizerConfig, networks: MetricNetworks
 ) -> list[str]:
-    """What was not measured, and what to bear in mind."""
+    """Notes on omitted measurements and on caveats."""
     notes = [
         f"The images: {dataset.source.description}.",
         "Every image is scored against the very crop that the tokenizer saw, and the scores of each image are in "
         f"{TABLE} beside this page.",
     ]
     for each in measured:
-        name, identical = each.subject.name, int(each.scores["psnr"].isinf().sum())
+        name, identical = each.tokenizer.name, int(each.scores["psnr"].isinf().sum())
         if identical:
             rest = each.scores["psnr"][each.scores["psnr"].isfinite()]
             mean = f"; over the others it is {rest.mean():.2f} dB" if len(rest) else ""
             notes.append(f"{name} reproduces {identical} images exactly, which makes its mean PSNR infinite{mean}.")
-        if judges.foundation is not None and each.subject.projection and "alignment_cosine" not in each.scores:
+        if networks.foundation is not None and each.tokenizer.projection and "alignment_cosine" not in each.scores:
             notes.append(
-                f"The trained projection of {name} leads to {each.subject.projection.foundation}, so it has no "
-                f"figures of its own in the features of {judges.foundation.name}."
+                f"The trained projection of {name} leads to {each.tokenizer.projection.foundation}, so it has no "
+                f"figures of its own in the features of {networks.foundation.name}."
             )
-    if judges.foundation is not None and len({each.subject.shape for each in measured}) > 1:
+    if networks.foundation is not None and len({each.tokenizer.shape for each in measured}) > 1:
         notes.append(
             "Features are taken on the latent grid of each tokenizer, and wider latents hold more to read off: where "
             "grids or channels differ, the alignment compares loosely."
         )
-    if judges.foundation is None:
+    if networks.foundation is None:
         notes.append("The alignment was not measured: no tokenizer here names a foundation model, nor --foundation.")
     elif config.split != "held_out":
-        notes.append("The linear map was fitted to some of the images that it is judged on.")
-    if judges.inception is None:
+        notes.append("The linear map was fitted to some of the images that it is measured on.")
+    if networks.inception is None:
         notes.append("rFID was not measured; it needs --inception-weights and thousands of images.")
     elif len(measured[0].scores["psnr"]) < FEW_FOR_FID:
         notes.append(f"rFID is biased upwards for fewer than {FEW_FOR_FID:,} images; the published one is of 50,000.")
@@ -152,10 +159,13 @@ def remarks(
 
 
 def statistics_remarks(
-    subjects: Sequence[Subject], dataset: ImageDataset, config: EvaluateTokenizerConfig, device: torch.device
+    tokenizers: Sequence[EvaluatedTokenizer],
+    dataset: ImageDataset,
+    config: EvaluateTokenizerConfig,
+    device: torch.device,
 ) -> list[str]:
     """Of tokenizers whose latents the recorded statistics would not normalise."""
-    warnings = {subject.name: statistics_warning(subject, dataset, config, device) for subject in subjects}
+    warnings = {tokenizer.name: statistics_warning(tokenizer, dataset, config, device) for tokenizer in tokenizers}
     return [f"{name}: {warning}" for name, warning in warnings.items() if warning]
 
 
@@ -169,12 +179,12 @@ def draw(
         "best": ("The best", "highest PSNR first"),
     }
     count = max(2, SHOWN_IMAGES * 128 // max(config.images.size, 128))  # at 256 pixels, half as many
-    of = f" of {measured[0].subject.name}" if len(measured) > 1 else ""
+    of = f" of {measured[0].tokenizer.name}" if len(measured) > 1 else ""
     pictures = []
     for kind, indices in chosen_images(measured[0].scores["psnr"], count).items():
         decoded = {}
         for each in measured:
-            originals, decoded[each.subject.name] = reconstruct(each.subject, dataset, indices, config, device)
+            originals, decoded[each.tokenizer.name] = reconstruct(each.tokenizer, dataset, indices, config, device)
         title, order = captions[kind]
         psnr = ", ".join(f"{measured[0].scores['psnr'][index]:.1f}" for index in indices)
         caption = f"By PSNR{of}, {order}: {psnr} dB. {DIFFERENCE_CAPTION}"
@@ -190,7 +200,7 @@ def image_table(measured: Sequence[Measurements], dataset: ImageDataset) -> dict
     for each in measured:
         table["name"] += [dataset.source.name(index) for index in range(len(dataset))]
         if len(measured) > 1:
-            table["tokenizer"] += [each.subject.name] * len(dataset)
+            table["tokenizer"] += [each.tokenizer.name] * len(dataset)
         for name in names:
             table[name] += each.scores[name].tolist() if name in each.scores else [""] * len(dataset)
     return table

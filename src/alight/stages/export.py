@@ -10,27 +10,19 @@ from typing import Any
 import torch
 from PIL import Image
 
-from alight.artifacts import (
-    PIPELINE_INDEX,
-    WEIGHTS_FILE,
-    Artifact,
-    check_output,
-    is_complete,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
+from alight.artifacts import PIPELINE_INDEX, WEIGHTS_FILE, Artifact, is_complete, read_artifact, write_manifest
 from alight.config import EvaluateTokenizerConfig, ExportConfig, ImagesConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
 from alight.data.provenance import png_text, software
-from alight.evaluation.measure import reconstruct
-from alight.evaluation.subjects import Subject
-from alight.metrics.pictures import pair_strip
+from alight.evaluation.reconstruction import reconstruct
+from alight.evaluation.tokenizers import EvaluatedTokenizer
 from alight.models.vavae import VAVAE
+from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import image_size
 from alight.pipelines.opening import open_pipeline
+from alight.reporting.pictures import pair_strip
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
@@ -65,12 +57,23 @@ def run(config: ExportConfig) -> Artifact:
     if config.push_to_hub is not None:
         hub.check_access(config.push_to_hub)
     source = find_source(config)
-    for folder in filter(None, (source.pipeline, *source.folders.values())):
-        if config.output.resolve() == folder.resolve():
-            raise InputError(f"The export would overwrite {folder}, which it is made from. Choose another --output.")
     records = records_of(source)
     kind = "pipeline" if source.transformer is not None else "tokenizer"
-    check_replaceable(config.output, kind, records)
+    resolved = config.model_dump(mode="json") | {"inputs": [source.pipeline, *source.folders.values()]}
+    with claimed_output(config.output, kind, resolved, renew=True, compare=False):
+        require_same_networks(config.output, kind, records)
+        files = write_export(config, source, records, started)
+        if config.push_to_hub is not None:
+            log.info("Uploaded: %s", hub.upload(config.output, files, config.push_to_hub, config.private))
+    return read_artifact(config.output, kind)
+
+
+def write_export(config: ExportConfig, source: Source, records: dict[str, Artifact], started: float) -> list[str]:
+    """Write networks, pictures, card and manifests.
+
+    Returns:
+        The names of all files.
+    """
     samples = samples_of(source, records, config.samples)
     report = figures_of(source, records, config.report)
     with writing_folder(config.output) as staging:
@@ -81,10 +84,7 @@ def run(config: ExportConfig) -> Artifact:
         shared = with_reconstructions(shared, networks, config, staging)
         write_text(staging / CARD, model_card(shared))
         write_manifests(staging, records, config, time.perf_counter() - started)
-        files = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
-    if config.push_to_hub is not None:
-        log.info("Uploaded: %s", hub.upload(config.output, files, config.push_to_hub, config.private))
-    return read_artifact(config.output, kind)
+        return sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
 
 
 # --- networks ---------------------------------------------------------------------------------------------------
@@ -109,16 +109,13 @@ def save_networks(source: Source, staging: Path) -> LightningDiTPipeline | VAVAE
     return pipeline
 
 
-def check_replaceable(output: Path, kind: str, records: dict[str, Artifact]) -> None:
-    """An earlier export of the same networks may be written anew; anything else that is finished may not."""
-    settings: dict[str, Any] = {}
+def require_same_networks(output: Path, kind: str, records: dict[str, Artifact]) -> None:
+    """Let an earlier export be replaced only by one of the same networks."""
     if is_complete(output):
-        existing = read_artifact(output, kind)
+        existing = read_artifact(output, kind, verify=False)
         held = existing.inputs if kind == "pipeline" else {kind: existing.hash}
         if held != {name: record.hash for name, record in records.items()}:
             raise InputError(f"{output} holds another {kind}. Choose another --output, or delete that folder.")
-        settings = existing.config
-    check_output(output, settings, kind)
 
 
 def write_manifests(staging: Path, records: dict[str, Artifact], config: ExportConfig, seconds: float) -> None:
@@ -141,7 +138,7 @@ def describe(
     networks: LightningDiTPipeline | VAVAE,
     report: dict[str, Any] | None,
 ) -> Shared:
-    """What the card says, but for the pictures."""
+    """The content of the card, without pictures."""
     pipeline = networks if isinstance(networks, LightningDiTPipeline) else None
     vae = networks.tokenizer if isinstance(networks, LightningDiTPipeline) else networks
     models = {"tokenizer": vae} | ({"transformer": pipeline.transformer} if pipeline is not None else {})
@@ -187,10 +184,10 @@ def with_reconstructions(
     images = ImagesConfig.model_validate({**own, "source": source})
     dataset, of = open_shown_images(images)
     vae = networks if isinstance(networks, VAVAE) else networks.tokenizer
-    subject = Subject(shared.name, vae, shared.tokenizer, None)
+    tokenizer = EvaluatedTokenizer(shared.name, vae, shared.tokenizer, None)
     shown = range(min(config.reconstructions, len(dataset)))
     settings = EvaluateTokenizerConfig(images=images, batch_size=min(8, len(shown)))
-    strip = pair_strip(*reconstruct(subject, dataset, shown, settings, torch.device("cpu")))
+    strip = pair_strip(*reconstruct(tokenizer, dataset, shown, settings, torch.device("cpu")))
     Image.fromarray(strip).save(staging / RECONSTRUCTIONS_PICTURE, pnginfo=png_text(software()))
     caption = f"The first {len(shown)} {of} of {Path(source).name}: originals above, reconstructions below."
     return replace(shared, pictures={**shared.pictures, RECONSTRUCTIONS_PICTURE: caption})

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import ExtractLatentsConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.images import ImageSource
 from alight.data.latent_folder import LatentFolder
 from alight.data.latent_shards import LABELS, LATENTS, LOGVAR, MIRRORED
-from alight.data.latents import UNFINISHED, LatentDataset, merged_statistics, write_index
+from alight.data.latents import UNFINISHED, merged_statistics, write_index
 from alight.data.loading import open_source
 from alight.models.vavae import VAVAE
+from alight.outputs import claimed_output, writing_folder
 from alight.runtime.console import duration, log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -43,16 +44,37 @@ def run(config: ExtractLatentsConfig) -> Artifact:
             another configuration, other images or another tokenizer.
     """
     tokenizer = read_artifact(config.tokenizer, "tokenizer")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, config.model_dump(mode="json"), "latents")
-        if is_complete(config.output):
-            read_artifact(config.output, "latents").require_input(tokenizer)
-            LatentDataset(config.output)  # nothing is missing or cut off
-            shutil.rmtree(config.output / UNFINISHED, ignore_errors=True)  # if the run was killed at its very end
-        else:
+    resolved = config.model_dump(mode="json")
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "latents", resolved, is_main=processes.is_main) as finished,
+    ):
+        if finished is None:
             extract(config, tokenizer, processes)
+        else:
+            finished.require_input(tokenizer)
+            require_same_images(finished, config)
+            shutil.rmtree(config.output / UNFINISHED, ignore_errors=True)  # if the run was killed at its very end
     return read_artifact(config.output, "latents")
+
+
+def require_same_images(finished: Artifact, config: ExtractLatentsConfig) -> None:
+    """Refuse to give back latents of images that have changed since; images that are gone cannot be compared.
+
+    Raises:
+        InputError: images were replaced, added or removed.
+    """
+    try:
+        fingerprint = open_source(config.images, "train").fingerprint
+    except InputError as error:
+        log.warning("Nobody can tell whether the images of %s are still the same: %s", finished.path, error)
+        return
+    if fingerprint != finished.facts.get("images", fingerprint):
+        raise InputError(
+            f"{finished.path} holds latents of other images than those that are in {config.images.source} now: some "
+            "were replaced, added or removed since. Choose another --output, or delete that folder to extract them "
+            "again."
+        )
 
 
 def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Processes) -> None:
@@ -187,7 +209,8 @@ def finish(
     with writing_folder(config.output) as staging:
         statistics = of_tokenizer or (measured.mean, measured.std)
         write_index(staging, records, statistics, config.statistics, source.class_names)
-        digest = file_hash(*(config.output / record["file"] for record in records))
+        shards = [config.output / record["file"] for record in records]
+        digest = file_hash(*shards)
         facts = {
             "count": folder.count,
             "class_names": list(source.class_names),
@@ -196,5 +219,5 @@ def finish(
         }
         seconds = time.perf_counter() - started
         inputs = {"tokenizer": tokenizer.hash}
-        write_manifest(staging, "latents", config.model_dump(mode="json"), digest, inputs, facts, seconds)
+        write_manifest(staging, "latents", config.model_dump(mode="json"), digest, inputs, facts, seconds, shards)
     folder.finish()

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import SampleConfig
 from alight.data.image_npz import write_images_npz
 from alight.data.provenance import software
 from alight.data.sample_folder import Request, SampleFolder
-from alight.metrics.pictures import image_grid
 from alight.models.lightning_dit import LightningDiT
+from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.requests import label_protocol, plan_requests
+from alight.reporting.pictures import image_grid
 from alight.runtime.console import duration, log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -26,6 +27,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
 from alight.runtime.pixels import UINT8_RULE
 from alight.runtime.seeding import random_stream
+from alight.sharing.lineage import require_tokenizer_of
 
 SETTINGS, GRID, TRAJECTORY, NPZ = "samples.json", "grid.png", "trajectory.png", "samples.npz"
 GRID_ROWS, GRID_COLUMNS, TRAJECTORY_COLUMNS = 10, 10, 8
@@ -61,16 +63,17 @@ def run(config: SampleConfig) -> Artifact:
         InputError: on unusable transformer, guide or tokenizer, unknown classes, or an output folder that cannot be
             written or holds other samples.
     """
+    config = with_tokenizer(config)
     artifacts = open_artifacts(config)
     resolved = config.model_dump(mode="json")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, resolved, "samples")
-        if is_complete(config.output):
-            samples = read_artifact(config.output, "samples")
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "samples", resolved, is_main=processes.is_main) as finished,
+    ):
+        if finished is not None:
             for artifact in artifacts.values():
-                samples.require_input(artifact)
-            return samples
+                finished.require_input(artifact)
+            return finished
         models = open_models(config, artifacts, processes.device)
         requests = plan_requests(models.pipeline, config, config.seed)
         folder = SampleFolder(config.output, resolved, models.hashes)
@@ -88,8 +91,17 @@ def run(config: SampleConfig) -> Artifact:
     return read_artifact(config.output, "samples")
 
 
+def with_tokenizer(config: SampleConfig) -> SampleConfig:
+    """The configuration with the tokenizer that the records of the transformer lead to, where none is given."""
+    if config.tokenizer is not None:
+        return config
+    transformer = read_artifact(config.transformer, "transformer", verify=False)
+    return config.model_copy(update={"tokenizer": require_tokenizer_of(transformer)})
+
+
 def open_artifacts(config: SampleConfig) -> dict[str, Artifact]:
     """The folders of tokenizer, transformer and guide, which must belong together."""
+    assert config.tokenizer is not None  # see `with_tokenizer`
     tokenizer = read_artifact(config.tokenizer, "tokenizer")
     transformer = read_artifact(config.transformer, "transformer")
     transformer.require_input(tokenizer)
@@ -109,7 +121,7 @@ def open_artifacts(config: SampleConfig) -> dict[str, Artifact]:
 
 def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: torch.device) -> Models:
     """Load what generates, and find out whether it can do what is asked for."""
-    pipeline = LightningDiTPipeline.from_artifacts(config.transformer, config.tokenizer).to(device)
+    pipeline = LightningDiTPipeline.from_artifacts(config.transformer, artifacts["tokenizer"].path).to(device)
     guide = LightningDiT.from_pretrained(config.guide).to(device) if config.guide is not None else None
     pipeline.check_guidance(config.sampling.guidance_scale, config.sampling.guidance_channels, guide)
     return Models(pipeline, guide, artifacts)
@@ -198,10 +210,11 @@ def finish(
             shuffled = {name: [settings[name][number] for number in order] for name in ("labels", "seeds")}
             said = software() | settings | shuffled
             write_images_npz(staging / NPZ, folder.read(order), len(requests), said)  # classes mixed
-        digest = file_hash(*(folder.image_path(number) for number in range(len(requests))))
+        images = [folder.image_path(number) for number in range(len(requests))]
+        digest, beside = file_hash(*images), [*images, folder.path / GRID]
         facts = {key: settings[key] for key in ("count", "nfe", "label_protocol", "class_names")}
         seconds = time.perf_counter() - started
-        write_manifest(staging, "samples", folder.config, digest, models.hashes, facts, seconds)
+        write_manifest(staging, "samples", folder.config, digest, models.hashes, facts, seconds, beside)
     folder.finish()
 
 

@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from alight.artifacts import Artifact, check_output, library_versions, read_artifact
+from alight.artifacts import Artifact, library_versions, read_artifact, write_manifest
 from alight.config import InspectLatentsConfig
 from alight.data.latents import LatentDataset
 from alight.evaluation.latent_report import density_figures, latent_figures, latent_plots, read_some
-from alight.metrics.report import Figure, Picture, Report
-from alight.metrics.report_files import write_report
+from alight.outputs import claimed_output, writing_folder
+from alight.reporting.files import write_report
+from alight.reporting.report import Figure, Picture, Report
+from alight.runtime.files import file_hash
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was seen; `facts` by name as they are printed, `report` where one was written."""
+    """The result of an inspection; `facts` by name as they are printed, `report` where one was written."""
 
     path: Path
     hash: str
@@ -56,8 +58,14 @@ def run(config: InspectLatentsConfig) -> Inspection:
         InputError: if the folder is no finished latents artifact, or anything in it is damaged.
     """
     artifact = read_artifact(config.latents, "latents")
-    if config.output is not None:
-        check_output(config.output, {}, "report")
+    if config.output is None:
+        return inspect(config, artifact)
+    with claimed_output(config.output, "report", config.model_dump(mode="json"), renew=True):
+        return inspect(config, artifact)
+
+
+def inspect(config: InspectLatentsConfig, artifact: Artifact) -> Inspection:
+    """Look at every byte, and measure some of the latents."""
     dataset = LatentDataset(config.latents)
     dataset.check_bytes(artifact.hash)
     latents = read_some(dataset, config.seed)
@@ -75,13 +83,16 @@ def run(config: InspectLatentsConfig) -> Inspection:
     }
     report = None
     if config.output is not None:
-        page = build_report(artifact, dataset, latents, figures, pictures)
-        report = write_report(config.output, page)
+        page, resolved = build_report(artifact, dataset, latents, figures, pictures), config.model_dump(mode="json")
+        with writing_folder(config.output) as staging:
+            report = config.output / write_report(staging, page).name
+            digest, inputs = file_hash(staging / "report.json"), {"latents": artifact.hash}
+            write_manifest(staging, "report", resolved, digest, inputs)
     return Inspection(config.latents, artifact.hash, facts, len(latents), figures, report)
 
 
 def describe(dataset: LatentDataset) -> str:
-    """How many latents of which shape."""
+    """The number and shape of the latents."""
     text = f"{len(dataset):,} of shape {' x '.join(map(str, dataset.shape))}"
     text += ", mean and log-variance" if dataset.has_moments else ""
     return text + (", each also mirrored" if dataset.has_flips else "")

@@ -1,16 +1,18 @@
 """Stage 0, where no pretrained model fits: images -> a small vision foundation model in the `transformers` format."""
 
 import json
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining
 
-from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import TrainFoundationConfig
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
 from alight.models.foundation_loading import quiet_transformers
+from alight.outputs import claimed_output, writing_folder
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes
 from alight.runtime.files import file_hash
@@ -31,9 +33,14 @@ def run(config: TrainFoundationConfig) -> Artifact:
         InputError: on unusable images, output folder or device.
     """
     resolved = config.model_dump(mode="json")
-    check_output(config.output, resolved, "foundation")
-    if is_complete(config.output):
-        return read_artifact(config.output, "foundation")
+    with claimed_output(config.output, "foundation", resolved) as finished:
+        if finished is None:
+            train(config, resolved)
+    return read_artifact(config.output, "foundation")
+
+
+def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
+    """The training loop."""
     device = resolve_device(config.device)
     dataset = open_dataset(config.images, "train", seed=config.seed)
     with seeded_initialisation(config.seed, "foundation"):
@@ -64,7 +71,7 @@ def run(config: TrainFoundationConfig) -> Artifact:
             norm = optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
             progress.log(grad_norm=norm, lr=lr)
             progress.check(norm)
-    return save(model, config, progress.seconds)
+    save(model, config, progress.seconds)
 
 
 def build_model(config: TrainFoundationConfig, num_classes: int) -> PreTrainedModel:
@@ -101,7 +108,7 @@ def image_flops(model: PreTrainedModel, config: TrainFoundationConfig) -> int | 
     return count_flops(lambda: objective(weightless(model), images, labels, seed=0, step=0).backward())
 
 
-def save(model: PreTrainedModel, config: TrainFoundationConfig, seconds: float) -> Artifact:
+def save(model: PreTrainedModel, config: TrainFoundationConfig, seconds: float) -> None:
     """Write the backbone without its head, and the normalisation it was trained with: [-1, 1]."""
     backbone = model.vit
     with writing_folder(config.output) as staging:
@@ -112,4 +119,3 @@ def save(model: PreTrainedModel, config: TrainFoundationConfig, seconds: float) 
         digest = file_hash(staging / "model.safetensors")
         facts = {"task": config.task, "steps": config.training.steps}
         write_manifest(staging, "foundation", config.model_dump(mode="json"), digest, facts=facts, seconds=seconds)
-    return read_artifact(config.output, "foundation")

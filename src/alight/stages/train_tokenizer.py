@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import TokenizerModelConfig, TrainTokenizerConfig
 from alight.data.crops import center_crop
 from alight.data.feature_cache import FeatureCache, cached_features
@@ -21,12 +21,13 @@ from alight.data.latent_statistics import ChannelStatistics
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
 from alight.interop.tokenizer_sources import open_tokenizer
-from alight.metrics.pictures import pair_strip
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
 from alight.models.pretrained import WEIGHTS_FILE, read_safetensors
 from alight.models.vavae import VAVAE
+from alight.outputs import claimed_output, writing_folder
+from alight.reporting.pictures import pair_strip
 from alight.runtime.console import log, progress_bar
 from alight.runtime.device import autocast, compile_blocks, resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -58,10 +59,11 @@ def run(config: TrainTokenizerConfig) -> Artifact:
             is not finite.
     """
     resolved = config.model_dump(mode="json")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, resolved, "tokenizer")
-        if not is_complete(config.output):
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "tokenizer", resolved, is_main=processes.is_main) as finished,
+    ):
+        if finished is None:
             train(config, resolved, processes)
     return read_artifact(config.output, "tokenizer")
 

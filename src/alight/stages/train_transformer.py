@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from alight.artifacts import Artifact, check_output, is_complete, read_artifact, write_manifest, writing_folder
+from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import FlowConfig, TrainTransformerConfig
 from alight.data.latents import LatentDataset
 from alight.data.sampling import ResumableSampler
@@ -23,10 +23,11 @@ from alight.flow import (
     time_interval,
 )
 from alight.interop.tokenizer_sources import open_tokenizer
-from alight.metrics.pictures import image_grid
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
+from alight.outputs import claimed_output, writing_folder
+from alight.reporting.pictures import image_grid
 from alight.runtime.device import autocast, compile_blocks, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
@@ -53,13 +54,14 @@ def run(config: TrainTransformerConfig) -> Artifact:
     """
     latents = read_artifact(config.latents, "latents")
     resolved = config.model_dump(mode="json")
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, resolved, "transformer")
-        if is_complete(config.output):
-            read_artifact(config.output, "transformer").require_input(latents)
-        else:
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "transformer", resolved, is_main=processes.is_main) as finished,
+    ):
+        if finished is None:
             train(config, resolved, latents, processes)
+        else:
+            finished.require_input(latents)
     return read_artifact(config.output, "transformer")
 
 

@@ -172,7 +172,7 @@ def discriminator_backward(
         share: of this micro-batch in the optimizer step.
 
     Returns:
-        The loss, the mean logit on either side and the share of patches that were judged right.
+        The loss, the mean logit on either side and the share of patches that were classified correctly.
     """
     real = _at_least_float32(discriminator(images))
     fake = _at_least_float32(discriminator(reconstructions.detach()))

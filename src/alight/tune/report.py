@@ -5,29 +5,33 @@ from collections.abc import Sequence
 
 from alight.artifacts import library_versions
 from alight.config import SolverConfig, TuneConfig
+from alight.evaluation.features import SPACES
 from alight.evaluation.generation_report import short_count
 from alight.evaluation.tokenizer_report import magnification
-from alight.metrics.pictures import image_grid
-from alight.metrics.report import Curve, Figure, Picture, Report, Stage
+from alight.reporting.pictures import image_grid
+from alight.reporting.report import Curve, Figure, Picture, Report, Stage
 from alight.tune.settings import brief
-from alight.tune.trial import NAMES, Judge, Trial, front
+from alight.tune.storing import SETTINGS_FILE
+from alight.tune.trial import SettingsSearch, Trial, front
 
 TABLE = "settings.csv"
 SHOWN_IMAGES = 10  # in each of two rows
 
 
-def describe(config: TuneConfig, judge: Judge, trials: Sequence[Trial], best: Trial, seconds: float) -> Report:
-    """Quality against cost, the best settings, and what their images look like."""
-    images = judge.images(best.settings)
+def describe(
+    config: TuneConfig, search: SettingsSearch, trials: Sequence[Trial], best: Trial, stored: bool, seconds: float
+) -> Report:
+    """Quality against cost, the best settings, what their images look like, and where the settings are stored."""
+    images = search.images(best.settings)
     shown = images.pick(range(min(SHOWN_IMAGES * 2, images.count)))
-    name = f"{NAMES[judge.key]}-{short_count(images.count)}"
-    features = judge.reference.statistics[judge.key].features or judge.key
+    name = f"{SPACES[search.key].distance}-{short_count(images.count)}"
+    features = search.reference.statistics[search.key].features or search.key
     conditions = {
         **images.conditions,
         "NFE": best.nfe,
         "features": features,
-        "reference": judge.reference.description,
-        "comparable": judge.comparable,
+        "reference": search.reference.description,
+        "comparable": search.comparable,
     }
     first, optimal = trials[0], front(trials)
     figures = [
@@ -60,11 +64,12 @@ def describe(config: TuneConfig, judge: Judge, trials: Sequence[Trial], best: Tr
             {"best of its scale": best_at([(trial.settings.guidance_scale, trial.distance) for trial in trials])},
         ),
     ]
-    stored = f" They are stored in {config.pipeline} as recommended_sampling." if config.store else ""
+    place = f"in {config.pipeline} as recommended_sampling" if stored else f"in {SETTINGS_FILE} beside this page"
+    storing = f" They are stored {place}." if config.store else ""
     return Report(
         title=f"Sampling settings of {config.pipeline.name}",
         summary=f"{len(trials)} settings were tried on the same {images.count:,} labels and noises. The best: "
-        f"{brief(best.settings)}.{stored}",
+        f"{brief(best.settings)}.{storing}",
         figures=figures,
         pictures=[
             Picture(

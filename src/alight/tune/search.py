@@ -1,24 +1,11 @@
 """A trained pipeline -> the sampling settings that make the best images for every cost."""
 
-import json
 import time
-from pathlib import Path
 
-from alight.artifacts import (
-    PIPELINE_INDEX,
-    Artifact,
-    check_output,
-    find_pipeline,
-    is_complete,
-    read_artifact,
-    write_manifest,
-    writing_folder,
-)
-from alight.config import SolverConfig, TuneConfig
+from alight.artifacts import Artifact, find_pipeline, read_artifact, write_manifest
+from alight.config import TuneConfig
 from alight.evaluation.features import (
-    DINOV2,
-    FOUNDATION,
-    INCEPTION,
+    SPACES,
     FeatureNetworks,
     open_feature_networks,
 )
@@ -28,23 +15,26 @@ from alight.evaluation.reference_set import (
     open_reference_set,
     open_training_images,
 )
-from alight.metrics.report_files import figure_lines, write_report, write_table
+from alight.outputs import claimed_output, writing_folder
 from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
+from alight.reporting.files import figure_lines, write_report, write_table
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
-from alight.runtime.files import file_hash, write_text
+from alight.runtime.files import file_hash
 from alight.tune.report import TABLE, describe, table
-from alight.tune.trial import PROGRESS, Judge
+from alight.tune.storing import stored_settings, warn_if_not_to_be_stored, write_settings
+from alight.tune.trial import PROGRESS, SettingsSearch
 
 
 def run(config: TuneConfig) -> Artifact:
     """Try settings, write a report of quality against cost, and store the best in the pipeline.
 
     Every trial generates the same labels from the same noise, so that only the settings differ. Trials that an
-    interrupted run has finished are not repeated.
+    interrupted run has finished are not repeated. Where the pipeline cannot be written, the best settings go into the
+    report.
 
     Returns:
         The report artifact, with `settings.csv`.
@@ -56,27 +46,31 @@ def run(config: TuneConfig) -> Artifact:
     resolved = config.model_dump(mode="json")
     config = config.model_copy(update={"pipeline": find_pipeline(config.pipeline)})
     pipeline = open_pipeline(config.pipeline)
-    with process_group(resolve_device(config.device)) as processes:
-        if processes.is_main:
-            check_output(config.output, resolved, "report")
-        if is_complete(config.output):
-            return read_artifact(config.output, "report")
+    with (
+        process_group(resolve_device(config.device)) as processes,
+        claimed_output(config.output, "report", resolved, is_main=processes.is_main) as finished,
+    ):
+        if finished is not None:
+            return finished
+        if processes.is_main and config.store:
+            warn_if_not_to_be_stored(config.pipeline, config.output)
         pipeline.to(processes.device)
         size = LiveImages(pipeline, config.pipeline, config.draw, config.seed).size
         networks, key = choose_space(config, size[0], processes)
         reference = open_reference(config, networks, size, processes)
         if key not in reference.statistics:
             raise InputError(f"The reference ({reference.description}) knows nothing of the features of '{key}'.")
-        judge = Judge(config, pipeline, networks, reference, key, processes)
-        trials = judge.search()
+        search = SettingsSearch(config, pipeline, networks, reference, key, processes)
+        trials = search.run()
         best = min(trials, key=lambda trial: trial.distance)
         if processes.is_main:
-            if config.store:
-                store_settings(config.pipeline, best.settings)
-            report = describe(config, judge, trials, best, time.perf_counter() - started)
+            stored = config.store and stored_settings(config.pipeline, best.settings)
+            report = describe(config, search, trials, best, stored, time.perf_counter() - started)
             with writing_folder(config.output) as staging:
                 write_report(staging, report)
                 write_table(staging / TABLE, table(trials))
+                if config.store and not stored:
+                    write_settings(staging, best.settings)
                 digest, seconds = file_hash(staging / "report.json"), time.perf_counter() - started
                 write_manifest(staging, "report", resolved, digest, seconds=seconds)
             (config.output / PROGRESS).unlink(missing_ok=True)
@@ -84,14 +78,6 @@ def run(config: TuneConfig) -> Artifact:
                 log.info(line)
         processes.barrier()  # the artifact is there
     return read_artifact(config.output, "report")
-
-
-def store_settings(folder: Path, settings: SolverConfig) -> None:
-    """Write settings into a pipeline's `model_index.json`, where `recommended_sampling` gives them back."""
-    path = folder / PIPELINE_INDEX
-    index = json.loads(path.read_text(encoding="utf-8"))
-    index["recommended_sampling"] = settings.model_dump(mode="json")
-    write_text(path, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def choose_space(config: TuneConfig, image_size: int, processes: Processes) -> tuple[FeatureNetworks, str]:
@@ -103,8 +89,8 @@ def choose_space(config: TuneConfig, image_size: int, processes: Processes) -> t
     networks = open_feature_networks(config, image_size, processes.device)
     key = networks.keys[0] if config.measure == "auto" else config.measure
     if key not in networks.keys:
-        option = {INCEPTION: "--inception-weights", DINOV2: "--dinov2", FOUNDATION: "--foundation"}[key]
-        raise InputError(f"measure {key} needs its network; give {option}, or set measure to auto.")
+        option = SPACES[key].option.replace("_", "-")
+        raise InputError(f"measure {key} needs its network; give --{option}, or set measure to auto.")
     return networks, key
 
 

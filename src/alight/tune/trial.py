@@ -2,20 +2,19 @@
 
 import itertools
 import json
+import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from alight.config import DrawConfig, SolverConfig, TuneConfig
 from alight.evaluation.batches import contiguous_share
 from alight.evaluation.features import (
-    DINOV2,
-    FOUNDATION,
-    GREY_PIXELS,
-    INCEPTION,
+    SPACES,
     FeatureNetworks,
     gather_features,
 )
@@ -28,10 +27,10 @@ from alight.runtime.console import log, progress_bar
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.files import write_text
+from alight.runtime.reading import read_json
 from alight.tune.settings import brief, changed, choices, grid
 
 PROGRESS = "unfinished.json"
-NAMES = {INCEPTION: "FID", DINOV2: "FD-DINOv2", FOUNDATION: "Frechet distance", GREY_PIXELS: "Frechet distance"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,23 @@ class Trial:
     seconds: float
 
 
-class Judge:
+class _TrialState(BaseModel, strict=True, extra="forbid"):
+    settings: dict[str, JsonValue]
+    distance: float | None = Field(allow_inf_nan=False)  # None = not finite
+    nfe: float = Field(ge=0, allow_inf_nan=False)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+
+
+class _SearchState(BaseModel, strict=True, extra="forbid"):
+    """What an unfinished search keeps on the disk."""
+
+    config: dict[str, JsonValue]
+    weights: dict[str, str]
+    comparable: str
+    trials: list[_TrialState]
+
+
+class SettingsSearch:
     """Tries settings and remembers what came of them, also beyond an interruption.
 
     Args:
@@ -71,7 +86,7 @@ class Judge:
         self._record = {"config": config.model_dump(mode="json"), "weights": self.images(config.draw.sampling).hashes}
         self._resume()
 
-    def search(self) -> list[Trial]:
+    def run(self) -> list[Trial]:
         """All trials, in the order in which they were first made."""
         if self.config.search == "grid":
             for settings in grid(self.config):
@@ -107,8 +122,9 @@ class Judge:
             found = frechet_distance(statistics_of(seen)[self.key], self.reference.statistics[self.key])
             self.comparable = comparable(found, images.count)
             nfe = float(np.mean([value for part in self.processes.gather(images.evaluations) for value in part]))
-            self._done[name] = Trial(settings, found.value, nfe, time.perf_counter() - started)
-            log.info("tune: %s: %s %.4g, NFE %g.", brief(settings), NAMES[self.key], found.value, nfe)
+            distance = found.value if math.isfinite(found.value) else math.inf  # never the best
+            self._done[name] = Trial(settings, distance, nfe, time.perf_counter() - started)
+            log.info("tune: %s: %s %.4g, NFE %g.", brief(settings), SPACES[self.key].distance, distance, nfe)
             self._save()
         return self._done[name]
 
@@ -121,26 +137,33 @@ class Judge:
         if self.processes.is_main:
             trials = [
                 {"settings": trial.settings.model_dump(mode="json")}
-                | {"distance": trial.distance, "nfe": trial.nfe, "seconds": trial.seconds}
+                | {"distance": trial.distance if math.isfinite(trial.distance) else None}
+                | {"nfe": trial.nfe, "seconds": trial.seconds}
                 for trial in self._done.values()
             ]
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._path, json.dumps(self._record | {"comparable": self.comparable, "trials": trials}) + "\n")
+            state = self._record | {"comparable": self.comparable, "trials": trials}
+            write_text(self._path, json.dumps(state, allow_nan=False) + "\n")
 
     def _resume(self) -> None:
-        try:
-            state: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # nothing there, or cut off: begin anew
+        if not os.path.lexists(self._path):
             return
-        if {key: state.get(key) for key in self._record} != self._record:
+        remedy = f"Delete {self._path} to begin the search again."
+        state = read_json(self._path, _SearchState, remedy)
+        if {"config": state.config, "weights": state.weights} != self._record:
             raise InputError(
                 f"{self.config.output} holds an unfinished search of another configuration or pipeline. Choose "
-                "another --output, or delete that folder to start anew."
+                "another --output, or delete that folder."
             )
-        self.comparable = state["comparable"]
-        for values in state["trials"]:
-            settings = SolverConfig.model_validate(values.pop("settings"))
-            self._done[settings.model_dump_json()] = Trial(settings, **values)
+        self.comparable = state.comparable
+        for entry in state.trials:
+            try:
+                settings = SolverConfig.model_validate(entry.settings)
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                raise InputError(f"{self._path} holds settings that are none ({reason:.200}). {remedy}") from error
+            distance = math.inf if entry.distance is None else entry.distance
+            self._done[settings.model_dump_json()] = Trial(settings, distance, entry.nfe, entry.seconds)
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:

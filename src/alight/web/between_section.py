@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alight.metrics.pictures import image_grid
+from alight.reporting.pictures import image_grid
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import from_uint8, to_uint8

@@ -10,7 +10,7 @@ import torch
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.web.jobs import Jobs, Stopped
-from alight.web.markup import status
+from alight.web.markup import message_text, status
 from alight.web.pictures import PictureStore
 from alight.web.served import Served
 
@@ -60,7 +60,7 @@ def connect(
         except Exception as error:
             message = explanation(error)
             yield (status(message), *unchanged)
-            raise gr.Error(message, duration=ERROR_SECONDS, print_exception=False) from error
+            raise gr.Error(message_text(message), duration=ERROR_SECONDS, print_exception=False) from error
         finally:
             desk.jobs.finish(session, stop)
 

@@ -1,13 +1,19 @@
-"""What stands before the app: who may come in, how much they may bring, and what the page may load.
+"""The gate before the app: who may come in, from which page, how much they may send, and what the page may load.
 
 Everything passes here, the app's own files too, so with credentials nothing is served to those who have none.
 """
 
 import base64
 import binascii
+import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
+
+from alight.web.guesses import MOST_WAITING, Guesses
+from alight.web.origins import is_foreign
+from alight.web.policy import PolicedSend, security_headers
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -16,14 +22,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 FORM_BYTES = 64 * 1024  # what a request may need besides files
-HEADERS = {
-    # The page is all on this server: nothing is loaded from elsewhere, sent elsewhere, or shown inside another page.
-    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
-    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
 
 
 class TooLargeError(Exception):
@@ -39,11 +37,17 @@ class Gate:
         max_bytes: of the files in one request.
         loopback: whether only this machine is served. Then the request must also call it by such a name, or a page
             elsewhere could reach the server through a name of its own that leads here.
+        root_path: the public path, or the whole public address, below which a proxy serves the app.
     """
 
-    def __init__(self, app: App, credentials: tuple[str, str] | None, max_bytes: int, loopback: bool) -> None:
-        self.app, self.credentials, self.loopback = app, credentials, loopback
+    def __init__(
+        self, app: App, credentials: tuple[str, str] | None, max_bytes: int, loopback: bool, root_path: str = ""
+    ) -> None:
+        self.app, self.loopback, self.root_path = app, loopback, root_path
+        self.expected = None if credentials is None else _digest(":".join(credentials).encode())
         self.max_bytes = max_bytes + FORM_BYTES
+        self.prefix = urlsplit(root_path).path.rstrip("/")
+        self.guesses = Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it here."""
@@ -54,27 +58,50 @@ class Gate:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if self.loopback and _host_name(headers.get("host", "")) not in LOOPBACK:
             return await _answer(send, 403, "This server answers on its own machine only.")
-        if self.credentials and not self._knows(headers.get("authorization", "")):
-            challenge = {"www-authenticate": 'Basic realm="alight", charset="UTF-8"'}
-            return await _answer(send, 401, "This server wants a user and a password.", challenge)
-        if int(headers.get("content-length", "0") or 0) > self.max_bytes:
+        if is_foreign(scope.get("method", "GET"), headers, self.root_path):
+            return await _answer(send, 403, "This server answers its own page only, not pages of other servers.")
+        if not await self._is_known(scope, headers.get("authorization", ""), send):
+            return None
+        length = headers.get("content-length", "") or "0"
+        if not (length.isascii() and length.isdigit()):
+            return await _answer(send, 400, "The content-length is no number.")
+        if int(length[:20]) > self.max_bytes:
             return await _answer(send, 413, self._limit())
-        await self._pass_on(scope, receive, send)
+        if self.prefix and scope["path"] == self.prefix:  # addresses in the page are relative to what ends in a slash
+            return await _answer(send, 308, "The page is one slash further.", {"location": f"{self.prefix}/"})
+        return await self._pass_on(self._below_prefix(scope), receive, send)
 
-    def _knows(self, authorization: str) -> bool:
-        assert self.credentials is not None
-        kind, _, encoded = authorization.partition(" ")
-        try:
-            given = base64.b64decode(encoded, validate=True) if kind.lower() == "basic" else b""
-        except (binascii.Error, ValueError):
+    def _below_prefix(self, scope: Scope) -> Scope:
+        """The request as the app expects it: with the root path, which some proxies cut off and some do not."""
+        path = scope["path"]
+        if not self.prefix or path.startswith(f"{self.prefix}/"):
+            return {**scope, "root_path": self.prefix}
+        return {**scope, "root_path": self.prefix, "path": self.prefix + path}
+
+    async def _is_known(self, scope: Scope, authorization: str, send: Send) -> bool:
+        """Whether the visitor may come in; the others are answered here, those with a wrong password late."""
+        if self.expected is None:
+            return True
+        address = str((scope.get("client") or ("",))[0])
+        if authorization and self.guesses.too_many(address):
+            text = f"There were {MOST_WAITING} wrong passwords from your address just now. Try again in a few seconds."
+            await _answer(send, 429, text, {"retry-after": "5"})
             return False
-        return secrets.compare_digest(given, ":".join(self.credentials).encode())
+        given = _given(authorization)
+        if given is not None and secrets.compare_digest(_digest(given), self.expected):
+            return True
+        if authorization:
+            await self.guesses.wrong(address)
+        challenge = {"www-authenticate": 'Basic realm="alight", charset="UTF-8"'}
+        await _answer(send, 401, "This server wants a user and a password.", challenge)
+        return False
 
     def _limit(self) -> str:
         return f"That is too large: at most {(self.max_bytes - FORM_BYTES) / 1e6:g} MB can be sent at once."
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received, answered = 0, False
+        received = 0
+        answer = PolicedSend(send)
 
         async def counted() -> MutableMapping[str, Any]:
             nonlocal received
@@ -84,19 +111,25 @@ class Gate:
                 raise TooLargeError
             return message
 
-        async def with_headers(message: MutableMapping[str, Any]) -> None:
-            nonlocal answered
-            if message["type"] == "http.response.start":
-                answered = True
-                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", []), *own]}
-            await send(message)
-
         try:
-            await self.app(scope, counted, with_headers)
+            await self.app(scope, counted, answer)
         except TooLargeError:
-            if not answered:
+            if not answer.started:
                 await _answer(send, 413, self._limit())
+
+
+def _given(authorization: str) -> bytes | None:
+    """User and password as the header of a request gives them; None = it does not."""
+    kind, _, encoded = authorization.partition(" ")
+    try:
+        return base64.b64decode(encoded, validate=True) if kind.lower() == "basic" else None
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _digest(secret: bytes) -> bytes:
+    """Of equal length whatever the secret, so that a comparison tells nothing of it."""
+    return hashlib.sha256(secret).digest()
 
 
 def _host_name(host: str) -> str:
@@ -104,9 +137,13 @@ def _host_name(host: str) -> str:
     return host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
 
 
+def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
 async def _answer(send: Send, code: int, text: str, headers: dict[str, str] | None = None) -> None:
     body = text.encode()
-    own = HEADERS | {"content-type": "text/plain; charset=utf-8", "content-length": str(len(body))} | (headers or {})
-    start = {"status": code, "headers": [(name.encode(), value.encode()) for name, value in own.items()]}
+    own = {"content-type": "text/plain; charset=utf-8", "content-length": str(len(body))} | (headers or {})
+    start = {"status": code, "headers": [*_encoded(own), *security_headers()]}
     await send({"type": "http.response.start", **start})
     await send({"type": "http.response.body", "body": body})

@@ -13,7 +13,7 @@ from alight.web.controls import fragment
 from alight.web.events import Desk, Outputs, connect
 from alight.web.jobs import Stopped
 from alight.web.latent_views import channel_maps, pca_pictures
-from alight.web.markup import CRISP_BELOW, Shown, figures, heading, hint, status
+from alight.web.markup import CRISP_BELOW, Shown, element, figures, heading, hint, joined, row_name, status
 from alight.web.pictures import Picture, png_bytes
 from alight.web.served import Served
 from alight.web.uploads import SUFFIXES, read_uploads
@@ -46,7 +46,7 @@ def latents_tab(desk: Desk) -> None:
         yield status("Done."), structure(desk, originals, latents, features) + channels(desk, latents[0])
 
     connect(desk, "latents", work, (start, stop), {"files": files}, [state, shown])
-    fragment('<hr class="between">')
+    fragment(element("hr", class_="between"))
     between_section(desk)
 
 
@@ -70,10 +70,10 @@ def structure(desk: Desk, originals: Picture, latents: Tensor, features: Tensor 
         rows.append((f"Features of {desk.served.foundation.name.rpartition('/')[2]}", pca_pictures(features)))
     side = desk.served.main.image_size
     strips = [
-        f'<p class="row-name">{name}</p>' + figures(_shown(desk, name, pictures), side if number == 0 else 1, "strip")
+        row_name(name) + figures(_shown(desk, name, pictures), side if number == 0 else 1, "strip")
         for number, (name, pictures) in enumerate(rows)
     ]
-    return heading("Structure", note) + "".join(strips)
+    return heading("Structure", note) + joined(strips)
 
 
 def channels(desk: Desk, latents: Tensor) -> str:

@@ -1,10 +1,25 @@
-"""The fragments of HTML that the tabs fill in; every text in them is escaped."""
+"""The fragments of HTML that the tabs fill in, and the one function that makes elements.
+
+`element` escapes every text and every attribute; only `Html`, which is what it returns, passes as it is. No other file
+of the browser app writes tags, so a name with angle brackets in it stays a name.
+"""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
 CRISP_BELOW = 96  # images smaller than this are shown with their pixels
+VOID = ("hr", "img")  # elements without an end tag
+
+
+class Html(str):
+    """Finished HTML, as `element` returns it; any other text is escaped, also when it is added to this."""
+
+    def __add__(self, other: str) -> "Html":
+        return joined([self, other])
+
+    def __radd__(self, other: str) -> "Html":
+        return joined([other, self])
 
 
 class Shown(NamedTuple):
@@ -23,44 +38,75 @@ class Shown(NamedTuple):
     filename: str = ""
 
 
-def figures(pictures: Iterable[Shown], side: int, kind: str = "grid") -> str:
+def element(tag: str, *content: str, **attributes: str) -> Html:
+    """One HTML element around texts and other elements.
+
+    Args:
+        tag: its name.
+        content: what it holds, in order; text is escaped, `Html` is not.
+        attributes: their values are escaped; `class_` stands for `class`, an underscore within a name for a hyphen.
+    """
+    given = "".join(f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items())
+    return Html(f"<{tag}{given}>" if tag in VOID else f"<{tag}{given}>{joined(content)}</{tag}>")
+
+
+def joined(parts: Iterable[str]) -> Html:
+    """Texts and elements one after the other; text is escaped, `Html` is not."""
+    return Html("".join(part if isinstance(part, Html) else escape(part) for part in parts))
+
+
+def message_text(text: str) -> str:
+    """A message for gradio's notices, which it shows as HTML: the text with its angle brackets as characters."""
+    return escape(text, quote=False)
+
+
+def figures(pictures: Iterable[Shown], side: int, kind: str = "grid") -> Html:
     """Pictures beside each other, as many as fit; those that can be kept are links."""
     crisp = " crisp" if side < CRISP_BELOW else ""
-    return f'<div class="figures {kind}{crisp}">{"".join(map(_figure, pictures))}</div>'
+    return element("div", *map(_figure, pictures), class_=f"figures {kind}{crisp}")
 
 
-def _figure(shown: Shown) -> str:
-    image = f'<img src="{escape(shown.address)}" alt="{escape(shown.alt)}" loading="lazy">'
+def _figure(shown: Shown) -> Html:
+    image = element("img", src=shown.address, alt=shown.alt, loading="lazy")
     if shown.filename:
         tip = f"Download {shown.filename}"
-        image = (
-            f'<a href="{escape(shown.address)}" download="{escape(shown.filename)}" title="{escape(tip)}" '
-            f'aria-label="{escape(tip)}: {escape(shown.alt)}">{image}</a>'
+        image = element(
+            "a", image, href=shown.address, download=shown.filename, title=tip, aria_label=f"{tip}: {shown.alt}"
         )
-    caption = f"<figcaption>{escape(shown.caption)}</figcaption>" if shown.caption else ""
-    return f"<figure>{image}{caption}</figure>"
+    caption = [element("figcaption", shown.caption)] if shown.caption else []
+    return element("figure", image, *caption)
 
 
-def status(text: str, share: float | None = None) -> str:
+def status(text: str, share: float | None = None) -> Html:
     """A line that says how things stand, with a bar where there is a share of them to tell."""
-    bar = "" if share is None else f'<progress max="1" value="{min(max(share, 0), 1):.3f}"></progress>'
-    return f'<div class="status" role="status">{bar}<span>{escape(text)}</span></div>'
+    bar = [] if share is None else [element("progress", max="1", value=f"{min(max(share, 0), 1):.3f}")]
+    return element("div", *bar, element("span", text), class_="status", role="status")
 
 
-def summary(text: str, links: Sequence[tuple[str, str, str]] = ()) -> str:
+def summary(text: str, links: Sequence[tuple[str, str, str]] = ()) -> Html:
     """A line above results, and links to files: (text, address, filename)."""
-    anchors = "".join(
-        f'<a class="keep" href="{escape(address)}" download="{escape(filename)}">{escape(label)}</a>'
-        for label, address, filename in links
-    )
-    return f'<div class="summary"><span>{escape(text)}</span>{anchors}</div>'
+    anchors = [
+        element("a", label, class_="keep", href=address, download=filename) for label, address, filename in links
+    ]
+    return element("div", element("span", text), *anchors, class_="summary")
 
 
-def hint(text: str) -> str:
-    """What stands where results are going to be."""
-    return f'<p class="hint">{escape(text)}</p>'
+def hint(text: str) -> Html:
+    """A sentence in the place where results are going to be."""
+    return element("p", text, class_="hint")
 
 
-def heading(text: str, note: str = "") -> str:
+def row_name(text: str) -> Html:
+    """The name of a row of pictures."""
+    return element("p", text, class_="row-name")
+
+
+def heading(text: str, note: str = "") -> Html:
     """A heading within results, and a sentence on what is seen."""
-    return f"<h3>{escape(text)}</h3>" + (f'<p class="note">{escape(note)}</p>' if note else "")
+    return joined([element("h3", text), *([element("p", note, class_="note")] if note else [])])
+
+
+def page_head(title: str, facts: str) -> Html:
+    """The head of the page: what is served, and a line of figures."""
+    overline = element("p", "alight", class_="overline")
+    return element("header", overline, element("h1", title), element("p", facts, class_="facts"), class_="top")

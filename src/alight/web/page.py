@@ -1,6 +1,5 @@
 """The page: a heading and the tabs."""
 
-from html import escape
 from typing import Any
 
 from alight.web.compare_tab import compare_tab
@@ -9,6 +8,7 @@ from alight.web.events import Desk
 from alight.web.generate_tab import generate_tab
 from alight.web.jobs import Jobs
 from alight.web.latents_tab import latents_tab
+from alight.web.markup import page_head
 from alight.web.pictures import PictureStore
 from alight.web.reconstruct_tab import reconstruct_tab
 from alight.web.served import Served
@@ -19,7 +19,6 @@ TABS = {
     "Latents": latents_tab,
     "Compare": compare_tab,
 }
-SWEEP_SECONDS, UPLOAD_SECONDS = 60, 1800  # how often to look for old uploads, and when they are old
 
 
 def build_page(served: Served, jobs: Jobs, pictures: PictureStore) -> Any:
@@ -27,9 +26,8 @@ def build_page(served: Served, jobs: Jobs, pictures: PictureStore) -> Any:
     import gradio as gr
 
     desk = Desk(served, jobs, pictures)
-    sweep = (SWEEP_SECONDS, UPLOAD_SECONDS)
     title = f"alight: {served.main.name}"
-    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=sweep) as page:
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         fragment(head(served))
         with gr.Tabs(elem_id="tabs"):
             for name, build in TABS.items():
@@ -59,7 +57,4 @@ def head(served: Served) -> str:
         f"on {served.device.type}",
     ]
     title = " and ".join(one.name for one in served.pipelines)
-    return (
-        f'<header class="top"><p class="overline">alight</p><h1>{escape(title)}</h1>'
-        f'<p class="facts">{escape(", ".join(facts))}</p></header>'
-    )
+    return page_head(title, ", ".join(facts))

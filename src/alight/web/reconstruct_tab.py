@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alight.metrics.pictures import difference_picture
 from alight.metrics.reconstruction import image_scores
 from alight.models.vavae import VAVAE
+from alight.reporting.pictures import difference_picture
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import from_uint8, to_uint8

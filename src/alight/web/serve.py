@@ -1,11 +1,13 @@
 """`alight serve`: models in memory, a page in the browser, and a server that ends in good order."""
 
+import asyncio
 import gc
 import importlib.util
 import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,10 +16,13 @@ from alight.config import ServeConfig
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.interrupt import Interrupted, deferred_interrupt
+from alight.web.connections import BACKLOG, Room, Sparing, limited_protocol, most_connections, sparing_accept_errors
 from alight.web.folders import pipeline_folders
 from alight.web.gate import LOOPBACK, Gate
 from alight.web.jobs import Jobs
+from alight.web.passwords import credentials
 from alight.web.pictures import PICTURES, PictureStore
+from alight.web.routes import Routes
 
 PATIENCE = 1  # second that open connections have to end
 
@@ -30,7 +35,9 @@ def run(config: ServeConfig) -> NoReturn:
         Interrupted: the signal that ended it.
     """
     require_gradio()
+    known = credentials(config)
     pipeline_folders(config)  # before anything heavy is imported
+    most_connections()
     with (
         listening_socket(config.host, config.port) as listener,
         tempfile.TemporaryDirectory(prefix="alight-") as files,
@@ -39,11 +46,11 @@ def run(config: ServeConfig) -> NoReturn:
         from alight.web.served import open_served
 
         jobs = Jobs()
-        app = build_app(open_served(config), jobs)
+        app = build_app(open_served(config), jobs, known)
         gc.freeze()  # nothing of this goes before the end, and the end need not look through it
         announce(config, listener.getsockname()[1])
         with deferred_interrupt() as signal_number:
-            serve(app, listener, jobs)
+            serve(app, listener, jobs, Room(most_connections(), config.trusted_proxy))
         raise Interrupted(signal_number() or signal.SIGINT)
 
 
@@ -73,7 +80,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host}, port {port}: {error.strerror or error}. Choose another --port "
             "(0 = a free one), or another --host."
         ) from error
-    listener.listen()
+    listener.listen(BACKLOG)
     return listener
 
 
@@ -84,21 +91,28 @@ def keep_to_ourselves(files: Path) -> None:
     os.environ["GRADIO_RUN_HISTORY"] = "False"
 
 
-def build_app(served: Any, jobs: Jobs) -> Gate:
+def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> Gate:
     """The page and the pictures, behind the gate."""
     import gradio as gr
     from fastapi import FastAPI, Response
     from gradio import processing_utils
 
+    from alight.web.calls import Calls
     from alight.web.page import build_page
     from alight.web.theme import page_style
+    from alight.web.upload_route import add_upload_routes, swept
+    from alight.web.upload_store import UploadStore
 
     async def fetch_nothing(url: str) -> NoReturn:
         raise gr.Error("This server fetches nothing from elsewhere. Send the file itself.", print_exception=False)
 
     processing_utils.async_ssrf_protected_get = fetch_nothing  # else a request could name an address for a file
+    log_refusals_in_a_line()
     config, pictures = served.config, PictureStore()
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    max_bytes = int(config.max_upload_mb * 1e6)
+    uploads = UploadStore(Path(os.environ["GRADIO_TEMP_DIR"]), max_bytes)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=swept(uploads))
+    add_upload_routes(app, uploads)
 
     @app.get(f"/{PICTURES}/{{key}}/{{filename}}")
     def picture(key: str, filename: str) -> Response:
@@ -107,11 +121,12 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
             return Response("This picture is not kept any more. Make it again.", status_code=404)
         return Response(stored.content, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
-    max_bytes = int(config.max_upload_mb * 1e6)
+    page = build_page(served, jobs, pictures)
     gr.mount_gradio_app(
         app,
-        build_page(served, jobs, pictures),
+        page,
         path="/",
+        root_path=config.root_path.rstrip("/") or None,
         footer_links=[],
         run_history=False,
         show_error=False,
@@ -122,8 +137,30 @@ def build_app(served: Any, jobs: Jobs) -> Gate:
         mcp_server=False,
         **page_style(),
     )
-    credentials = (config.user, config.password) if config.user and config.password else None
-    return Gate(app, credentials, max_bytes, loopback=config.host in LOOPBACK)
+    page.has_launched = True  # mounting does not set it, and without it gradio checks no path
+    return Gate(
+        Routes(app, Calls(page, uploads)),
+        known,
+        max_bytes,
+        loopback=config.host in LOOPBACK,
+        root_path=config.root_path,
+    )
+
+
+def log_refusals_in_a_line() -> None:
+    """Keep gradio from printing a traceback for every request that it refuses.
+
+    Faults of our own do not come so far: `events.connect` logs them in full and passes on a sentence.
+    """
+    from gradio import queueing, routes
+
+    class OneLine:
+        @staticmethod
+        def print_exc() -> None:
+            error = sys.exc_info()[1]
+            log.warning("A request was refused: %s: %.200s", type(error).__name__, " ".join(str(error).split()))
+
+    queueing.traceback = routes.traceback = OneLine
 
 
 def announce(config: ServeConfig, port: int) -> None:
@@ -131,20 +168,34 @@ def announce(config: ServeConfig, port: int) -> None:
     name = f"[{config.host}]" if ":" in config.host else config.host
     print(f"Serving at http://{name}:{port}/ (Ctrl-C ends it)", flush=True)
     if config.host not in LOOPBACK and config.user is None:
-        log.warning("Everybody who can reach this machine can use the page; --user and --password ask who comes.")
+        log.warning("Everybody who can reach this machine can use the page; --user NAME makes it ask for a password.")
 
 
-def serve(app: Gate, listener: socket.socket, jobs: Jobs) -> None:
+def serve(app: Gate, listener: socket.socket, jobs: Jobs, room: Room) -> None:
     """Answer requests until SIGINT or SIGTERM comes."""
     import uvicorn
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            asyncio.get_running_loop().set_exception_handler(sparing_accept_errors())
+            await super().startup(sockets)
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             jobs.stop_all()  # or it would wait for the images that are on their way
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages left open are cut off; they may be
             await super().shutdown(sockets)
 
     settings = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=PATIENCE, server_header=False
+        app,
+        http=limited_protocol(room),
+        ws="none",
+        backlog=BACKLOG,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=PATIENCE,
+        server_header=False,
+        proxy_headers=room.proxy is not None,
+        forwarded_allow_ips=room.proxy,
     )
+    logging.getLogger("uvicorn.error").addFilter(Sparing())
     Server(settings).run(sockets=[listener])

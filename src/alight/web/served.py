@@ -8,7 +8,7 @@ import torch
 
 from alight.artifacts import PIPELINE_OF_A_RUN, find_pipeline, is_complete, read_artifact
 from alight.config import ServeConfig, SolverConfig
-from alight.evaluation.subjects import short_names
+from alight.evaluation.tokenizers import short_names
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.foundation import FoundationModel
 from alight.models.pretrained import WEIGHTS_FILE

@@ -1,7 +1,7 @@
 """Samples as the page shows them: on their way, and finished with everything that made them."""
 
 from alight.data.provenance import software
-from alight.metrics.pictures import image_grid
+from alight.reporting.pictures import image_grid
 from alight.runtime.console import duration
 from alight.runtime.pixels import UINT8_RULE
 from alight.web.markup import Shown, figures, status, summary

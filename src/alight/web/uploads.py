@@ -1,5 +1,7 @@
 """Files from a visitor to pixels: whatever they send, it ends as a small square image or as a sentence."""
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,13 +30,30 @@ def read_uploads(files: Sequence[str] | None, size: int, most: int) -> npt.NDArr
         (N, size, size, 3) uint8.
 
     Raises:
-        InputError: there are none or too many, or one is too large, damaged, or no image.
+        InputError: there are none or too many, or one was not uploaded, is too large, damaged, or no image.
     """
     if not files:
         raise InputError("Choose an image first.")
     if len(files) > most:
         raise InputError(f"{len(files)} images are too many here; give at most {most} at once.")
-    return np.stack([center_crop(_read(Path(file)), size) for file in files])
+    return np.stack([center_crop(_read(uploaded(file)), size) for file in files])
+
+
+def uploaded(file: str) -> Path:
+    """The path of an uploaded file; any other path that a request names is refused, whatever lies there.
+
+    Raises:
+        InputError: the file was not uploaded, or was deleted since.
+    """
+    path = Path(file)
+    folder = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    try:
+        inside = folder in path.resolve(strict=True).parents and not path.is_symlink()
+        if inside and stat.S_ISREG(path.stat().st_mode):
+            return path
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        pass
+    raise InputError(f"{path.name!r:.80} is not among the uploaded files. Choose it again.")
 
 
 def _read(file: Path) -> npt.NDArray[np.uint8]:

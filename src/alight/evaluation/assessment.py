@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from alight.config import EvaluateTokenizerConfig
-from alight.evaluation.measure import Measurements
-from alight.evaluation.subjects import Subject
-from alight.metrics.report import Answer
+from alight.evaluation.reconstruction import Measurements
+from alight.evaluation.tokenizers import EvaluatedTokenizer
+from alight.reporting.report import Answer
 
 ANCHOR_IMAGES = "50,000 ImageNet validation crops of 256 pixels"
 
@@ -39,8 +39,10 @@ PUBLISHED_TRADE = (
 )
 
 
-def judge(measured: Sequence[Measurements], names: Sequence[str], config: EvaluateTokenizerConfig) -> Answer:
-    """Whether one tokenizer, or which of several, is good enough; the weakest measure of each decides.
+def assess_tokenizer(
+    measured: Sequence[Measurements], names: Sequence[str], config: EvaluateTokenizerConfig
+) -> Answer:
+    """Assess if one tokenizer, or which of several, is good enough; the weakest measure of each decides.
 
     Args:
         measured: one entry per tokenizer.
@@ -48,7 +50,7 @@ def judge(measured: Sequence[Measurements], names: Sequence[str], config: Evalua
         config: what was measured.
     """
     overall = [min(levels(each).values()) for each in measured]
-    subjects = [each.subject for each in measured]
+    tokenizers = [each.tokenizer for each in measured]
     if len(measured) == 1:
         question, answer = (
             "Is this tokenizer good enough for these images?",
@@ -58,10 +60,10 @@ def judge(measured: Sequence[Measurements], names: Sequence[str], config: Evalua
     else:
         question = "Are these tokenizers good enough for these images?"
         answer = "; ".join(
-            f"{subject.name}: {ANSWERS[level].lower()}" for subject, level in zip(subjects, overall, strict=True)
+            f"{tokenizer.name}: {ANSWERS[level].lower()}" for tokenizer, level in zip(tokenizers, overall, strict=True)
         )
         answer += "."
-        reasons = [f"{each.subject.name}: {place(each)} {spread(each, names)}" for each in measured]
+        reasons = [f"{each.tokenizer.name}: {place(each)} {spread(each, names)}" for each in measured]
         reasons += trade(measured)
     if "lpips" not in measured[0].scores:
         reasons.append(
@@ -74,13 +76,13 @@ def judge(measured: Sequence[Measurements], names: Sequence[str], config: Evalua
             "hold some out (--images.held-out-fraction) for an honest answer."
         )
     basis = (
-        f"Judged by the weakest measure, with the published f16d16 and f16d32 as thresholds: PSNR {F16D16.psnr} and "
+        f"Assessed by the weakest measure, with the published f16d16 and f16d32 as thresholds: PSNR {F16D16.psnr} and "
         f"{F16D32.psnr} dB, SSIM {F16D16.ssim} and {F16D32.ssim}, LPIPS {F16D16.lpips} and {F16D32.lpips}, taken on "
         f"{ANCHOR_IMAGES}. These are a yardstick, no limit of nature: smooth or dark images score higher and fine "
         "texture lower at the same quality, and other sizes shift all three."
     )
     best = overall.index(max(overall))
-    return Answer(question, answer, reasons, advice(subjects[best], overall[best], config), basis)
+    return Answer(question, answer, reasons, advice(tokenizers[best], overall[best], config), basis)
 
 
 def levels(measured: Measurements) -> dict[str, int]:
@@ -89,13 +91,13 @@ def levels(measured: Measurements) -> dict[str, int]:
 
 
 def level(name: str, value: float) -> int:
-    """How many of the two thresholds a value reaches."""
+    """Count the thresholds, of two, that a value reaches."""
     sign = -1 if name == "lpips" else 1
     return sum(sign * value >= sign * getattr(anchor, name) for anchor in (F16D16, F16D32))
 
 
 def place(measured: Measurements) -> str:
-    """Where each measure stands."""
+    """The level of each measure."""
     digits = {"psnr": 2, "ssim": 3, "lpips": 3}
     places = [
         f"{name.upper()} {measured.mean(name):.{digits[name]}f} is {PLACES[level]}"
@@ -105,7 +107,7 @@ def place(measured: Measurements) -> str:
 
 
 def spread(measured: Measurements, names: Sequence[str]) -> str:
-    """What the mean does not say: how many images come out badly, and which comes out worst."""
+    """The images that the mean hides: how many come out badly, and which comes out worst."""
     psnr = measured.scores["psnr"]
     poor, worst = int((psnr < F16D16.psnr).sum()), int(psnr.argmin())
     share = "None" if not poor else "All" if poor == len(psnr) else f"{poor:,}"
@@ -116,30 +118,30 @@ def spread(measured: Measurements, names: Sequence[str]) -> str:
 
 
 def trade(measured: Sequence[Measurements]) -> list[str]:
-    """Which tokenizer reconstructs best, and whose latents are nearest to the foundation model's features."""
+    """Name the tokenizer that reconstructs best, and the one whose latents are nearest to the foundation model."""
     if "linear_cosine" not in measured[0].scores:
         return []
     sharpest = max(measured, key=lambda each: each.mean("psnr"))
     nearest = max(measured, key=lambda each: each.mean("linear_cosine"))
     found = (
-        f"{sharpest.subject.name} reconstructs best ({sharpest.mean('psnr'):.2f} dB), and a linear map reads the "
-        f"foundation model's features best off the latents of {nearest.subject.name} (mean cosine "
+        f"{sharpest.tokenizer.name} reconstructs best ({sharpest.mean('psnr'):.2f} dB), and a linear map reads the "
+        f"foundation model's features best off the latents of {nearest.tokenizer.name} (mean cosine "
         f"{nearest.mean('linear_cosine'):.3f})."
     )
     return [f"{found} {PUBLISHED_TRADE}"]
 
 
-def advice(subject: Subject, overall: int, config: EvaluateTokenizerConfig) -> list[str]:
-    """What would help."""
+def advice(tokenizer: EvaluatedTokenizer, overall: int, config: EvaluateTokenizerConfig) -> list[str]:
+    """Suggest improvements."""
     if overall == 2:
         return [
             "A generator can be no sharper than these reconstructions: if the worst images below look right, so can "
             "what is generated. The next step is 'alight latents extract'."
         ]
-    vae, source = subject.vae, subject.artifact.facts.get("source", subject.artifact.path)
+    vae, source = tokenizer.vae, tokenizer.artifact.facts.get("source", tokenizer.artifact.path)
     pixels_per_latent = 3 * vae.downsampling_factor**2 / vae.config.latent_channels
     room = (
-        f"{subject.shape} keeps one number for every {pixels_per_latent:.3g} of the image, the published f16d32 one "
+        f"{tokenizer.shape} keeps one number for every {pixels_per_latent:.3g} of the image, the published f16d32 one "
         f"for every {F16D32_PIXELS_PER_LATENT}"
     )
     if pixels_per_latent > F16D32_PIXELS_PER_LATENT:

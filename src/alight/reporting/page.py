@@ -14,8 +14,8 @@ from string import Template
 
 from PIL import Image
 
-from alight.metrics.plots import line_plot
-from alight.metrics.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage
+from alight.reporting.plots import line_plot
+from alight.reporting.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage
 
 NOT_FINITE = "not finite"
 PHONE_WIDTH = 340  # CSS pixels that a picture has on a phone
@@ -36,7 +36,7 @@ def render_page(report: Report) -> str:
         _section("configuration", "Configuration", _configuration(report.configuration)),
         _section("versions", "Versions", _pairs(report.versions, "versions")),
     )
-    template = resources.files("alight.metrics").joinpath("report.html").read_text(encoding="utf-8")
+    template = resources.files("alight.reporting").joinpath("report.html").read_text(encoding="utf-8")
     return Template(template).substitute(
         title=escape(report.title), summary=escape(report.summary), sections="".join(sections)
     )
@@ -94,13 +94,13 @@ def _card(figure: Figure) -> str:
     finite = "" if math.isfinite(figure.value) else " undefined"
     return (
         f'<article class="card"><h3>{escape(figure.label)}</h3>'
-        f'<a class="value{finite}" href="#figure-{figure.name}" title="conditions">{value}</a>'
+        f'<a class="value{finite}" href="#figure-{escape(figure.name)}" title="conditions">{value}</a>'
         f'<dl>{comparisons}</dl><p class="quiet">{escape(figure.explanation)}</p></article>'
     )
 
 
 def _comparisons(figure: Figure) -> Iterator[tuple[str, str]]:
-    """What a figure is held against: label and value, as HTML."""
+    """The value that a figure is compared with: label and value, as HTML."""
     if figure.compare:
         other = figure.compare
         yield escape(other.label), number_text(other.value, other.digits, other.unit)
@@ -184,7 +184,7 @@ def _figure_table(report: Report) -> str:
     groups = []
     for figure in report.figures:
         compared = _figure_row(figure.compare) if figure.compare else ""
-        groups.append(f'<tbody id="figure-{figure.name}">{_figure_row(figure)}{compared}</tbody>')
+        groups.append(f'<tbody id="figure-{escape(figure.name)}">{_figure_row(figure)}{compared}</tbody>')
     if not groups:
         return ""
     return (

@@ -1,4 +1,4 @@
-"""Whom a report is about and who judges: tokenizers with their projections, and the networks that measure."""
+"""Tokenizers with their projections, and the networks that measure them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,16 +37,16 @@ class Projection:
 
     @property
     def to_features(self) -> bool:
-        """Whether it leads from latents to features."""
+        """True if it maps latents to features."""
         return self.settings.get("projection", "to_features") == "to_features"
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedTokenizer:
     """A tokenizer that is to be measured.
 
     Attributes:
-        name: short, and another one than those of the other subjects.
+        name: short, and another one than those of the other tokenizers.
         vae: the model.
         artifact: its identity.
         projection: what it was aligned through, where it was and the file is there.
@@ -64,14 +64,14 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Judges:
+class MetricNetworks:
     """The networks that measure; what is None is not measured."""
 
     lpips: LPIPS | None = None
     inception: InceptionV3 | None = None
     foundation: FoundationModel | None = None
 
-    def to(self, device: torch.device) -> "Judges":
+    def to(self, device: torch.device) -> "MetricNetworks":
         """The same networks on a device."""
         for network in (self.lpips, self.inception, self.foundation):
             if network is not None:
@@ -79,7 +79,7 @@ class Judges:
         return self
 
 
-def open_subjects(sources: Sequence[Path]) -> list[Subject]:
+def open_evaluated(sources: Sequence[Path]) -> list[EvaluatedTokenizer]:
     """Open tokenizers, on the CPU.
 
     Raises:
@@ -87,11 +87,11 @@ def open_subjects(sources: Sequence[Path]) -> list[Subject]:
     """
     if twice := {str(source) for source in sources if list(sources).count(source) > 1}:
         raise InputError(f"{min(twice)} would be compared with itself; give each tokenizer once.")
-    subjects = []
+    tokenizers = []
     for source, name in zip(sources, short_names(sources), strict=True):
         vae, artifact = open_tokenizer(source)
-        subjects.append(Subject(name, vae, artifact, _projection(artifact)))
-    return subjects
+        tokenizers.append(EvaluatedTokenizer(name, vae, artifact, _projection(artifact)))
+    return tokenizers
 
 
 def short_names(sources: Sequence[Path]) -> list[str]:
@@ -104,7 +104,9 @@ def short_names(sources: Sequence[Path]) -> list[str]:
         depth += 1
 
 
-def open_judges(config: MeasureTokenizerConfig, subjects: Sequence[Subject]) -> tuple[Judges, list[str]]:
+def open_metric_networks(
+    config: MeasureTokenizerConfig, tokenizers: Sequence[EvaluatedTokenizer]
+) -> tuple[MetricNetworks, list[str]]:
     """Open the networks that the configuration asks for, on the CPU.
 
     Returns:
@@ -118,24 +120,24 @@ def open_judges(config: MeasureTokenizerConfig, subjects: Sequence[Subject]) -> 
         lpips = LPIPS.from_files(config.vgg16_weights, config.lpips_weights)
     if isinstance(config, EvaluateTokenizerConfig) and config.inception_weights:
         inception = InceptionV3.from_file(config.inception_weights).eval()
-    foundation, notes = _open_foundation(config.foundation, subjects)
-    return Judges(lpips, inception, foundation), notes
+    foundation, notes = _open_foundation(config.foundation, tokenizers)
+    return MetricNetworks(lpips, inception, foundation), notes
 
 
-def applicable_projection(subject: Subject, foundation: FoundationModel) -> Projection | None:
-    """The subject's projection, if it belongs to this foundation model.
+def applicable_projection(tokenizer: EvaluatedTokenizer, foundation: FoundationModel) -> Projection | None:
+    """The tokenizer's projection, if it belongs to this foundation model.
 
     Raises:
         InputError: it does by its name, but its dimensions are others.
     """
-    projection = subject.projection
+    projection = tokenizer.projection
     if projection is None or not _same_model(projection.foundation, foundation.name):
         return None
-    expected = (foundation.feature_dim, subject.vae.config.latent_channels)
+    expected = (foundation.feature_dim, tokenizer.vae.config.latent_channels)
     found = tuple(projection.weight.shape[:2] if projection.to_features else projection.weight.shape[1::-1])
     if found != expected:
         raise InputError(
-            f"The projection in {subject.artifact.path} joins latents of {found[1]} channels with features of "
+            f"The projection in {tokenizer.artifact.path} joins latents of {found[1]} channels with features of "
             f"{found[0]}, but this tokenizer has {expected[1]} channels and the foundation model {foundation.name} "
             f"{expected[0]} features. Give the model that it was aligned with (--foundation), or remove "
             f"{PROJECTION_FILE} to do without."
@@ -156,8 +158,10 @@ def _projection(artifact: Artifact) -> Projection | None:
         ) from error
 
 
-def _open_foundation(name: str | None, subjects: Sequence[Subject]) -> tuple[FoundationModel | None, list[str]]:
-    aligned = [subject.projection for subject in subjects if subject.projection is not None]
+def _open_foundation(
+    name: str | None, tokenizers: Sequence[EvaluatedTokenizer]
+) -> tuple[FoundationModel | None, list[str]]:
+    aligned = [tokenizer.projection for tokenizer in tokenizers if tokenizer.projection is not None]
     modes = {projection.foundation: projection.settings["foundation_input"] for projection in aligned}
     if name is not None:
         mode = next((mode for known, mode in modes.items() if _same_model(known, name)), "own")
@@ -172,5 +176,5 @@ def _open_foundation(name: str | None, subjects: Sequence[Subject]) -> tuple[Fou
 
 
 def _same_model(one: str, other: str) -> bool:
-    """Whether two names mean the same model; a folder may have moved since."""
+    """Tell if two names mean the same model; a folder may have moved since."""
     return Path(one).name == Path(other).name

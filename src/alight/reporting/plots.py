@@ -49,12 +49,12 @@ class Series:
 
     @property
     def is_smoothed(self) -> bool:
-        """Whether there are enough values for a smooth line to say more than they do."""
+        """True if there are enough values for a smooth line to say more than they do."""
         return len(self.displayed) >= MIN_SMOOTHED_POINTS
 
     @property
     def line(self) -> Array:
-        """What the strong line shows: the smoothed values, or the few there are."""
+        """The values of the strong line: smoothed, or the few there are."""
         return smooth(self.displayed) if self.is_smoothed else self.displayed
 
     @property

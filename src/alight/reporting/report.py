@@ -1,4 +1,4 @@
-"""What a report consists of: figures, an answer, comparisons, pictures, curves, stages.
+"""The parts of a report: figures, an answer, comparisons, pictures, curves, stages.
 
 No figure travels without the conditions it was measured under. `report_files.write_report` puts it onto the disk.
 
@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from alight.metrics.pictures import check_images
+from alight.reporting.pictures import check_images
 from alight.runtime.errors import InputError
 
 NAMES_OF_THE_REPORT = (
@@ -181,7 +181,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Stage:
-    """How long one stage took, in seconds, and what it did in a few words and numbers."""
+    """The duration of one stage in seconds, and its work in a few words and numbers."""
 
     name: str
     seconds: float

@@ -6,7 +6,6 @@ Both come from one `Report`, so that they cannot disagree.
 import csv
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from alight.metrics.report import Curve, Report
-from alight.metrics.report_page import render_page
-from alight.runtime.errors import InputError
+from alight.reporting.page import render_page
+from alight.reporting.report import Curve, Report
+from alight.runtime.files import explained_disk_errors, replacing
 
 
 def report_data(report: Report) -> dict[str, object]:
@@ -74,18 +73,17 @@ def write_report(folder: str | Path, report: Report) -> Path:
     folder is replaced only after both new files are complete on the disk.
 
     Raises:
-        InputError: `folder` cannot be a folder.
+        InputError: the disk refuses.
     """
     folder = Path(folder)
-    try:
+    with explained_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(
-            f"The report cannot be written to {folder}: a file is in the way; name another folder."
-        ) from error
     text = json.dumps(report_data(report), indent=2, ensure_ascii=False, allow_nan=False)
     page, data = folder / "report.html", folder / "report.json"
-    _replace_together({page: render_page(report), data: _lists_on_one_line(text) + "\n"})
+    with replacing(page) as new_page, replacing(data) as new_data:
+        # A broken file name may hold characters that UTF-8 cannot; their escapes must not cost the report.
+        new_page.write_text(render_page(report), encoding="utf-8", errors="backslashreplace")
+        new_data.write_text(_lists_on_one_line(text) + "\n", encoding="utf-8", errors="backslashreplace")
     return page
 
 
@@ -112,20 +110,3 @@ def _lists_on_one_line(text: str) -> str:
     # A line break inside a JSON string is written as \n, so real line breaks are always layout.
     numbers = re.compile(r"\[\n\s+((?:(?:-?[\d.]+(?:e[+-]?\d+)?|null),?\s+)+)\]")
     return numbers.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
-
-
-def _replace_together(contents: Mapping[Path, str]) -> None:
-    """Replaces several files, touching none of them before all new contents are safely on the disk."""
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
-    try:
-        for path, text in contents.items():
-            # A broken file name may hold characters that UTF-8 cannot; their escapes must not cost the report.
-            with temporary[path].open("wb") as file:
-                file.write(text.encode("utf-8", errors="backslashreplace"))
-                file.flush()
-                os.fsync(file.fileno())
-        for path in contents:
-            os.replace(temporary[path], path)
-    finally:
-        for leftover in temporary.values():
-            leftover.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from alight.config import MeasureTokenizerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.evaluation.alignment import LinearMap, alignment_scores
 from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
-from alight.evaluation.subjects import Judges, Subject, applicable_projection
+from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, applicable_projection
 from alight.metrics.features import ModelFeatures
 from alight.metrics.frechet import FeatureStatistics, FrechetDistance, frechet_distance
 from alight.metrics.reconstruction import image_scores
@@ -30,16 +30,16 @@ INCEPTION_CHUNK = 1_000  # images summed at once, so that rounding does not depe
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of one tokenizer.
+    """The measurements of one tokenizer.
 
     Attributes:
-        subject: the tokenizer.
+        tokenizer: the tokenizer.
         scores: name -> one number per image, (N,) float64, in the order of the images.
         linear_map: from its latents to the features of the foundation model, where it was fitted.
         fid: rFID, where the Inception network was given.
     """
 
-    subject: Subject
+    tokenizer: EvaluatedTokenizer
     scores: dict[str, Tensor]
     linear_map: LinearMap | None = None
     fid: FrechetDistance | None = None
@@ -50,11 +50,11 @@ class Measurements:
 
 
 @torch.no_grad()
-def measure(
-    subject: Subject,
+def measure_reconstruction(
+    tokenizer: EvaluatedTokenizer,
     dataset: ImageDataset,
     config: MeasureTokenizerConfig,
-    judges: Judges,
+    networks: MetricNetworks,
     processes: Processes,
     linear_map: LinearMap | None = None,
 ) -> Measurements:
@@ -63,54 +63,54 @@ def measure(
     The posterior noise of image i depends on the seed and i alone, and every process ends with the results of all.
 
     Args:
-        subject: the tokenizer; it is on the device only meanwhile.
+        tokenizer: the tokenizer; it is on the device only meanwhile.
         dataset: the crops, which are also what reconstructions are held against.
         config: seed, batch size and kind of posterior.
-        judges: the networks that measure, on the device.
+        networks: the networks that measure, on the device.
         processes: those that share the work.
         linear_map: from latents to features of the foundation model.
 
     Raises:
         InputError: the images do not fit the tokenizer or a measure, or a network gives NaN.
     """
-    subject.vae.to(processes.device)
+    tokenizer.vae.to(processes.device)
     batches = index_batches(range(len(dataset)), config.batch_size)
     share = share_of(batches, processes)
     loaded = load_batches(dataset, share, config.images.workers)
     rows: list[dict[str, Tensor]] = []
-    bar = progress_bar(zip(share, loaded, strict=True), total=len(share), desc=subject.name, unit="batch")
+    bar = progress_bar(zip(share, loaded, strict=True), total=len(share), desc=tokenizer.name, unit="batch")
     for indices, pixels in bar:
         images = unit_range(pixels.to(processes.device))
-        raw_latents = encode(subject.vae, images, indices, config)
-        decoded = subject.vae.decode_raw_latents(raw_latents)
-        row = image_scores(decoded, images, judges.lpips)
-        if judges.foundation is not None:
-            features = judges.foundation(images, grid=(raw_latents.shape[2], raw_latents.shape[3]))
-            projection = applicable_projection(subject, judges.foundation)
+        raw_latents = encode(tokenizer.vae, images, indices, config)
+        decoded = tokenizer.vae.decode_raw_latents(raw_latents)
+        row = image_scores(decoded, images, networks.lpips)
+        if networks.foundation is not None:
+            features = networks.foundation(images, grid=(raw_latents.shape[2], raw_latents.shape[3]))
+            projection = applicable_projection(tokenizer, networks.foundation)
             row |= alignment_scores(raw_latents, features, projection, linear_map)
-        if judges.inception is not None:
-            row |= _inception_features(judges.inception, images, decoded)
+        if networks.inception is not None:
+            row |= _inception_features(networks.inception, images, decoded)
         rows.append(row)
-    subject.vae.to("cpu")  # so that several tokenizers never share the device
+    tokenizer.vae.to("cpu")  # so that several tokenizers never share the device
     gathered = gather_batches(rows, processes)
     columns = {name: torch.cat([row[name] for row in gathered]) for name in gathered[0]}
     real, made = columns.pop("inception of images", None), columns.pop("inception of reconstructions", None)
     fid = None
     if real is not None and made is not None:
         fid = frechet_distance(_inception_statistics(made), _inception_statistics(real))
-    return Measurements(subject, columns, linear_map, fid)
+    return Measurements(tokenizer, columns, linear_map, fid)
 
 
 @torch.no_grad()
 def reconstruct(
-    subject: Subject,
+    tokenizer: EvaluatedTokenizer,
     dataset: ImageDataset,
     indices: Sequence[int],
     config: MeasureTokenizerConfig,
     device: torch.device,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Some images and their reconstructions, for looking at: (N, H, W, 3) uint8 each."""
-    vae = subject.vae.to(device)
+    vae = tokenizer.vae.to(device)
     originals, decoded = [], []
     batches = index_batches(indices, config.batch_size)
     for batch, pixels in zip(batches, load_batches(dataset, batches, workers=0), strict=True):
@@ -123,13 +123,13 @@ def reconstruct(
 
 @torch.no_grad()
 def statistics_warning(
-    subject: Subject, dataset: ImageDataset, config: MeasureTokenizerConfig, device: torch.device
+    tokenizer: EvaluatedTokenizer, dataset: ImageDataset, config: MeasureTokenizerConfig, device: torch.device
 ) -> str | None:
     """Why the recorded statistics of the latents do not fit these images, if they do not.
 
     Reconstructing needs no statistics, so that is told of and no more.
     """
-    vae = subject.vae.to(device)
+    vae = tokenizer.vae.to(device)
     indices = evenly_spread(len(dataset), STATISTICS_IMAGES)
     (pixels,) = load_batches(dataset, [indices], workers=0)
     try:

@@ -1,0 +1,70 @@
+"""The vocabulary of every option that is a name, in one place and without torch, and suggestions for misspelt names.
+
+Configuration, flow, models and data take their names from here. A table such as `flow.solvers.FIXED_STEP` holds what a
+name stands for; a test compares both.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+from alight.runtime.errors import InputError
+
+# --- images and latents -------------------------------------------------------------------------------------------
+Split = Literal["train", "held_out", "all"]
+Crop = Literal["center", "random"]
+Posterior = Literal["sample", "mode"]
+
+# --- networks and training ----------------------------------------------------------------------------------------
+Norm = Literal["rms_norm", "layer_norm"]
+FeedForwardKind = Literal["swiglu", "gelu"]
+PositionResize = Literal["interpolate", "extrapolate"]
+Reduction = Literal["sum", "mean"]
+Precision = Literal["fp32", "bf16"]
+
+# --- flow ---------------------------------------------------------------------------------------------------------
+PathName = Literal["linear", "gvp", "vp"]
+Prediction = Literal["velocity", "noise", "score"]
+LossWeight = Literal["none", "velocity", "likelihood"]
+TimeDistribution = Literal["logit_normal", "uniform"]
+DiffusionForm = Literal["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
+SDEMethod = Literal["euler", "heun"]
+LastStep = Literal["mean", "tweedie", "euler"]
+
+ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "explicit_adams", "implicit_adams")
+ODE_SOLVERS = ("euler", "midpoint", "heun2", "heun3", "rk4", "rk4_classic", "heun", "ab2", *ADAPTIVE_SOLVERS)
+SDE_SOLVERS = tuple(f"sde_{method}" for method in get_args(SDEMethod))
+
+
+def names_of(vocabulary: Any) -> tuple[str, ...]:
+    """The names of a vocabulary above."""
+    return get_args(vocabulary)
+
+
+def require_known(name: Any, known: Iterable[str], kind: str) -> None:
+    """Refuse a name that is not known, and suggest the nearest.
+
+    Args:
+        name: the name that was given.
+        known: the names that exist.
+        kind: of thing, as the message should call it ("solver").
+
+    Raises:
+        InputError: `name` is not known.
+    """
+    known = list(known)
+    if name in known:
+        return
+    raise InputError(f"Unknown {kind} {name!r:.80}.{suggestion(str(name), known)} Choose one of: {', '.join(known)}.")
+
+
+def suggestion(name: str, known: Iterable[str], cutoff: float = 0.4) -> str:
+    """' Did you mean ...?' with the nearest of the known names, or nothing.
+
+    Args:
+        name: that was given; a very long one is not compared, which would take long and find nothing.
+        known: the names that exist.
+        cutoff: the least similarity, in [0, 1].
+    """
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff) if len(name) <= 80 else []
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""

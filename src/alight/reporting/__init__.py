@@ -1,0 +1,1 @@
+"""Figures with their conditions -> `report.json`, `report.html`, plots and pictures."""

@@ -1,0 +1,93 @@
+"""Records followed back: the tokenizer that a transformer was made with, and the artifact that a copy came from."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from alight.artifacts import Artifact, is_complete, read_manifest
+from alight.runtime.console import log
+from alight.runtime.errors import InputError
+
+USUAL_TOKENIZER = Path("runs/tokenizer")  # the default output of 'alight tokenizer train'
+
+
+def require_tokenizer_of(transformer: Artifact) -> Path:
+    """The folder of the tokenizer that a transformer was made with, or of one with the same latents.
+
+    The transformer names its latents, and these name their tokenizer. Folders beside the transformer are tried, too.
+
+    Raises:
+        InputError: it is not found; says which tokenizer to give.
+    """
+    expected = transformer.inputs.get("tokenizer", "")
+    for folder in _tokenizer_folders(transformer):
+        record = _record(folder, "tokenizer")
+        if record is not None and _gives_latents_of(record, expected):
+            return folder
+    named = next(_recorded_folders(transformer), None)
+    which = f" ({expected[:12]})" if expected else ""
+    where = f" ({named})" if named is not None else ""
+    raise InputError(
+        f"The tokenizer{which} that the transformer in {transformer.path} was made with is neither where its records "
+        f"lead{where} nor beside it. Give its folder with --tokenizer."
+    )
+
+
+def record_of(bare: Artifact, places: Sequence[Path], transformer: Artifact | None = None) -> Artifact | None:
+    """The finished artifact that a copy of its weights came from, by its hash.
+
+    Args:
+        bare: kind and hash of the copy.
+        places: folders whose subfolders may be the artifact, such as that of a run.
+        transformer: leads to a tokenizer elsewhere.
+
+    Returns:
+        The artifact, or None if it is not found.
+    """
+    folders = [place / bare.kind for place in places]
+    for place in places:
+        folders += sorted(path.parent for path in place.glob("*/alight.json"))
+    if bare.kind == "tokenizer" and transformer is not None:
+        folders += _tokenizer_folders(transformer)
+    for folder in dict.fromkeys(folders):
+        record = _record(folder, bare.kind)
+        if record is not None and record.hash == bare.hash:
+            return record
+    return None
+
+
+def _tokenizer_folders(transformer: Artifact) -> Iterator[Path]:
+    yield from _recorded_folders(transformer)
+    yield transformer.path.parent / "tokenizer"
+    yield USUAL_TOKENIZER
+
+
+def _recorded_folders(transformer: Artifact) -> Iterator[Path]:
+    """Where the tokenizer should be by the records of the transformer, then by those of its latents."""
+    yield from _places(transformer.config.get("tokenizer"), transformer.path)
+    for folder in _places(transformer.config.get("latents"), transformer.path):
+        latents = _record(folder, "latents")
+        if latents is not None and latents.hash == transformer.inputs.get("latents"):
+            yield from _places(latents.config.get("tokenizer"), latents.path)
+
+
+def _places(recorded: Any, owner: Path) -> Iterator[Path]:
+    """A recorded folder where it was, and beside its owner, in case that both were moved."""
+    if isinstance(recorded, str) and recorded and "\0" not in recorded:
+        yield Path(recorded)
+        yield owner.parent / Path(recorded).name
+
+
+def _record(folder: Path, kind: str) -> Artifact | None:
+    try:
+        record = read_manifest(folder) if is_complete(folder) else None
+    except InputError as error:
+        log.warning("%s is passed over: %s", folder, error)
+        return None
+    except OSError:  # a path that this file system cannot have
+        return None
+    return record if record is not None and record.kind == kind else None
+
+
+def _gives_latents_of(record: Artifact, expected: str) -> bool:
+    return not expected or expected in (record.hash, *record.facts.get("same_latents_as", ()))

@@ -1,0 +1,59 @@
+"""The best settings, stored where a pipeline finds them, or in the report where the pipeline cannot be written."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from alight.artifacts import PIPELINE_INDEX, replace_file
+from alight.config import SolverConfig
+from alight.runtime.console import log
+from alight.runtime.errors import InputError
+from alight.runtime.files import write_text
+from alight.runtime.reading import read_json_object
+
+SETTINGS_FILE = "recommended_sampling.json"  # of a report
+
+
+def reason_against_storing(folder: Path) -> str | None:
+    """Find out before a search whether its result can be written into a pipeline.
+
+    Returns:
+        Why not; None if it can.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=".probe"):
+            return None
+    except OSError as error:
+        return os.strerror(error.errno).lower() if error.errno is not None else str(error)
+
+
+def warn_if_not_to_be_stored(folder: Path, output: Path) -> None:
+    """Say before a search that its result will be in the report alone."""
+    if reason := reason_against_storing(folder):
+        log.warning(
+            "tune: %s cannot be written (%s), so the best settings will not be stored there, but in %s.",
+            *(folder, reason, output / SETTINGS_FILE),
+        )
+
+
+def stored_settings(folder: Path, settings: SolverConfig) -> bool:
+    """Write settings into the index of a pipeline, where `recommended_sampling` gives them back.
+
+    Returns:
+        Whether they are there; a refusal of the disk is a warning, since the search is worth more than its last step.
+    """
+    try:
+        index = read_json_object(folder / PIPELINE_INDEX, "Restore it, or write the pipeline again.")
+        index["recommended_sampling"] = settings.model_dump(mode="json")
+        replace_file(folder, PIPELINE_INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
+    except (InputError, OSError) as error:
+        log.warning("tune: The best settings are not stored in the pipeline. %s", error)
+        return False
+    return True
+
+
+def write_settings(folder: Path, settings: SolverConfig) -> None:
+    """Write settings into a report, as the arguments of a call of the pipeline."""
+    text = json.dumps(settings.model_dump(mode="json"), indent=2, sort_keys=True)
+    write_text(folder / SETTINGS_FILE, f"{text}\n")
