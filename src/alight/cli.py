@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from alight.commands import COMMANDS
 from alight.config import JOBS, Section
+from alight.config_parts import is_secret
 from alight.recipes import explain, laid_over, override, read_recipe, validate
 from alight.runtime.errors import InputError
 from alight.runtime.terminal import paint, printable, printable_lines, shortened
@@ -31,7 +32,6 @@ EXIT_BROKEN_PIPE = 141  # and for one that wrote to a program which had gone
 LONGEST_WORD = 100_000  # characters of an argument
 COMPLETION = "--print-completion"
 _COLOUR = re.compile(r"\033\[[0-9;]*m")
-_SECRET = re.compile(r"(^|_)(password|passphrase|token|secret)s?(_|$)")  # fields that no log shows
 
 
 class Manners(NamedTuple):
@@ -224,7 +224,7 @@ def _without_secrets(values: Any) -> Any:
     """The same, with stars in place of passwords and tokens."""
     if isinstance(values, dict):
         return {
-            key: "***" if _SECRET.search(str(key)) and value is not None else _without_secrets(value)
+            key: "***" if is_secret(str(key)) and value is not None else _without_secrets(value)
             for key, value in values.items()
         }
     return [_without_secrets(item) for item in values] if isinstance(values, list) else values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -69,10 +70,20 @@ def _source_with_home(text: str) -> str:
 Source = Annotated[str, AfterValidator(_source_with_home)]  # a path, or a name of another kind
 
 
+_SECRET = re.compile(r"(^|_)(password|passphrase|token|secret)s?(_|$)")
+
+
+def is_secret(key: str) -> bool:
+    """Tell if the value of a key, such as a password, belongs into no log and no message."""
+    return _SECRET.search(key) is not None
+
+
 class Section(BaseModel):
     """A part of a configuration: immutable, closed to unknown keys, and of paths and texts that can be used."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod

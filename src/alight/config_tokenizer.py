@@ -28,6 +28,9 @@ Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=12)]
 # --- foundation ---------------------------------------------------------------------------------------------------
 
 
+SMALLEST_DISCRIMINATED = 32  # pixels along a side that the discriminator needs
+
+
 class FoundationModelConfig(Section):
     """A small vision transformer, for images that no public foundation model knows."""
 
@@ -180,6 +183,15 @@ class TrainTokenizerConfig(Job):
             raise ValueError(
                 f"images.size {self.images.size} is not a multiple of {factor}, the downsampling factor of "
                 f"{len(self.model.block_out_channels)} levels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _discriminator_sees_patches(self) -> Self:
+        if self.reconstruction.adversarial_weight and self.images.size < SMALLEST_DISCRIMINATED:
+            raise ValueError(
+                f"the discriminator needs images of at least {SMALLEST_DISCRIMINATED} pixels, and images.size is "
+                f"{self.images.size}; set reconstruction.adversarial_weight to 0, or take larger images"
             )
         return self
 

@@ -123,7 +123,7 @@ class ServeConfig(Section):
     user: str | None = None  # ask every visitor for this name and the password
     password: str | None = Field(None, repr=False)  # - = ask for it; better ALIGHT_PASSWORD or the file below
     password_file: Path | None = None  # whose only line is the password
-    root_path: str = ""  # the public path below which a proxy serves the app (/app), or its whole public address
+    root_path: str | None = None  # path below which a proxy serves the app (/app), or the whole public address
     trusted_proxy: str | None = None  # address of a reverse proxy, which is believed about visitors (X-Forwarded-For)
     max_images: Positive = 64  # in one request
     max_upload_mb: PositiveReal = 20.0  # of the files that are sent at once

@@ -79,8 +79,8 @@ def claimed_output(
     _refuse_overlap(folder, config)
     finished = _check_claim(folder, kind, config, compare)
     if finished is not None and not renew:
-        log.info("%s is finished already: a %s of this configuration. Nothing was done.", folder, kind)
         yield read_artifact(folder, kind)
+        log.info("%s is finished already: a %s of this configuration. Nothing was done.", folder, kind)
         return
     existed = folder.exists()
     try:

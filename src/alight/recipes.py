@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from alight.config import JOBS, Section
+from alight.config_parts import is_secret
 from alight.runtime.errors import InputError
 from alight.runtime.reading import require_regular
 from alight.runtime.terminal import shortened
@@ -178,7 +179,8 @@ def _complaint(kind: type[BaseModel], item: Any) -> str:
             return f"'{path}' is {_in_words(item['input'])}; it must be a section with keys such as {known[0]}."
         case _:
             hint = " (nothing is written null in a recipe)" if item["input"] == "None" else ""
-            return f"'{path}' is {_in_words(item['input'])}{hint}: {item['msg'].lower()}."
+            given = "" if is_secret(path) else f" is {_in_words(item['input'])}{hint}"
+            return f"'{path}'{given}: {item['msg'].lower()}."
 
 
 def _in_words(value: Any) -> str:

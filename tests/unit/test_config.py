@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alight.config import JOBS, OptimizerConfig, Section, TrainingConfig, TrainTokenizerConfig
+from alight.config import JOBS, OptimizerConfig, Section, ServeConfig, TrainingConfig, TrainTokenizerConfig
 from alight.recipes import find_recipe, load_config, recipes_folder, validate
 from alight.runtime.errors import InputError
 
@@ -239,3 +239,15 @@ def test_a_damaged_recipe_is_explained_or_still_a_recipe(path, tmp_path):
             complaints.append(str(error))
     assert complaints
     assert all(str(damaged) in complaint for complaint in complaints)
+
+
+def test_a_discriminator_on_small_images_is_refused_before_any_work():
+    with pytest.raises(InputError, match="at least 32 pixels"):
+        validate(TrainTokenizerConfig, {"images": {"source": "digits", "size": 16}}, "test")
+
+
+def test_a_complaint_never_repeats_a_password():
+    with pytest.raises(InputError) as caught:
+        validate(ServeConfig, {"password": ["correct horse"], "port": "x"}, "test")
+    assert "correct horse" not in str(caught.value)
+    assert "correct horse" not in str(caught.value.__cause__)

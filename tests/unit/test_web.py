@@ -14,9 +14,14 @@ from PIL import Image
 
 from alight.artifacts import write_manifest
 from alight.config import SolverConfig
+from alight.data.class_names import class_index, readable_class_names
+from alight.data.readable_names import folded
 from alight.flow import GuidedVelocity
+from alight.models.pretrained import WEIGHTS_FILE
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 from alight.web import markup, served
+from alight.web.compare_tab import labels_of
 from alight.web.interpolation import MixedVelocity, between_latents
 from alight.web.jobs import Jobs, Stopped, stream
 from alight.web.latent_views import channel_maps, pca_pictures
@@ -186,3 +191,55 @@ def test_the_page_begins_with_what_a_search_has_found_else_with_the_runs_own_set
     assert served.starting_settings(tuned, tmp_path) == SolverConfig(solver="ab2", num_inference_steps=10)
     assert served.starting_settings(untuned, tmp_path) == SolverConfig(solver="heun", guidance_scale=1.5)
     assert served.starting_settings(untuned, tmp_path / "elsewhere") == SolverConfig()
+
+
+def served_with(names):
+    """As much of a pipeline as the names of its classes need."""
+    transformer = SimpleNamespace(config=SimpleNamespace(num_classes=len(names)))
+    known = readable_class_names(names, len(names))
+
+    def resolve_labels(wanted):
+        return [class_index(label, known, len(names)) for label in wanted]
+
+    pipeline = SimpleNamespace(class_names=known, transformer=transformer, resolve_labels=resolve_labels)
+    return served.ServedPipeline("p", pipeline, {}, SolverConfig())
+
+
+def test_classes_are_the_same_in_every_normal_form_of_their_names():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    one, two = served_with(["tea", composed]), served_with([decomposed, "tea"])
+    assert labels_of(two, one, [1, 0]) == [0, 1]
+
+
+def test_classes_whose_names_look_the_same_are_told_apart():
+    alike = served_with(["caf\u00e9", "cafe\u0301", "tea"])
+    shown = [alike.class_choice(label) for label in range(3)]
+    assert len(set(map(folded, shown))) == 3
+    assert shown[2] == "tea"
+
+
+def test_the_tokenizers_record_leads_to_the_foundation_model_whatever_its_folder_is_called(tmp_path):
+    run, foundation = tmp_path / "run", tmp_path / "vit"
+    foundation.mkdir()
+    places = {
+        run / "pipeline" / "tokenizer": b"mine",
+        run / "pipeline" / "transformer": b"other",
+        run / "vavae": b"mine",
+    }
+    for folder, weights in places.items():
+        folder.mkdir(parents=True)
+        (folder / WEIGHTS_FILE).write_bytes(weights)
+    (run / "pipeline" / "model_index.json").write_text("{}")
+    write_manifest(
+        run / "vavae", "tokenizer", {}, file_hash(run / "vavae" / WEIGHTS_FILE), facts={"foundation": str(foundation)}
+    )
+    for given in (run, run / "pipeline"):
+        assert served.recorded_foundation(given) == str(foundation)
+    (run / "pipeline" / "tokenizer" / WEIGHTS_FILE).write_bytes(b"others")
+    assert served.recorded_foundation(run) is None
+
+
+def test_a_model_of_the_hub_is_not_downloaded_because_a_record_names_it():
+    assert not served.is_local_folder("facebook/dinov2-base")
+    assert not served.is_local_folder("x" * 10_000)
+    assert not served.is_local_folder("a\0b")

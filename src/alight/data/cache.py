@@ -17,7 +17,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from alight.runtime.cache_folder import cache_folder
+from alight.runtime.reading import read_bytes
 
+_LARGEST = 2**32  # bytes; the index of ten million images takes a quarter
 _SECONDS_BEFORE_MESSAGE = 2.0
 _HEAD_START = 0.5  # seconds for the main process of a job, which is the one that shows a progress bar
 
@@ -33,9 +35,9 @@ def cache_file(kind: str, *key: str) -> Path:
 def read_cache(file: Path) -> Any | None:
     """What `write_cache` wrote, or None: nothing there, unreadable, or not exactly what was written."""
     try:
-        checksum, body = file.read_bytes().split(b"\n", 1)
+        checksum, body = read_bytes(file, _LARGEST).split(b"\n", 1)
         return json.loads(body) if sha256(body).hexdigest().encode() == checksum else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # an `InputError` is a ValueError, too
         return None
 
 

@@ -38,7 +38,7 @@ def class_control(which: ServedPipeline, element: str, label: str = "Classes", o
 
     count = which.num_classes
     return gr.Dropdown(
-        [(which.class_name(index), index) for index in range(count)],
+        [(which.class_choice(index), index) for index in range(count)],
         value=list(range(count if count <= CLASSES_AT_FIRST else SUGGESTED)) if one is None else one,
         multiselect=one is None,
         label=label,

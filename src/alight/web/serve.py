@@ -132,7 +132,7 @@ def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> 
         app,
         page,
         path="/",
-        root_path=config.root_path.rstrip("/") or None,
+        root_path=(config.root_path or "").rstrip("/") or None,
         footer_links=[],
         run_history=False,
         show_error=False,
@@ -149,7 +149,7 @@ def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> 
         known,
         max_bytes,
         loopback=config.host in LOOPBACK,
-        root_path=config.root_path,
+        root_path=config.root_path or "",
     )
 
 

@@ -1,13 +1,16 @@
 """What is served: one pipeline or two, tokenizers, a foundation model, and what is known of their runs."""
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from alight.artifacts import PIPELINE_OF_A_RUN, find_pipeline, is_complete, read_artifact
 from alight.config import ServeConfig, SolverConfig
+from alight.data.readable_names import folded, readable
 from alight.evaluation.tokenizers import short_names
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.foundation import FoundationModel
@@ -19,6 +22,7 @@ from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.files import file_hash
+from alight.sharing.source import Source, records_of
 from alight.web.folders import pipeline_folders
 
 QUICKSTART_FOUNDATION, QUICKSTART_SAMPLES = "foundation", "samples"
@@ -49,6 +53,15 @@ class ServedPipeline:
         """What the page calls a class."""
         names = self.pipeline.class_names
         return names[label] if names else f"class {label}"
+
+    def class_choice(self, label: int) -> str:
+        """What a list of classes shows: the name, with the label where several names look the same."""
+        name = self.class_name(label)
+        return f"{name} ({label})" if self._alike[folded(name)] > 1 else name
+
+    @cached_property
+    def _alike(self) -> Counter[str]:
+        return Counter(folded(self.class_name(label)) for label in range(self.num_classes))
 
     @property
     def image_size(self) -> int:
@@ -92,21 +105,21 @@ def open_served(config: ServeConfig) -> Served:
         InputError: no pipeline was given, or something cannot be opened.
     """
     device, folders = resolve_device(config.device), pipeline_folders(config)
-    names = short_names([_named_folder(folder) for folder in folders])
+    names = [readable(name) for name in short_names([_run_folder(folder) for folder in folders])]
     pipelines = tuple(_open_pipeline(*pair, device) for pair in zip(folders, names, strict=True))
     tokenizers = {
         f"Tokenizer of {names[0]}" if config.compare_tokenizer else "Tokenizer": pipelines[0].pipeline.tokenizer
     }
     if config.compare_tokenizer is not None:
-        tokenizers["/".join(config.compare_tokenizer.resolve().parts[-2:])] = (
+        tokenizers[readable("/".join(config.compare_tokenizer.resolve().parts[-2:]))] = (
             open_tokenizer(config.compare_tokenizer).vae.to(device).eval()
         )
-    return Served(pipelines, tokenizers, _open_foundation(config, device), config)
+    return Served(pipelines, tokenizers, _open_foundation(config, folders[0], device), config)
 
 
-def _named_folder(folder: Path) -> Path:
+def _run_folder(folder: Path) -> Path:
     """The folder that says most about a pipeline: not `pipeline`, but the one it is in."""
-    whole = folder.resolve()
+    whole = find_pipeline(folder).resolve()
     return whole.parent if whole.name == PIPELINE_OF_A_RUN else whole
 
 
@@ -114,7 +127,7 @@ def _open_pipeline(folder: Path, name: str, device: torch.device) -> ServedPipel
     place = find_pipeline(folder)
     pipeline = open_pipeline(place).to(device)
     hashes = {part: file_hash(place / part / WEIGHTS_FILE)[:12] for part in ("transformer", "tokenizer")}
-    return ServedPipeline(name, pipeline, hashes, starting_settings(pipeline, folder))
+    return ServedPipeline(name, pipeline, hashes, starting_settings(pipeline, _run_folder(folder)))
 
 
 def starting_settings(pipeline: LightningDiTPipeline, folder: Path) -> SolverConfig:
@@ -127,11 +140,35 @@ def starting_settings(pipeline: LightningDiTPipeline, folder: Path) -> SolverCon
     return SolverConfig.model_validate(read_artifact(samples, "samples").config["sampling"])
 
 
-def _open_foundation(config: ServeConfig, device: torch.device) -> FoundationModel | None:
-    assert config.pipeline is not None
-    beside = config.pipeline / QUICKSTART_FOUNDATION
-    name = config.foundation or (str(beside) if is_complete(beside) else None)
+def _open_foundation(config: ServeConfig, folder: Path, device: torch.device) -> FoundationModel | None:
+    name = config.foundation or recorded_foundation(folder)
     if name is None:
         log.info("No foundation model is known; --foundation NAME shows its features beside the latents.")
         return None
     return FoundationModel.from_pretrained(name).to(device)
+
+
+def recorded_foundation(folder: Path) -> str | None:
+    """The foundation model on this machine that a pipeline's tokenizer was aligned with; None if none is known.
+
+    It is in the folder of the run, or the record of the tokenizer names it. The record is found by the hash of the
+    weights, whatever its folder is called; a name of the hub is left out, because it would start a download.
+
+    Args:
+        folder: of the pipeline, or of a whole run.
+    """
+    place, run = find_pipeline(folder), _run_folder(folder)
+    if is_complete(run / QUICKSTART_FOUNDATION):
+        return str(run / QUICKSTART_FOUNDATION)
+    record = records_of(Source(place / "tokenizer", place / "transformer", place, place.resolve().parent))["tokenizer"]
+    name = record.facts.get("foundation")
+    known = isinstance(name, str) and is_local_folder(name)
+    return name if known else None
+
+
+def is_local_folder(name: str) -> bool:
+    """Tell if a name is that of a folder on this machine."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
