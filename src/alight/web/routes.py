@@ -14,7 +14,7 @@ from alight.web.gate import App, Receive, Scope, Send
 
 SESSION = r"[\w-]{1,64}"
 READ = (  # by GET and HEAD
-    r"/|/config|/theme\.css|/favicon\.ico|/robots\.txt",
+    r"/|/config|/manifest\.json|/theme\.css|/favicon\.ico|/robots\.txt",
     r"/(assets|static|pictures)/.+",
     r"/gradio_api/(info|theme\.css|startup-events|queue/data|upload_progress)",
     rf"/gradio_api/heartbeat/{SESSION}",
