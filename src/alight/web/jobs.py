@@ -18,12 +18,15 @@ class Jobs:
     def __init__(self) -> None:
         self._stops: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
+        self._ended = False
 
     def start(self, session: str) -> threading.Event:
         """Register work; it asks the returned event whether to stop."""
         stop = threading.Event()
         with self._lock:
             before, self._stops[session] = self._stops.get(session), stop
+            if self._ended:
+                stop.set()
         if before is not None:
             before.set()
         return stop
@@ -43,8 +46,9 @@ class Jobs:
                 del self._stops[session]
 
     def stop_all(self) -> None:
-        """Stop everything, at the end of the server."""
+        """Stop everything at the end of the server, and whatever still starts from its queue."""
         with self._lock:
+            self._ended = True
             for stop in self._stops.values():
                 stop.set()
 

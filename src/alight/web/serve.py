@@ -27,6 +27,7 @@ from alight.web.passwords import credentials
 from alight.web.pictures import PICTURES, PictureStore
 from alight.web.routes import Routes
 
+LAST_STEP = 30  # seconds that a computation has to notice that it shall stop
 PATIENCE = 1  # second that open connections have to end
 
 
@@ -49,7 +50,8 @@ def run(config: ServeConfig) -> NoReturn:
         from alight.web.served import open_served
 
         jobs = Jobs()
-        app = build_app(open_served(config), jobs, known)
+        served = open_served(config)
+        app = build_app(served, jobs, known)
         gc.freeze()  # nothing of this goes before the end, and the end need not look through it
         announce(config, listener.getsockname()[1])
         at_once = end_at_once(Path(files))
@@ -57,6 +59,8 @@ def run(config: ServeConfig) -> NoReturn:
             serve(app, listener, jobs, Room(most_connections(), config.trusted_proxy), at_once)
         for number in ENDING_SIGNALS:
             signal.signal(number, at_once)
+        if not served.lock.acquire(timeout=LAST_STEP):  # the interpreter must not end below a thread that computes
+            at_once(signal_number() or signal.SIGINT, None)
         raise Interrupted(signal_number() or signal.SIGINT)
 
 
