@@ -1,6 +1,5 @@
 """Sampling that can be watched and stopped: noise on its way to images, a few batches of them."""
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from alight.web.served import Served, ServedPipeline
 Pixels = npt.NDArray[np.uint8]  # (N, H, W, 3)
 
 MAX_STEPS = 250
+SEEDS = 2**63  # as many as there are
 MAX_GUIDANCE = 10.0
 PREVIEW_EVERY = 0.4  # seconds at least
 PREVIEW_SHARE = 0.2  # of the time at most
@@ -81,8 +81,6 @@ def sample_request(
             f"{len(labels)} classes with {count} images each are {total} images; this server makes at most "
             f"{max_images} at once. Choose fewer."
         )
-    if first >= 2**63:
-        raise InputError("The seed is too large. Give one below 2^63.")
     repeated = tuple(label for label in labels for _ in range(count))
     seeds = tuple(derive_seed(first, "sample", i) for i in range(total))
     return SampleRequest(repeated, seeds, solver_settings(settings))
@@ -108,8 +106,8 @@ def solver_settings(settings: dict[str, Any]) -> SolverConfig:
 
 
 def _whole(name: str, value: float | None, least: int) -> int:
-    if value is None or not math.isfinite(value) or value != int(value) or value < least:
-        raise InputError(f"Give {name} as a whole number of at least {least}, not {value}.")
+    if value is None or not least <= value < SEEDS or value != int(value):  # also refuses NaN and infinity
+        raise InputError(f"Give {name} as a whole number of at least {least} and below 2^63, not {str(value):.40}.")
     return int(value)
 
 
