@@ -120,7 +120,7 @@ def test_every_kind_of_solver_generates(client, solver):
         ({"steps": 10**9}, "greater than maximum value"),
         ({"per_class": 10**6}, "at most 40 at once"),
         ({"seed": -5}, "the seed as a whole number"),
-        ({"seed": 2**64}, "seed is too large"),
+        ({"seed": 2**64}, "below 2^63"),
         ({"classes": []}, "at least one class"),
         ({"classes": [99]}, "not in the list of choices"),
         ({"low": 0.9, "high": 0.2}, "guidance_interval"),
