@@ -53,7 +53,7 @@ class SolverConfig(Section):
 
     @property
     def stochastic(self) -> bool:
-        """Whether noise is added on the way."""
+        """Tell if noise is added on the way."""
         return self.solver in SDE_SOLVERS
 
 

@@ -104,7 +104,7 @@ class AlignmentConfig(Section):
 
     @property
     def enabled(self) -> bool:
-        """Whether the alignment loss takes part in training."""
+        """Tell if the alignment loss takes part in training."""
         return self.foundation is not None and self.weight > 0
 
 

@@ -62,7 +62,7 @@ def words(command, run, part, output):
 
 
 def results(folder):
-    """What must not change without a word: weights, latents and images."""
+    """The files that must not change without a word: weights, latents and images."""
     kept = ("*.safetensors", "images/*.png")
     return {str(path.relative_to(folder)): path.read_bytes() for kind in kept for path in folder.rglob(kind)}
 

@@ -58,7 +58,7 @@ def half_open(server, head, count=CONNECTIONS):
 
 
 def is_closed(connection):
-    """Whether the server has closed it, perhaps after an answer."""
+    """Tell if the server has closed it, perhaps after an answer."""
     connection.setblocking(False)
     try:
         while connection.recv(65536):

@@ -18,7 +18,7 @@ from alight.runtime.terminal import printable, printable_lines
 
 
 def complaint(capsys, *arguments):
-    """What the command line says of a mistake."""
+    """The complaint of the command line about a mistake."""
     with pytest.raises(SystemExit) as left:
         main(list(arguments))
     assert left.value.code == 2

@@ -96,7 +96,7 @@ def _named_index(label: str, names: Sequence[str], num_classes: int) -> int:
 
 
 def _require_unambiguous(label: str, index: int, names: Sequence[str]) -> None:
-    """Where classes are called by numbers, digits that are no name could mean a name written otherwise, or an index.
+    """Refuse digits that could mean an index or a name written otherwise, where classes are called by numbers.
 
     So could an unquoted 010 in YAML, which reads it as the number 8.
     """

@@ -15,7 +15,7 @@ _MOST_PARTS = 100_000
 
 
 def is_pattern(word: str) -> bool:
-    """Whether the word stands for several files."""
+    """Tell if the word stands for several files."""
     return any(character in word for character in "*?{")
 
 

@@ -112,7 +112,7 @@ class _TableStore(ImageStore):
 
 
 def is_saved_table(folder: Path) -> bool:
-    """Whether `datasets` wrote this folder with `save_to_disk`."""
+    """Tell if `datasets` wrote this folder with `save_to_disk`."""
     return any(os.path.isfile(folder / name) for name in ("state.json", "dataset_dict.json"))
 
 
@@ -228,7 +228,7 @@ def _labels(table: "Dataset", column: str | None, store: ImageStore) -> tuple[np
 
 
 def _is_label(value: object) -> bool:
-    """Whether it is text, a whole number (also as 3.0), or nothing (also as NaN)."""
+    """Tell if it is text, a whole number (also as 3.0), or nothing (also as NaN)."""
     return isinstance(value, int | str | None) or (isinstance(value, float) and (value != value or value.is_integer()))
 
 

@@ -62,7 +62,7 @@ class ImageFolder(StoredImages):
 
 
 def _is_flat(folder: Path, names: list[str]) -> bool:
-    """Whether the images lie beside each other rather than in class folders; a doubtful layout is an error."""
+    """Tell if the images lie beside each other rather than in class folders; a doubtful layout is an error."""
     per_folder = Counter(name.split("/", 1)[0] for name in names if "/" in name)
     loose = len(names) - per_folder.total()
     if not per_folder:

@@ -83,7 +83,7 @@ class ImageList(StoredImages):
 
 
 class _Table(NamedTuple):
-    """What a list says, and which of its columns or keys were neither paths nor labels."""
+    """The entries of a list, and the columns or keys that were neither paths nor labels."""
 
     entries: list[Entry]
     unused: Sequence[str]
@@ -149,7 +149,7 @@ def _delimiter(first_line: str) -> str:
 
 
 def _is_header(row: Sequence[str]) -> bool:
-    """Whether these are names of columns; the name of an image is none."""
+    """Tell if these are names of columns; the name of an image is none."""
     return not any(map(is_image_name, row)) and bool(image_columns(row) or (len(row) > 1 and label_columns(row)))
 
 

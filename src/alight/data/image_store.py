@@ -197,7 +197,7 @@ def visible_folders(folder: Path) -> list[str]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the extension is that of an image."""
+    """Tell if the extension is that of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
@@ -216,5 +216,5 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder of that name is hidden or litter, so that it is neither an image nor a class."""
+    """Tell if a file or folder of that name is hidden or litter, so that it is neither an image nor a class."""
     return name.startswith(".") or name in _LITTER

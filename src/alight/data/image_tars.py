@@ -137,7 +137,7 @@ class _TarStore(ImageStore):
         return os.path.relpath(self.location(position), self._root)
 
     def places(self, contents: Sequence[TarContents]) -> list[TarPlace]:
-        """Where each image lies, as far as it can tell its class."""
+        """The place of each image, as far as it can tell its class."""
         return [
             TarPlace(image.inner or file, os.path.dirname(image.name.removeprefix(f"{image.inner}/")))
             for file, content in zip(self._files, contents, strict=True)

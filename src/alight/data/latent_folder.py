@@ -29,7 +29,7 @@ _SAME_RESULT = ("workers",)  # settings of images that change nothing in the lat
 
 @with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
 class _Run(TypedDict):
-    """What an unfinished extraction was asked for, and how long it took so far."""
+    """The settings of an unfinished extraction, and its time so far."""
 
     config: dict[str, Any]
     seconds: int | float
@@ -44,7 +44,7 @@ class _Sums(TypedDict):
 
 @with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
 class _Record(TypedDict):
-    """What `write_shard` said of a shard."""
+    """The record of a shard from `write_shard`."""
 
     file: str
     count: int
@@ -122,7 +122,7 @@ class LatentFolder:
             write_checked(self._unfinished / _RUN, self._claim | {"seconds": round(seconds, 3)})
 
     def holds(self, number: int) -> bool:
-        """Whether shard `number` is here, bit for bit as it was written."""
+        """Tell if shard `number` is here, bit for bit as it was written."""
         path = self.path / shard_name(number)
         if not self._record_path(number).exists():
             return False

@@ -57,7 +57,7 @@ class ShardEntry(TypedDict):
 
 @with_config(_STRICT)
 class Statistics(TypedDict):
-    """What normalises latents, per channel, and where it comes from."""
+    """The statistics that normalise latents, per channel, and their origin."""
 
     source: NotRequired[str]
     mean: list[float]
@@ -134,7 +134,7 @@ def merged_statistics(records: Sequence[Mapping[str, Any]]) -> ChannelStatistics
 
 
 def published_index(folder: Path) -> LatentIndex:
-    """What `index.json` would say of a folder that the published code wrote: shards in the order of their names.
+    """The index of a folder that the published code wrote: shards in the order of their names.
 
     Classes are known by number only, as many as the labels range over. The statistics are those of `latents_stats.pt`;
     where that file is missing they are computed as the published reader does, over all `latents` but no mirrored ones.

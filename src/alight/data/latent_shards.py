@@ -87,7 +87,7 @@ def shard_statistics(maps: Mapping[str, np.ndarray]) -> ChannelStatistics:
 
 @with_config(ConfigDict(strict=True))
 class _Entry(TypedDict):
-    """What the header of a safetensors file says of one tensor."""
+    """The entry of one tensor in the header of a safetensors file."""
 
     dtype: str
     shape: list[Annotated[int, Field(ge=0)]]

@@ -1,4 +1,4 @@
-"""Whether a PNG file is exactly as it was written, by the checksum of every chunk; Pillow compares none of pixels."""
+"""Tell if a PNG file is exactly as it was written, by the checksum of every chunk; Pillow compares none of pixels."""
 
 import struct
 import zlib
@@ -8,7 +8,7 @@ _END = b"IEND"
 
 
 def is_intact_png(content: bytes) -> bool:
-    """Whether the file has its signature, chunks whose CRC-32 is right, and the end chunk, and nothing else.
+    """Tell if the file has its signature, chunks whose CRC-32 is right, and the end chunk, and nothing else.
 
     Any change of up to 32 neighbouring bits is noticed, and of others all but one in four billion.
     """

@@ -28,7 +28,7 @@ def printable(name: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def folded(name: str) -> str:
-    """What names have in common that differ in case, normal form or width of spaces alone."""
+    """The common form of names that differ in case, normal form or width of spaces alone."""
     return unicodedata.normalize("NFC", " ".join(readable(name).casefold().split()))
 
 

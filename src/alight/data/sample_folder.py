@@ -99,7 +99,7 @@ class SampleFolder:
         (self.path / UNFINISHED).unlink(missing_ok=True)
 
     def holds(self, number: int, request: Request) -> bool:
-        """Whether image `number` is here, bit by bit as it was written, and made as requested."""
+        """Tell if image `number` is here, bit by bit as it was written, and made as requested."""
         try:
             content = read_bytes(self.image_path(number), _LARGEST_PNG)
             if not is_intact_png(content):

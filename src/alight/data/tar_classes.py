@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class TarPlace(NamedTuple):
-    """Where an image lies.
+    """The place of an image.
 
     Attributes:
         tar: path of the tar file, or of the inner one, in which it lies directly.

@@ -1,4 +1,4 @@
-"""What is in a tar file of images, and where: read once from its headers, remembered after.
+"""The content of a tar file of images: read once from its headers, remembered after.
 
 A sample is all members with the same path up to the first dot of the file name: `train/0001.jpg`, `train/0001.cls`.
 With the offset of each image, any of them can be read by one seek, so shuffling is as exact as it is for files. Tar
@@ -53,7 +53,7 @@ class TarImage(NamedTuple):
 
 
 class TarContents(NamedTuple):
-    """What `index_tar` found.
+    """The findings of `index_tar`.
 
     Attributes:
         stamp: of the file that was read.

@@ -36,7 +36,7 @@ def artifact_findings(folder: Path) -> Iterator[Finding]:
 
 
 def checkpoint_findings(place: Path) -> Iterator[Finding]:
-    """Whether the run can go on from its newest checkpoint.
+    """Tell if the run can go on from its newest checkpoint.
 
     Args:
         place: the folder of the checkpoints.

@@ -63,7 +63,7 @@ def run_findings(folder: Path, recipe: str | None) -> Iterator[Finding]:
 
 
 def log_findings(folder: Path, place: Path, recipe: str | None) -> Iterator[Finding]:
-    """What the log, the checkpoints and the configuration of a run tell.
+    """Findings from the log, the checkpoints and the configuration of a run.
 
     Args:
         folder: of the run.

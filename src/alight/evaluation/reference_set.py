@@ -45,7 +45,7 @@ def _plain(name: str) -> str:
 
 @with_config(ConfigDict(strict=True, extra="allow"))
 class ReferenceFacts(TypedDict):
-    """What the manifest of a reference must say; `reference_facts` writes it."""
+    """The facts that the manifest of a reference must hold; `reference_facts` writes them."""
 
     spaces: list[Annotated[str, AfterValidator(_plain)]]
     size: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]

@@ -283,7 +283,7 @@ def infer_transformer_config(
 
 
 def _num_layers(published: Mapping[str, Tensor], source: Any) -> int:
-    """How many blocks there are, numbered from 0 without a gap."""
+    """The number of blocks, counted from 0 without a gap."""
     parts = [name.split(".")[1] for name in published if name.startswith("blocks.")]
     numbers = {int(part) for part in parts if part.isdecimal()}
     if numbers != set(range(len(numbers))):
@@ -355,7 +355,7 @@ def refuse_other_transformers(published: Mapping[str, Tensor], source: Any) -> N
 
 
 def recorded_learn_sigma(contents: Any) -> bool | None:
-    """Whether `export_transformer` recorded twice the output channels, so that the file is none of a DiT."""
+    """Tell if `export_transformer` recorded twice the output channels, so that the file is none of a DiT."""
     config = contents.get("config") if isinstance(contents, Mapping) else None
     model = config.get("model") if isinstance(config, Mapping) else None
     if not isinstance(model, Mapping) or "trained_size" not in model:  # recorded by this package alone

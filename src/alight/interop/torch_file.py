@@ -99,7 +99,7 @@ def select_weights(contents: Any, entry: str | None = None, *, source: Any = "th
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether this is a tensor whose numbers are stored, one by one where there are many."""
+    """Tell if this is a tensor whose numbers are stored, one by one where there are many."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
         return False
     size = value.numel() * value.element_size()

@@ -48,7 +48,7 @@ class FeaturePlan:
 
     @property
     def resamples_features(self) -> bool:
-        """Whether the features do not come out on the grid that is wanted."""
+        """Tell if the features do not come out on the grid that is wanted."""
         return self.patch_grid != self.grid
 
     def __str__(self) -> str:

@@ -51,7 +51,7 @@ def check_options(options: Mapping[str, Any], what: str, more: Collection[str] =
 
 
 def resolve_dtype(options: Mapping[str, Any], what: str) -> torch.dtype | str | None:
-    """What `dtype`, or `torch_dtype` by its older name, asks for.
+    """The type that `dtype`, or `torch_dtype` by its older name, asks for.
 
     Returns:
         A floating-point type, "auto" for that of the stored weights, or None for float32.

@@ -102,7 +102,7 @@ class StrictlyLoaded(ModelMixin):
 
 
 def is_hub_id(origin: Any) -> bool:
-    """Whether this can only be a name on the hub: owner/name, and neither it nor its parent is a folder here."""
+    """Tell if this can only be a name on the hub: owner/name, and neither it nor its parent is a folder here."""
     folder = Path(origin)
     if "\0" in str(origin):
         raise InputError(f"{str(origin)!r:.200} is no folder and no name on the hub: it holds a NUL. Check the path.")

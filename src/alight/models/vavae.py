@@ -193,7 +193,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
 
     @property
     def has_latents_statistics(self) -> bool:
-        """Whether latents can be normalised."""
+        """Tell if latents can be normalised."""
         return self.latents_statistics is not None
 
     @torch.no_grad()

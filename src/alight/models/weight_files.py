@@ -1,4 +1,4 @@
-"""Where the weights in a diffusers model folder are: one file, or shards with an index, each possibly of a variant."""
+"""Weight files of a diffusers model folder: one file, or shards with an index, each possibly of a variant."""
 
 import re
 from collections.abc import Iterator

@@ -53,7 +53,7 @@ DIFFUSERS_OPTIONS = {"custom_pipeline", "custom_revision", "device_map", "quanti
 
 @with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
 class TransformerFacts(TypedDict):
-    """What the manifest of a transformer must say for images to be made with it."""
+    """The facts that the manifest of a transformer must hold for images to be made with it."""
 
     latents_mean: list[float]
     latents_std: list[float]

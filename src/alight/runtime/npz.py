@@ -35,7 +35,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What an archive says of one of its arrays.
+    """The header of one array in an archive.
 
     Attributes:
         shape: of the array.

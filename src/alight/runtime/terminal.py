@@ -15,7 +15,7 @@ _SHOWN = 80  # characters of a value in a message
 
 
 def coloured(stream: TextIO) -> bool:
-    """Whether colours would be seen, and are wanted."""
+    """Tell if colours would be seen, and are wanted."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

@@ -19,7 +19,7 @@ class _Organisation(TypedDict):
 
 
 class _Account(TypedDict):
-    """What is used of what the hub says about a user."""
+    """The fields that are used of the hub's answer about a user."""
 
     name: str
     orgs: NotRequired[list[_Organisation]]

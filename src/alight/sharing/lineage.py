@@ -63,7 +63,7 @@ def _tokenizer_folders(transformer: Artifact) -> Iterator[Path]:
 
 
 def _recorded_folders(transformer: Artifact) -> Iterator[Path]:
-    """Where the tokenizer should be by the records of the transformer, then by those of its latents."""
+    """The places of the tokenizer by the records of the transformer, then by those of its latents."""
     yield from _places(transformer.config.get("tokenizer"), transformer.path)
     for folder in _places(transformer.config.get("latents"), transformer.path):
         latents = _record(folder, "latents")

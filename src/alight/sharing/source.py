@@ -173,7 +173,7 @@ def figures_of(source: Source, records: Mapping[str, Artifact], named: Path | No
 
 
 def _measures(conditions: Mapping[str, Any], records: Mapping[str, Artifact]) -> bool:
-    """Whether a figure names these networks, by the beginnings of their hashes, and no other."""
+    """Tell if a figure names these networks, by the beginnings of their hashes, and no other."""
     named = {kind: conditions[kind] for kind in ("tokenizer", "transformer") if kind in conditions}
     return bool(named) and all(
         kind in records and isinstance(beginning, str) and records[kind].hash.startswith(beginning)

@@ -128,7 +128,7 @@ def _pipeline(folder: Path) -> Description:
 
 
 def _is_part(folder: Path, key: str, value: Any) -> bool:
-    """Whether an entry of the index names the library and the class of a part that lies in the folder."""
+    """Tell if an entry of the index names the library and the class of a part that lies in the folder."""
     names_a_class = isinstance(value, list) and len(value) == 2
     return names_a_class and key == Path(key).name and "\0" not in key and (folder / key).is_dir()
 

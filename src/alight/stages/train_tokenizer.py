@@ -238,7 +238,7 @@ def used_foundation(config: TrainTokenizerConfig) -> str | None:
 
 
 def same_architecture(vae: VAVAE, model: TokenizerModelConfig) -> bool:
-    """Whether building from this section would give a network of the same weights."""
+    """Tell if building from this section would give a network of the same weights."""
     with torch.device("meta"):
         other = VAVAE.build(**model.model_dump())
     shapes, others = ({name: value.shape for name, value in each.state_dict().items()} for each in (vae, other))

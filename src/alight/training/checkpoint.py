@@ -99,7 +99,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, k
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the bytes of a checkpoint are those that were written; without its checksum nobody can tell.
+    """Tell if the bytes of a checkpoint are those that were written; without its checksum nobody can tell.
 
     Raises:
         InputError: the disk refuses to give them, or it is no regular file.

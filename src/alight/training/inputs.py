@@ -1,4 +1,4 @@
-"""What a training run is made from, recorded by hash: compared when it goes on, and when it is finished already."""
+"""The inputs of a training run, recorded by hash: compared when it goes on, and when it is finished already."""
 
 from collections.abc import Mapping
 from pathlib import Path

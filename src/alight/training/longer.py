@@ -39,7 +39,7 @@ def of_length(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, 
 
 
 def is_longer(new: Mapping[str, Any], old: Mapping[str, Any], folder: Path) -> bool:
-    """Whether a configuration asks for more steps than an earlier one, from which it differs in nothing else.
+    """Tell if a configuration asks for more steps than an earlier one, from which it differs in nothing else.
 
     Raises:
         InputError: it asks for fewer.
@@ -70,7 +70,7 @@ def expected_config(config: Mapping[str, Any], folder: Path, kind: str) -> dict[
 
 
 def goes_on(config: Mapping[str, Any], folder: Path, kind: str) -> bool:
-    """Whether there are steps to take: the output is not finished, or it is and the run is to be longer.
+    """Tell if there are steps to take: the output is not finished, or it is and the run is to be longer.
 
     Raises:
         InputError: the run is to be shorter than the finished one, or no checkpoint is left to go on from.
@@ -89,7 +89,7 @@ def goes_on(config: Mapping[str, Any], folder: Path, kind: str) -> bool:
 
 
 def length_note(old: Mapping[str, Any], new: Mapping[str, Any], step: int, before: int, after: int) -> str:
-    """What a longer run changes in the schedule, in one line for the log.
+    """Describe the changes of the schedule in a longer run, in one line for the log.
 
     Args:
         old: the configuration that it goes on from.

@@ -24,7 +24,7 @@ LATEST = "latest"
 
 
 class _Facts(TypedDict):
-    """What sampling must know of the latents."""
+    """The facts about latents that sampling needs."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
 
@@ -36,7 +36,7 @@ class _Facts(TypedDict):
 
 
 class _Record(TypedDict):
-    """What a run of a transformer writes into its checkpoints beside the state."""
+    """The record that a run of a transformer writes into its checkpoints beside the state."""
 
     model: dict[str, Any]
     inputs: dict[str, str]
@@ -134,7 +134,7 @@ def open_snapshot(folder: Path, checkpoint: str = LATEST) -> Snapshot:
 def snapshot_record(
     arguments: Mapping[str, Any], inputs: Mapping[str, str], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What `open_snapshot` needs to find in a checkpoint beside the state, as plain data."""
+    """The record for `open_snapshot` in a checkpoint beside the state, as plain data."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
     return {"model": plain, "inputs": dict(inputs), "facts": dict(facts)}
 

@@ -108,7 +108,7 @@ def best_at(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[fl
 
 
 def finite(curve: Curve) -> bool:
-    """Whether there is anything to draw."""
+    """Tell if there is anything to draw."""
     return any(math.isfinite(value) for _, values in curve.series.values() for value in values)
 
 

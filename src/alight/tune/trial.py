@@ -51,7 +51,7 @@ class _TrialState(BaseModel, strict=True, extra="forbid"):
 
 
 class _SearchState(BaseModel, strict=True, extra="forbid"):
-    """What an unfinished search keeps on the disk."""
+    """The state of an unfinished search on the disk."""
 
     config: dict[str, JsonValue]
     weights: dict[str, str]

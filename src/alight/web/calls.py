@@ -34,7 +34,7 @@ class RefusedCallError(InputError):
 
 
 class Calls:
-    """What may be called of a page, and with which values.
+    """The calls that a page accepts, and their values.
 
     Args:
         page: gradio's blocks.

@@ -27,7 +27,7 @@ QUIET_SECONDS = 60.0  # between two lines of the same kind in the log
 
 
 def most_connections() -> int:
-    """How many connections the process has files for.
+    """The number of connections that the process has files for.
 
     Raises:
         InputError: it has too few.
@@ -56,7 +56,7 @@ class Sparing(logging.Filter):
         self.passed: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is written; failures of the app always are."""
+        """Tell if the line is written; failures of the app always are."""
         if record.levelno >= logging.ERROR:
             return True
         text, now = str(record.msg), time.monotonic()
@@ -131,7 +131,7 @@ def limited_protocol(room: Room) -> type[asyncio.Protocol]:
 
         @property
         def is_idle(self) -> bool:
-            """Whether no request is being answered."""
+            """Tell if no request is being answered."""
             return self.cycle is None or self.cycle.response_complete
 
         def connection_made(self, transport: asyncio.Transport) -> None:

@@ -80,7 +80,7 @@ class Gate:
         return {**scope, "path": path, "raw_path": quote(path).encode()}
 
     async def _is_known(self, scope: Scope, authorization: str, send: Send) -> bool:
-        """Whether the visitor may come in; the others are answered here, those with a wrong password late."""
+        """Tell if the visitor may come in; the others are answered here, those with a wrong password late."""
         if self.expected is None:
             return True
         address = str((scope.get("client") or ("",))[0])

@@ -18,7 +18,7 @@ LINES_PER_MINUTE = 20  # in the log, however many addresses there are
 
 @dataclass
 class Record:
-    """What is known of one address."""
+    """The record of one address."""
 
     wrong: int = 0
     waiting: int = 0
@@ -41,7 +41,7 @@ class Guesses:
         self.minute, self.lines = 0.0, 0
 
     def too_many(self, address: str) -> bool:
-        """Whether so many answers to this address wait that no further password of it is compared."""
+        """Tell if so many answers to this address wait that no further password of it is compared."""
         record = self.records.get(network(address))
         return record is not None and record.waiting >= MOST_WAITING
 

@@ -1,4 +1,4 @@
-"""Where a request comes from: this server's own page, another page, or a program.
+"""The origin of a request: this server's own page, another page, or a program.
 
 A browser sends stored credentials along with requests that a foreign page makes. It also says which page that is, in
 `Sec-Fetch-Site` where the connection is trusted (HTTPS, or this machine) and in `Origin` otherwise; pages cannot set
@@ -13,7 +13,7 @@ DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def is_foreign(method: str, headers: Mapping[str, str], root_path: str = "") -> bool:
-    """Whether a page of another server makes this request.
+    """Tell if a page of another server makes this request.
 
     A link that somebody follows from there is fine: it only shows the page.
 

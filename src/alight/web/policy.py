@@ -1,4 +1,4 @@
-"""What the page may load and run: only what this server sends, and only scripts that the page began with.
+"""The policy of the page: it loads only what this server sends, and only scripts that the page began with.
 
 Scripts within the page carry a nonce, a random number that is new in each answer. Whatever else gets into the page,
 such as an attribute `onerror` in some text, has none and does not run.

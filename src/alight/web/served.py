@@ -55,7 +55,7 @@ class ServedPipeline:
         return names[label] if names else f"class {label}"
 
     def class_choice(self, label: int) -> str:
-        """What a list of classes shows: the name, with the label where several names look the same."""
+        """The entries of a list of classes: the name, with the label where several names look the same."""
         name = self.class_name(label)
         return f"{name} ({label})" if self._alike[folded(name)] > 1 else name
 
