@@ -26,8 +26,8 @@ def render_page(report: Report) -> str:
     sections = (
         _section("figures", "", _cards(report)),
         _section("answer", report.answer.question if report.answer else "", _answer(report.answer)),
-        _section("comparison", report.comparison.title if report.comparison else "", _comparison(report.comparison)),
         _section("pictures", "Pictures", "".join(map(_picture, report.pictures))),
+        _section("comparison", report.comparison.title if report.comparison else "", _comparison(report.comparison)),
         _section("distributions", "Over the images", _plots(report.distributions)),
         _section("training", "Training", _plots(report.curves)),
         _section("conditions", "Every figure and its conditions", _figure_table(report)),
