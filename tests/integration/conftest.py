@@ -105,3 +105,10 @@ def image_folder(tmp_path_factory):
                     exif[0x0112] = 6  # rotated by 90 degrees
                     image.save(path.with_suffix(".jpeg"), exif=exif)
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """All tests of this folder run real processes and are slow by nature; `make test-fast` leaves them out."""
+    for item in items:
+        if Path(__file__).parent in Path(item.path).parents:
+            item.add_marker(pytest.mark.slow)
