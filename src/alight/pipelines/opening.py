@@ -8,7 +8,6 @@ from diffusers.utils import logging as diffusers_logging
 
 from alight.artifacts import find_pipeline
 from alight.pipelines.lightning_dit import LightningDiTPipeline
-from alight.runtime.errors import InputError
 
 
 def open_pipeline(folder: Path) -> LightningDiTPipeline:
@@ -21,16 +20,8 @@ def open_pipeline(folder: Path) -> LightningDiTPipeline:
         InputError: there is none, or it is incomplete or damaged.
     """
     place = find_pipeline(folder)
-    try:
-        with quiet_diffusers():
-            pipeline: LightningDiTPipeline = LightningDiTPipeline.from_pretrained(place)
-    except InputError:
-        raise
-    except Exception as error:  # the library has dozens of kinds for files that are missing or damaged
-        raise InputError(
-            f"The pipeline in {place} cannot be opened ({' '.join(str(error).split())[:300]}). Restore the folder, or "
-            "write it again."
-        ) from error
+    with quiet_diffusers():
+        pipeline: LightningDiTPipeline = LightningDiTPipeline.from_pretrained(place)
     return pipeline
 
 
