@@ -15,13 +15,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from alight.config import OptimizerConfig
+from alight.config import FlowConfig, OptimizerConfig
 from alight.data.latents import LatentDataset, LatentWriter
-from alight.flow import GuidedVelocity, LinearPath, flow_matching_loss, sample_timesteps, solve_ode, time_grid
+from alight.flow import GuidedVelocity, sample_timesteps, solve_ode, time_grid
 from alight.models.lightning_dit import LightningDiT
 from alight.runtime.device import autocast, compile_blocks
 from alight.training.ema import EMA
 from alight.training.optimizer import make_optimizer, optimizer_step
+from alight.training.transformer_step import TransformerBatch, transformer_backward
 from benchmarks import baseline
 from benchmarks.measure import Contender
 
@@ -123,7 +124,7 @@ class Training:
 
     def __init__(self, model: LightningDiT, x_1: Tensor, labels: Tensor, setting: Setting) -> None:
         self.model, self.x_1, self.labels, self.setting = model, x_1, labels, setting
-        self.optimizer = make_optimizer(model.parameters(), OPTIMIZER)
+        self.optimizer = make_optimizer(model.named_parameters(), OPTIMIZER)
         self.ema = EMA(model, EMA_DECAY)
         self.generator = torch.Generator(setting.device).manual_seed(0)
 
@@ -131,14 +132,12 @@ class Training:
         """One step; the loss, still on the device."""
         t = sample_timesteps(len(self.x_1), generator=self.generator, device=self.setting.device)
         labels = self.model.drop_labels(self.labels, generator=self.generator)
-        with autocast(self.setting.device, self.setting.precision):
-            loss = flow_matching_loss(
-                self.model, self.x_1, labels, path=LinearPath(), t=t, generator=self.generator
-            ).total
-        loss.backward()
+        x_0 = torch.randn(self.x_1.shape, generator=self.generator, device=self.setting.device)
+        batch = TransformerBatch(self.x_1, labels, t, x_0, labels)
+        losses = transformer_backward(self.model, batch, FlowConfig(), self.setting.precision)
         optimizer_step(self.optimizer, OPTIMIZER.lr, None)
         self.ema.update(self.model)
-        return loss.detach()
+        return losses["loss"]
 
 
 def sampling(model: LightningDiT, setting: Setting, steps: int) -> list[Contender]:

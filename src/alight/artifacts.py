@@ -29,11 +29,13 @@ from alight.runtime.files import segmented_hash, write_text
 MANIFEST = "alight.json"
 STARTED = "started.json"  # names the kind of artifact that an unfinished folder is going to be
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"  # of a model, as diffusers has it
+PROJECTION_FILE, DISCRIMINATOR_FILE = "projection.safetensors", "discriminator.safetensors"  # beside a tokenizer
 PIPELINE_INDEX = "model_index.json"  # of a pipeline, likewise
 PIPELINE_OF_A_RUN = "pipeline"  # the folder of it in that of a whole run
 FORMAT = 2
 _FORMAT_WITHOUT_HASHES = 1  # version 0.1
 TO_BE_EDITED = ("README.md",)  # people may rewrite the card of a model that they share
+_AS_BEFORE = {("optimizer.name", "adamw")}  # keys of later versions, with the value that earlier ones had built in
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.tensorboard", "training.wandb_project"),
     *("samples_every", "sample_images", "samples_tokenizer"),
@@ -260,7 +262,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     found = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if name in _SAME_RESULT:
+        if name in _SAME_RESULT or (key not in old and (name, after) in _AS_BEFORE):
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += differences(before, after, f"{name}.")

@@ -26,7 +26,7 @@ SIDEWAYS = {
     "outputs": {"artifacts"},
     "lineage": {"artifacts"},
     "data": {"interop"},  # published statistics of latents
-    "training": {"data"},
+    "training": {"data", "interop"},
     "evaluation": {"reporting", "metrics", "data", "interop"},
     "stages": {"pipelines"},
     "cli": {"completion"},

@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from alight.config.recipes import load_config
 from alight.models.lightning_dit import LightningDiT
-from alight.plan.estimate import choose, growing_divisors, judge
-from alight.plan.flops import count_flops
+from alight.plan.estimate import choose, growing_divisors, micro_batch_cost
 from alight.plan.measure import Cost, at_extent, sweep
 from alight.plan.workload import LatentShape, TokenizerWorkload, TransformerWorkload, untrained_foundation
 from alight.runtime.errors import InputError
+from alight.training.flops import count_flops
 
 TRANSFORMER = """
 job: transformer train
@@ -152,7 +152,7 @@ def test_activations_are_at_least_what_is_saved_for_the_backward_pass(tmp_path):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        work.piece(4)
+        work.backward(4)
     held = sum(saved.values()) - 4 * work.parameters  # weights are saved as well
     (cost,) = sweep({6: work}, 6, [4], 1 << 40, deadline=0.0)
     assert 0.7 * held < cost.activations < 3 * held
@@ -171,7 +171,7 @@ def test_micro_batches_divide_the_batch_and_grow():
 
 def test_the_smallest_micro_batch_that_is_nearly_as_fast_is_chosen():
     costs = [Cost(1, 1.0, 4.0, 10), Cost(2, 1.2, 4.0, 20), Cost(4, 2.3, 4.0, 40), Cost(8, 4.0, 4.0, 80)]
-    judged = tuple(judge(cost, own=8, ideal=0.25, free=50) for cost in costs)
+    judged = tuple(micro_batch_cost(cost, own=8, ideal=0.25, free=50) for cost in costs)
     assert [each.fits for each in judged] == [True, True, True, False]
     assert judged[0].images_per_second == pytest.approx(8 / (8 * 1.0 + 4.0))
     assert judged[0].share_of_rate == pytest.approx(0.25 * 8 / 12)

@@ -19,7 +19,7 @@ from alight.config import TrainFoundationConfig, TrainTokenizerConfig
 from alight.runtime.errors import InputError
 from alight.stages import train_foundation, train_tokenizer
 from alight.training.tokenizer_flops import tokenizer_flops
-from alight.training.tokenizer_schedule import tokenizer_schedule
+from alight.training.tokenizer_networks import build_networks, load_foundation
 
 DIGITS = {"source": "digits", "size": 32}
 MODEL = {
@@ -96,7 +96,7 @@ def test_parts_change_weights_margins_and_the_discriminator(configure, caplog, m
     assert ["mcos" in line for line in lines] == [True, True, True, False, False, True, True]
     assert artifact.facts["steps"] == 7
     assert "steps 5 to 7: alignment weight 0.1, margins (cosine, distance) 0.5, 0.25" in caplog.text
-    assert "7 steps of 8 = 1 processes x 1 pieces x 8 images" in caplog.text
+    assert "7 steps of 8 = 1 processes x 1 micro-batches x 8 images" in caplog.text
     assert {path.name for path in config.output.glob("*.safetensors")} == {
         WEIGHTS,
         "projection.safetensors",
@@ -228,9 +228,7 @@ def test_the_processes_that_read_images_end_with_the_run(configure, monkeypatch,
 
 def test_the_cost_of_a_step_is_that_of_those_who_take_part(configure):
     config = configure()
-    networks = train_tokenizer.build_networks(
-        config, tokenizer_schedule(config, 100), train_tokenizer.Origin(), torch.device("cpu")
-    )
+    networks = build_networks(config, torch.device("cpu"), None, load_foundation(config), None)
     alone, aligned, known, game = (
         tokenizer_flops(config, networks, *options)
         for options in ((False, False, False), (False, True, False), (True, True, False), (False, False, True))

@@ -15,6 +15,7 @@ from alight.data.latents import LatentWriter
 from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
 from alight.stages import train_transformer
+from alight.training.transformer_step import draw_times
 
 TINY_MODEL = {"preset": None, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "patch_size": 1}
 
@@ -78,9 +79,7 @@ def test_accumulation_and_checkpointing_change_nothing(latents, tmp_path):
 
 def test_time_turns_uniform_at_the_given_step():
     flow = FlowConfig(uniform_from_step=10)
-    early, late = (
-        train_transformer.draw_times(flow, step, 20_000, torch.Generator().manual_seed(0)) for step in (9, 10)
-    )
+    early, late = (draw_times(flow, step, 20_000, torch.Generator().manual_seed(0)) for step in (9, 10))
     # P(|t - 1/2| < 1/4): uniform 1/2; logit-normal 2 Phi(ln 3) - 1 = 0.728; standard error 0.0035
     inside = [((t - 0.5).abs() < 0.25).float().mean().item() for t in (early, late)]
     assert inside == pytest.approx([0.728, 0.5], abs=0.02)

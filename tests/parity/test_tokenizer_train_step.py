@@ -97,8 +97,8 @@ def replay(tensors, case):
         distance_margin=settings["distmat_margin"],
     )
     players = [
-        make_optimizer([*networks.vae.parameters(), *networks.projection.parameters()], optimization),
-        make_optimizer(networks.discriminator.parameters(), optimization),
+        make_optimizer([*networks.vae.named_parameters(), *networks.projection.named_parameters()], optimization),
+        make_optimizer(networks.discriminator.named_parameters(), optimization),
     ]
     batches = []
     for index in range(len(case["logs"])):

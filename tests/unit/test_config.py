@@ -184,11 +184,11 @@ def test_preset_and_sizes_contradict():
 
 def test_accumulation_follows_from_the_batch_sizes():
     training = TrainingConfig(global_batch_size=64, micro_batch_size=16)
-    assert (training.pieces(), training.pieces(2), training.pieces(4)) == (4, 2, 1)
-    assert TrainingConfig(global_batch_size=64).pieces(4) == 1
+    assert (training.micro_batches(), training.micro_batches(2), training.micro_batches(4)) == (4, 2, 1)
+    assert TrainingConfig(global_batch_size=64).micro_batches(4) == 1
     for processes in (3, 8):
         with pytest.raises(InputError, match="divided evenly"):
-            training.pieces(processes)
+            training.micro_batches(processes)
     with pytest.raises(ValueError, match="not a multiple"):
         TrainingConfig(global_batch_size=10, micro_batch_size=4)
 

@@ -23,7 +23,7 @@ def train(folder, steps=6, at=None, spoil=None, width=1, parts=(), **options):
     """A few steps of a tiny model, with a checkpoint after every second; `spoil` is called before step `at`."""
     model = nn.Linear(width, 1, bias=False)
     nn.init.zeros_(model.weight)
-    optimizer = make_optimizer(model.parameters(), OptimizerConfig(lr=0.1))
+    optimizer = make_optimizer(model.named_parameters(), OptimizerConfig(lr=0.1))
     settings = TrainingConfig(steps=steps, **{"log_every": 2, "checkpoint_every": 2, "keep_checkpoints": 9} | options)
     state = {"model": model, "optimizer": optimizer, **dict.fromkeys(parts, model)}
     with TrainingRun(folder, {"seed": 0}, settings, state, "test") as run:

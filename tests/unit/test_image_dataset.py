@@ -198,7 +198,7 @@ def test_batches_do_not_depend_on_workers_or_resuming(crop, cache_bytes):
 
 
 def test_plain_data_loader_goes_through_all_images_once():
-    images, labels = next(iter(DataLoader(ImageDataset(Gradients(), 32), batch_size=4)))
+    images, labels, _ = next(iter(DataLoader(ImageDataset(Gradients(), 32), batch_size=4)))
     assert images.shape == (4, 3, 32, 32)
     assert images[:, 2, 16, 16].tolist() == [0, 10, 20, 30]
     assert labels.tolist() == [0, 1, 0, 0]

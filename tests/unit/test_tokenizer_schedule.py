@@ -10,7 +10,7 @@ from alight.config import LatentRegularisationConfig, TrainTokenizerConfig
 from alight.config.recipes import load_config
 from alight.training.discriminator_watch import DiscriminatorWatch
 from alight.training.latent_regularisation import draw_regularisation
-from alight.training.tokenizer_schedule import stage_at, tokenizer_schedule
+from alight.training.tokenizer_schedule import phase_at, tokenizer_schedule
 
 
 def staged(*stages, **options):
@@ -37,7 +37,7 @@ def test_parts_lie_back_to_back_and_each_has_its_own_schedule():
     )
     first, second = tokenizer_schedule(config, num_images=100)
     assert (first.start, first.stop, second.start, second.stop) == (0, 4, 4, 7)
-    assert [stage_at([first, second], step) for step in (0, 3, 4, 6)] == [first, first, second, second]
+    assert [phase_at([first, second], step) for step in (0, 3, 4, 6)] == [first, first, second, second]
     assert [first.adversarial_factor(step) for step in range(4)] == [None, None, 1.0, 1.0]
     assert second.adversarial_factor(6) is None  # starts at step 2,500 of the part, as the section says
     assert first.learning_rate(0) == pytest.approx(1e-3)
@@ -107,7 +107,7 @@ def test_noise_is_of_each_image_and_within_its_strength():
     assert strengths.max() < 0.5 * 1.3
     assert strengths.mean() == pytest.approx(0.25, abs=0.03)
     assert torch.equal(images, torch.zeros(400, 3, 64, 64))
-    part = changed.piece(slice(3, 7))
+    part = changed.part(slice(3, 7))
     assert torch.equal(part(images[3:7], latents[3:7])[1], decoded[3:7])
 
 

@@ -49,7 +49,7 @@ def test_clipping_limits_the_step_and_reports_the_norm():
 def test_frozen_parameters_get_no_optimizer_state():
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    optimizer = make_optimizer(model.parameters(), OptimizerConfig())
+    optimizer = make_optimizer(model.named_parameters(), OptimizerConfig())
     assert [len(group["params"]) for group in optimizer.param_groups] == [1]
 
 
@@ -82,7 +82,7 @@ def train(folder, steps, stop_at=None, config=None, spoil=None, **options):
     """Follow a random walk of one parameter, and return where it ends."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    optimizer = make_optimizer(model.parameters(), OptimizerConfig(lr=0.1))
+    optimizer = make_optimizer(model.named_parameters(), OptimizerConfig(lr=0.1))
     settings = TrainingConfig(steps=steps, **{"log_every": 2, "checkpoint_every": 4} | options)
     state = {"model": model, "optimizer": optimizer}
     with TrainingRun(folder, config or {"seed": 0}, settings, state, "test") as run:
@@ -141,7 +141,7 @@ def train_through_nan(folder, bad_steps, **options):
     """Steps of minus one, with gradients that are not finite at some of them; gives the weight after each step."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    optimizer = make_optimizer(model.parameters(), OptimizerConfig(lr=0.1))
+    optimizer = make_optimizer(model.named_parameters(), OptimizerConfig(lr=0.1))
     settings = TrainingConfig(steps=8, **{"checkpoint_every": 2} | options)
     weights = []
     with TrainingRun(folder, {}, settings, {"model": model, "optimizer": optimizer}, "test") as run:
@@ -225,7 +225,7 @@ def test_no_thread_process_or_file_is_left_behind(tmp_path):
 def test_memory_stays_flat_over_thousands_of_steps(tmp_path):
     """With everything on that is written beside training; what is learned has a quarter of a megabyte."""
     model = nn.Linear(256, 256)
-    optimizer = make_optimizer(model.parameters(), OptimizerConfig())
+    optimizer = make_optimizer(model.named_parameters(), OptimizerConfig())
     settings = TrainingConfig(steps=2_500, log_every=5, checkpoint_every=50, tensorboard=True)
     picture, sizes = np.zeros((64, 64, 3), np.uint8), []
     state = {"model": model, "optimizer": optimizer}

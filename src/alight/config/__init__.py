@@ -21,7 +21,7 @@ from alight.config.tokenizer import (
     LatentRegularisationConfig,
     ReconstructionConfig,
     TokenizerModelConfig,
-    TokenizerStageConfig,
+    TokenizerPhaseConfig,
     TrainFoundationConfig,
     TrainTokenizerConfig,
 )
@@ -69,7 +69,7 @@ __all__ = [
     "ServeConfig",
     "SolverConfig",
     "TokenizerModelConfig",
-    "TokenizerStageConfig",
+    "TokenizerPhaseConfig",
     "AlignmentStudyConfig",
     "TrainFoundationConfig",
     "TrainTokenizerConfig",

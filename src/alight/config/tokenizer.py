@@ -133,17 +133,17 @@ class LatentRegularisationConfig(Section):
     noise: NonNegativeReal = 0.0  # decode latents plus noise of a std drawn from [0, this], in units of raw latents
 
 
-class TokenizerStageConfig(Section):
-    """One part of a staged schedule; what is not given is as in the sections beside `stages`."""
+class TokenizerPhaseConfig(Section):
+    """One phase of the schedule; what is not given is as in the sections beside `stages`."""
 
     steps: Positive | None = None  # length in optimizer steps ...
     epochs: PositiveReal | None = None  # ... or in passes over the images
     alignment_weight: NonNegativeReal | None = None
     cosine_margin: NonNegativeReal | None = None
     distance_margin: NonNegativeReal | None = None
-    adversarial_start_step: NonNegative | None = None  # counted from the beginning of the stage
+    adversarial_start_step: NonNegative | None = None  # counted from the beginning of the phase
     lr: PositiveReal | None = None
-    restart: bool = False  # a new discriminator and empty optimizers, as where every stage is a run of its own
+    restart: bool = False  # a new discriminator and empty optimizers, as where every phase is a separate run
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -165,7 +165,7 @@ class TrainTokenizerConfig(Job):
     regularisation: LatentRegularisationConfig = LatentRegularisationConfig()
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, betas=(0.5, 0.9), max_grad_norm=None)
     training: TrainingConfig = TrainingConfig(steps=50_000, ema_decay=None)
-    stages: tuple[TokenizerStageConfig, ...] = ()  # a schedule in parts; their sum takes the place of training.steps
+    stages: tuple[TokenizerPhaseConfig, ...] = ()  # phases of a schedule; their sum takes the place of training.steps
     preview_images: NonNegative = 8  # so many images and their reconstructions are drawn beside the log; 0 = none
     preview_every: Positive = 1_000  # steps between them
 

@@ -7,20 +7,22 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from alight.config.base import Decay, Fraction, NonNegative, NonNegativeReal, Positive, PositiveReal, Section
-from alight.options import OnNonFinite, Precision, Schedule, Sharding
+from alight.options import OnNonFinite, OptimizerName, ParameterKind, Precision, Schedule, Sharding
 from alight.runtime.errors import InputError
 
 
 class OptimizerConfig(Section):
-    """Adam with decoupled weight decay, and its learning rate over time."""
+    """The optimizer and its learning rate over time."""
 
-    lr: PositiveReal = 2e-4  # peak learning rate; never scaled behind your back
+    name: OptimizerName = "adamw"  # Adam with decoupled weight decay
+    lr: PositiveReal = 2e-4  # peak learning rate; not scaled with the batch
     betas: tuple[Decay, Decay] = (0.9, 0.95)  # decay of the two moments
     weight_decay: NonNegativeReal = 0.0  # decoupled (AdamW)
     max_grad_norm: PositiveReal | None = 1.0  # clip the global gradient norm; None = off
     warmup_steps: NonNegative = 0  # linear warm-up from zero
     schedule: Schedule = "constant"  # after the warm-up
     final_lr_fraction: Fraction = 0.0  # where cosine and linear end, as a share of lr
+    lr_factors: dict[ParameterKind, PositiveReal] | None = None  # of lr, by kind of parameter; None = 1 for all
 
 
 class TrainingConfig(Section):
@@ -53,8 +55,8 @@ class TrainingConfig(Section):
             )
         return self
 
-    def pieces(self, world_size: int = 1) -> int:
-        """Forward passes per optimizer step in each of so many processes.
+    def micro_batches(self, world_size: int = 1) -> int:
+        """Micro-batches per optimizer step in each of `world_size` processes.
 
         Raises:
             InputError: if the batch cannot be divided evenly.

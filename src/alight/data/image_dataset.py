@@ -29,10 +29,12 @@ class ImageSample(NamedTuple):
     Attributes:
         image: (3, S, S) or (B, 3, S, S) uint8.
         label: class index; (B,) int64 in a batch.
+        position: in the data set, by which anything stored per image can join it; (B,) int64 in a batch.
     """
 
     image: Tensor
     label: int | Tensor
+    position: int | Tensor
 
 
 class ImageDataset(Dataset[ImageSample]):
@@ -88,7 +90,7 @@ class ImageDataset(Dataset[ImageSample]):
         image = self._cropped(index)
         if self.horizontal_flip and self._is_flipped(index):
             image = image.flip(-1)
-        return ImageSample(image, int(self.source.labels[index]))
+        return ImageSample(image, int(self.source.labels[index]), int(index))
 
     def __getitems__(self, indices: Sequence[int]) -> list[ImageSample]:
         """Many images at once, which `DataLoader` prefers; one copy of the kept crops instead of one per image."""
@@ -99,7 +101,7 @@ class ImageDataset(Dataset[ImageSample]):
             flipped = torch.tensor([self._is_flipped(index) for index in indices])
             images[flipped] = images[flipped].flip(-1)
         labels = self.source.labels[list(indices)].tolist()
-        return [ImageSample(image, label) for image, label in zip(images, labels, strict=True)]
+        return [ImageSample(*sample) for sample in zip(images, labels, map(int, indices), strict=True)]
 
     def _cropped(self, index: int) -> Tensor:
         if self._center_crops is not None:

@@ -43,10 +43,11 @@ __all__ = [
 
 
 class LatentBatch(NamedTuple):
-    """Normalised latents (B, C, h, w) in float32 and class labels (B,) in int64."""
+    """Normalised latents (B, C, h, w) in float32, class labels (B,) and positions in the data set (B,), both int64."""
 
     latents: Tensor
     labels: Tensor
+    indices: Tensor
 
 
 class LatentDataset:
@@ -123,7 +124,7 @@ class LatentDataset:
         Raises:
             IndexError: a position is out of range.
         """
-        indices = np.asarray(indices)
+        indices = np.asarray(indices, np.int64)
         mirrored = np.zeros(len(indices), bool) if flips is None or not self.has_flips else np.asarray(flips)
         latents = self._rows(LATENTS, MIRRORED, indices, mirrored)
         if self.has_moments and (generator is not None or noise is not None):
@@ -133,7 +134,7 @@ class LatentDataset:
         values = latents.numpy()  # on one thread: torch's would wait for each other longer than the work takes
         values -= self._wide_mean
         values /= self._wide_std
-        return LatentBatch(latents, self.labels[indices])
+        return LatentBatch(latents, self.labels[indices], torch.from_numpy(indices))
 
     def check_bytes(self, payload_hash: str) -> None:
         """Read all shards from the disk and compare them with their checksums.

@@ -57,5 +57,5 @@ def pixel_batches(
 
 def load_batches(dataset: ImageDataset, batches: Sequence[list[int]], workers: int) -> Iterator[Tensor]:
     """The pixels (B, 3, S, S) uint8 of each batch."""
-    for pixels, _ in DataLoader(dataset, batch_sampler=batches, num_workers=workers):
-        yield pixels
+    for batch in DataLoader(dataset, batch_sampler=batches, num_workers=workers):
+        yield batch.image

@@ -52,7 +52,7 @@ def score_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConf
 
 def pixels_of(dataset: ImageDataset) -> np.ndarray:
     """All crops of a small data set, (N, H, W, 3) uint8."""
-    return np.concatenate([pixels.permute(0, 2, 3, 1).numpy() for pixels, _ in sequential_batches(dataset, BATCH)])
+    return np.concatenate([batch.image.permute(0, 2, 3, 1).numpy() for batch in sequential_batches(dataset, BATCH)])
 
 
 def label_figure(scores: LabelScores, images: GeneratedImages) -> Figure:

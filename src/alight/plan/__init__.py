@@ -1,1 +1,1 @@
-"""What a training recipe costs on this machine, estimated from a short measured run."""
+"""The cost of a training recipe on this machine, estimated from a short measured run."""

@@ -1,4 +1,4 @@
-"""A plan: what a training run will cost, for programs and as a person reads it."""
+"""A plan: the estimated cost of a training run, as data and as text."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ MEANINGS = {"average": "average (EMA)", "activations": "activations, measured"}
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A step of the recipe, taken in pieces of one size.
+    """A step of the recipe in micro-batches of one size.
 
     Attributes:
         size: images in a forward pass of a process.
         images_per_second: of one process, over whole steps.
         share_of_rate: of the machine's matrix-product rate that the network reaches (MFU).
         activations: bytes, measured.
-        fits: whether they fit into the free memory, beside all else.
+        fits: true if they fit into the free memory, beside all else.
     """
 
     size: int
@@ -124,5 +124,5 @@ def long_duration(seconds: float) -> str:
 
 
 def verdict(needed: float, free: float) -> str:
-    """Whether it fits."""
+    """Tell in words if it fits."""
     return "fits" if needed <= free else "DOES NOT FIT"

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from typing import NamedTuple, Self
 
 import torch
 
@@ -9,7 +11,7 @@ from alight.config import PlanConfig, TrainTokenizerConfig, TrainTransformerConf
 from alight.config.recipes import load_config
 from alight.plan.answer import MicroBatch, Plan
 from alight.plan.measure import Cost, at_extent, sweep
-from alight.plan.subject import Machine, tokenizer_subject, transformer_subject
+from alight.plan.subject import Machine, Subject, tokenizer_subject, transformer_subject
 from alight.plan.workload import BYTES
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
@@ -28,73 +30,121 @@ def run(config: PlanConfig) -> Plan:
     started = time.perf_counter()
     recipe = read_training(config)
     device, training = resolve_device(config.device or recipe.device), recipe.training
-    own = training.global_batch_size // config.processes
-    training.model_copy(update={"micro_batch_size": None}).pieces(config.processes)  # refuses what cannot be divided
-
-    free, rate = free_memory(device), matrix_product_rate(device, training.precision)
-    log.info("plan: %s multiplies matrices at %.3g TFLOP/s in %s.", device, rate / 1e12, training.precision)
+    training.model_copy(update={"micro_batch_size": None}).micro_batches(config.processes)  # refuses uneven batches
+    machine = Machine(device, free_memory(device), matrix_product_rate(device, training.precision))
+    log.info("plan: %s multiplies matrices at %.3g TFLOP/s in %s.", device, machine.rate / 1e12, training.precision)
     log.info("plan: measuring for about %.0f s.", config.seconds)
-    machine = Machine(device, free, rate)
     if isinstance(recipe, TrainTransformerConfig):
         subject = transformer_subject(config, recipe, machine)
     else:
         subject = tokenizer_subject(config, recipe, machine)
-    works, notes = subject.works, subject.notes
-    costs = sweep(works, subject.extent, growing_divisors(own), free, deadline=started + config.seconds)
-    if costs[-1].micro_batch < own:
-        notes.append(
-            f"Larger micro-batches than {costs[-1].micro_batch} were not measured: they would no longer pay, or take "
-            "more memory or time than there is; --seconds gives more time."
-        )
+    deadline, own = started + config.seconds, training.global_batch_size // config.processes
+    costs = sweep(subject.works, subject.extent, growing_divisors(own), machine.memory, deadline)
+    return joined(config, recipe, machine, subject, costs)
 
-    def exactly(attribute: str) -> int:
-        return round(at_extent({extent: getattr(work, attribute) for extent, work in works.items()}, subject.extent))
 
-    parameters, averaged = exactly("parameters"), exactly("averaged_parameters")
+def joined(
+    config: PlanConfig,
+    recipe: TrainTransformerConfig | TrainTokenizerConfig,
+    machine: Machine,
+    subject: Subject,
+    costs: list[Cost],
+) -> Plan:
+    """Join the measured costs to a plan of the whole run."""
+    training, batch = recipe.training, recipe.training.global_batch_size
+    own = batch // config.processes
+    sizes = Sizes.of(subject)
     shards = config.processes if training.sharding == "shard" and isinstance(recipe, TrainTransformerConfig) else 1
-    memory = {
-        "weights": BYTES * (parameters // shards + exactly("frozen_parameters")),
-        "gradients": BYTES * parameters // shards,
-        "optimizer": 2 * BYTES * parameters // shards,
-        "average": BYTES * averaged // shards,
-    }
-    flops, state = exactly("flops_per_image"), sum(memory.values())
-    micro_batches = tuple(judge(cost, own, flops / rate, free - state) for cost in costs)
+    memory = sizes.memory(shards)
+    free = machine.memory - sum(memory.values())
+    micro_batches = tuple(micro_batch_cost(cost, own, sizes.flops_per_image / machine.rate, free) for cost in costs)
     chosen = choose(micro_batches)
     speed = config.processes * chosen.images_per_second
-    notes.append("Reading data, writing checkpoints and drawing previews are not in the estimate.")
-    if config.processes > 1:
-        notes.append(f"{config.processes} processes are taken to lose no time in talking to each other.")
     return Plan(
         recipe=str(config.recipe),
         job="transformer train" if isinstance(recipe, TrainTransformerConfig) else "tokenizer train",
-        device=torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device}, {torch.get_num_threads()} threads",
+        device=device_name(machine.device),
         precision=training.precision,
-        operations_per_second=rate,
-        operations_per_image=flops,
-        parameters=parameters,
+        operations_per_second=machine.rate,
+        operations_per_image=sizes.flops_per_image,
+        parameters=sizes.parameters,
         memory=memory | {"activations": chosen.activations},
-        free_memory=free,
-        scaled_from=() if subject.extent in works else tuple(works),
+        free_memory=machine.memory,
+        scaled_from=() if subject.extent in subject.works else tuple(subject.works),
         micro_batches=micro_batches,
         chosen=chosen,
         recipe_micro_batch=training.micro_batch_size or own,
         processes=config.processes,
-        batch=training.global_batch_size,
+        batch=batch,
         steps=subject.steps,
         num_images=subject.num_images,
-        step_seconds=training.global_batch_size / speed,
+        step_seconds=batch / speed,
         images_per_second=speed,
         epoch_seconds=subject.num_images / speed,
-        total_seconds=subject.steps * training.global_batch_size / speed,
+        total_seconds=subject.steps * batch / speed,
         output=str(recipe.output),
-        checkpoint_size=BYTES * (3 * parameters + averaged),
+        checkpoint_size=sizes.checkpoint,
         checkpoints=training.keep_checkpoints + 1,  # the newest is written before the oldest goes
         free_disk=free_disk(recipe.output),
-        notes=tuple(notes),
+        notes=(*subject.notes, *assumptions(config.processes, costs[-1].micro_batch, own)),
     )
+
+
+class Sizes(NamedTuple):
+    """Numbers in the state of a run, and floating-point operations of its work.
+
+    Attributes:
+        parameters: trained.
+        frozen_parameters: not trained.
+        averaged_parameters: in the moving average.
+        state_size: in the memory of the optimizers.
+        flops_per_image: forward and backward.
+    """
+
+    parameters: int
+    frozen_parameters: int
+    averaged_parameters: int
+    state_size: int
+    flops_per_image: int
+
+    @classmethod
+    def of(cls, subject: Subject) -> Self:
+        """Those of the recipe's own step, or on the line through the steps that were measured."""
+        values = ({extent: getattr(work, name) for extent, work in subject.works.items()} for name in cls._fields)
+        return cls(*(round(at_extent(each, subject.extent)) for each in values))
+
+    def memory(self, shards: int) -> dict[str, int]:
+        """Bytes of a process by their purpose, where each of the processes holds one shard."""
+        return {
+            "weights": BYTES * (self.parameters // shards + self.frozen_parameters),
+            "gradients": BYTES * self.parameters // shards,
+            "optimizer": BYTES * self.state_size // shards,
+            "average": BYTES * self.averaged_parameters // shards,
+        }
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of a checkpoint."""
+        return BYTES * (self.parameters + self.state_size + self.averaged_parameters)
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {torch.get_num_threads()} threads"
+
+
+def assumptions(processes: int, largest: int, own: int) -> Iterator[str]:
+    """Notes on the limits of the estimate, for micro-batches of at most `largest` of a process's `own` images."""
+    if largest < own:
+        yield (
+            f"Larger micro-batches than {largest} were not measured: they would no longer pay, or take more memory or "
+            "time than there is; --seconds gives more time."
+        )
+    yield "Reading data, writing checkpoints and drawing previews are not in the estimate."
+    if processes > 1:
+        yield f"{processes} processes are taken to lose no time in talking to each other."
 
 
 def read_training(config: PlanConfig) -> TrainTransformerConfig | TrainTokenizerConfig:
@@ -120,11 +170,11 @@ def growing_divisors(count: int) -> list[int]:
     return chosen
 
 
-def judge(cost: Cost, own: int, ideal: float, free: int) -> MicroBatch:
-    """A whole step in pieces of this size.
+def micro_batch_cost(cost: Cost, own: int, ideal: float, free: int) -> MicroBatch:
+    """The cost of a whole step in micro-batches of this size.
 
     Args:
-        cost: of a piece.
+        cost: of a micro-batch.
         own: images of a step in one process.
         ideal: seconds that an image would take at the rate of matrix products.
         free: bytes for activations.

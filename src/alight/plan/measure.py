@@ -1,4 +1,4 @@
-"""Time and memory of the pieces of a training step at several micro-batch sizes."""
+"""Time and memory of a training step at several micro-batch sizes."""
 
 import gc
 import statistics
@@ -18,7 +18,7 @@ MEMORY_SHARE = 0.8  # of the free memory, that a measurement may be expected to 
 
 
 class Cost(NamedTuple):
-    """What a micro-batch costs.
+    """Cost of a micro-batch.
 
     Attributes:
         micro_batch: images in it.
@@ -89,15 +89,15 @@ def _measure(work: Workload, micro_batch: int) -> Cost:
         synchronise(work.device)
         return time.perf_counter() - started
 
-    def piece() -> None:
-        work.piece(micro_batch)
+    def backward() -> None:
+        work.backward(micro_batch)
 
     gc.collect()
-    piece()  # chooses kernels, and the gradients come into being
+    backward()  # chooses kernels and allocates the gradients
     with PeakMemory(work.device) as peak:
-        times = [seconds(piece)]
+        times = [seconds(backward)]
     while len(times) < REPEATS and sum(times) < LONG:
-        times.append(seconds(piece))
+        times.append(seconds(backward))
     return Cost(micro_batch, statistics.median(times), seconds(work.update), peak.growth)
 
 

@@ -1,4 +1,4 @@
-"""What is measured for a recipe: its step itself, or two smaller ones where that is too much for the machine."""
+"""Steps to measure for a recipe: its own, or two smaller ones where that is too much for the machine."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -19,17 +19,17 @@ from alight.plan.workload import (
     num_layers,
 )
 from alight.runtime.errors import InputError
-from alight.stages.train_transformer import build_model
 from alight.training.tokenizer_schedule import tokenizer_schedule
+from alight.training.transformer_networks import build_model
 
 IMAGENET_IMAGES = 1_281_167  # of the training set
 FEW_LAYERS = (2, 4)  # of the models that stand for a deep one
-SMALLEST_IMAGE = 32  # in pixels, that all judges of a tokenizer can look at
+SMALLEST_IMAGE = 32  # in pixels, that all losses of a tokenizer accept
 MEASURED_IMAGES = 25  # that a measurement takes at the very least: a few micro-batches, each a few times
 
 
 class Subject(NamedTuple):
-    """What is measured.
+    """Steps to measure.
 
     Attributes:
         works: by their extent: layers of a transformer, pixels of a tokenizer's images.
@@ -47,7 +47,7 @@ class Subject(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What this machine has: the device, bytes of memory that are free on it, and operations per second."""
+    """This machine: its device, the bytes of memory that are free on it, and operations per second."""
 
     device: torch.device
     memory: int

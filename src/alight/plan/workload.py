@@ -1,11 +1,11 @@
-"""What is timed: the real networks of a recipe with random weights, and the pieces that its training step is made of.
+"""What is timed: the real networks of a recipe with random weights, and the parts of its training step.
 
 Neither latents, images nor weight files are needed: only shapes matter to the clock. Reading data is no part of it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,30 +14,27 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from alight.config import OptimizerConfig, TrainingConfig, TrainTokenizerConfig, TrainTransformerConfig
-from alight.flow import PATHS, flow_matching_loss
 from alight.interop.tokenizer_sources import open_tokenizer
-from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.foundation_catalogue import FoundationRow, find_row
 from alight.models.lightning_dit import PRESETS
 from alight.models.perceptual import LPIPS
-from alight.models.vavae import VAVAE
-from alight.plan.flops import count_flops
 from alight.runtime.device import autocast, compile_blocks
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
-from alight.runtime.seeding import seeded_initialisation
-from alight.stages.train_transformer import build_training, draw_times
+from alight.training import tokenizer_networks, transformer_networks
 from alight.training.ema import EMA
-from alight.training.optimizer import make_optimizer, optimizer_step
-from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backward, discriminator_backward
+from alight.training.flops import count_flops
+from alight.training.optimizer import make_optimizer, optimizer_step, state_size
+from alight.training.tokenizer_step import autoencoder_backward, discriminator_backward
+from alight.training.transformer_step import TransformerBatch, draw_times, transformer_backward
 
 BYTES = 4  # weights, gradients, moments and averages are float32 in either precision
 HEAD_WIDTH = 64  # of every published foundation model
 
 
 class Workload(ABC):
-    """A training step taken apart: a piece is one forward and backward pass, the update follows the last of them.
+    """A training step in two parts: forward and backward passes of micro-batches, and the update after the last.
 
     Args:
         training: of the recipe.
@@ -45,8 +42,8 @@ class Workload(ABC):
         device: where the step is taken.
         averaged: the network that may have a moving average, and that average.
         trained: optimizers, and the networks whose parameters each of them has.
-        compiled: what `training.compile` compiles.
-        frozen: networks that only judge.
+        compilation: what `training.compile` does.
+        frozen: networks that are not trained.
     """
 
     def __init__(
@@ -56,7 +53,7 @@ class Workload(ABC):
         device: torch.device,
         averaged: tuple[Any, EMA[Any] | None],
         trained: Mapping[Any, list[nn.Module]],
-        compiled: Iterable[nn.Module],
+        compilation: Callable[[], None],
         frozen: Iterable[nn.Module] = (),
     ) -> None:
         self.training, self.device = training, device
@@ -66,20 +63,21 @@ class Workload(ABC):
         self.parameters = sum(count_parameters(network, trained=True) for network in networks)
         self.frozen_parameters = sum(map(count_parameters, networks)) - self.parameters
         self.averaged_parameters = count_parameters(averaged[0]) if averaged[1] is not None else 0
-        # before activation checkpointing, which does some of it twice; and that the optimizer has its memory
-        self.flops_per_image = count_flops(lambda: self.piece(1))
-        self.update()
+        # before activation checkpointing, which does some of it twice
+        self.flops_per_image = count_flops(lambda: self.backward(1))
+        self.update()  # so that the optimizer has its memory
+        self.state_size = sum(map(state_size, self._optimizers))
         if training.activation_checkpointing:
             averaged[0].enable_gradient_checkpointing()
         if training.compile:
-            compile_blocks(compiled)
+            compilation()
 
     @abstractmethod
-    def piece(self, images: int) -> None:
-        """Forward and backward of so many images, which adds to the gradients."""
+    def backward(self, images: int) -> None:
+        """Add the gradient of a micro-batch of that many images."""
 
     def update(self) -> None:
-        """What ends a step: optimizers and moving average."""
+        """End a step: optimizers and moving average."""
         for optimizer in self._optimizers:
             optimizer_step(optimizer, 0.0, self._optimizer.max_grad_norm)
         model, ema = self._averaged
@@ -87,7 +85,7 @@ class Workload(ABC):
             ema.update(model)
 
     def noise(self, *shape: int) -> torch.Tensor:
-        """In place of data, standard normal."""
+        """Standard normal numbers in place of data."""
         return torch.randn(shape, generator=self._generator, device=self.device)
 
 
@@ -119,28 +117,19 @@ class TransformerWorkload(Workload):
         self._config, self._latents = shallower(config, num_layers), latents
         plain = {"compile": False, "activation_checkpointing": False}
         plain_config = self._config.model_copy(update={"training": config.training.model_copy(update=plain)})
-        model, ema, optimizer, _ = build_training(plain_config, latents, Processes(0, 1, device))
+        networks = transformer_networks.build_networks(plain_config, latents, Processes(0, 1, device))
+        model, ema, optimizer, _ = networks
         self._model, self._times = model, torch.Generator().manual_seed(0)
-        super().__init__(
-            config.training, config.optimizer, device, (model, ema), {optimizer: [model]}, compiled=model.blocks
-        )
+        compilation = partial(compile_blocks, model.blocks)
+        super().__init__(config.training, config.optimizer, device, (model, ema), {optimizer: [model]}, compilation)
 
-    def piece(self, images: int) -> None:
-        """Forward and backward of so many images."""
+    def backward(self, images: int) -> None:
+        """Add the gradient of a micro-batch of that many images."""
         flow, device = self._config.flow, self.device
-        with autocast(device, self.training.precision):
-            loss = flow_matching_loss(
-                self._model,
-                self.noise(images, *self._latents.shape),
-                torch.zeros(images, dtype=torch.long, device=device),
-                path=PATHS[flow.path](),
-                prediction=flow.prediction,
-                loss_weight=flow.loss_weight,
-                cosine_weight=flow.cosine_weight,
-                t=draw_times(flow, 0, images, self._times).to(device),
-                x_0=self.noise(images, *self._latents.shape),
-            )
-        loss.total.backward()
+        labels = torch.zeros(images, dtype=torch.long, device=device)
+        x_1, x_0 = (self.noise(images, *self._latents.shape) for _ in range(2))
+        batch = TransformerBatch(x_1, labels, draw_times(flow, 0, images, self._times), x_0, labels).to(device)
+        transformer_backward(self._model, batch, flow, self.training.precision)
 
 
 class TokenizerWorkload(Workload):
@@ -153,22 +142,28 @@ class TokenizerWorkload(Workload):
     """
 
     def __init__(self, config: TrainTokenizerConfig, device: torch.device, size: int) -> None:
-        with seeded_initialisation(config.seed, "plan"):
-            self._config, self._size, self._networks = config, size, tokenizer_networks(config, device)
-        vae, discriminator = self._networks.vae, self._networks.discriminator
-        autoencoder, game = present(vae, self._networks.projection), present(discriminator)
+        plain = config.training.model_copy(update={"activation_checkpointing": False})
+        self._config, self._size = config, size
+        # of an existing tokenizer, only the architecture matters
+        existing = open_tokenizer(config.init_from).vae if config.init_from is not None else None
+        name = tokenizer_networks.used_foundation(config)
+        foundation = untrained_foundation(name, config.alignment.foundation_input) if name is not None else None
+        lpips = LPIPS() if config.reconstruction.perceptual_weight > 0 else None
+        plain_config = config.model_copy(update={"training": plain})
+        self._networks = tokenizer_networks.build_networks(plain_config, device, existing, foundation, lpips)
+        vae, discriminator = self._networks.vae, present(self._networks.discriminator)
         trained = {
-            make_optimizer([weight for network in each for weight in network.parameters()], config.optimizer): each
-            for each in (autoencoder, game)
-            if each
+            make_optimizer([named for each in players for named in each.named_parameters()], config.optimizer): players
+            for players in (present(vae, self._networks.projection), discriminator)
+            if players
         }
         ema = EMA(vae, config.training.ema_decay) if config.training.ema_decay else None
-        frozen = present(self._networks.foundation, self._networks.lpips)
-        compiled = [vae.encoder, vae.decoder, *game, *frozen]
-        super().__init__(config.training, config.optimizer, device, (vae, ema), trained, compiled, frozen)
+        compilation = partial(tokenizer_networks.compile_networks, self._networks)
+        averaged, frozen = (vae, ema), present(foundation, lpips)
+        super().__init__(config.training, config.optimizer, device, averaged, trained, compilation, frozen)
 
-    def piece(self, images: int) -> None:
-        """Forward and backward of so many images, for the autoencoder and for the discriminator."""
+    def backward(self, images: int) -> None:
+        """Add the gradients of autoencoder and discriminator."""
         networks, reconstruction = self._networks, self._config.reconstruction
         size, channels = self._size, networks.vae.config.latent_channels
         side = size // networks.vae.downsampling_factor
@@ -187,12 +182,12 @@ class TokenizerWorkload(Workload):
 
 
 def present(*networks: nn.Module | None) -> list[nn.Module]:
-    """Those that take part."""
+    """Drop absent networks."""
     return [network for network in networks if network is not None]
 
 
 def count_parameters(network: nn.Module, trained: bool = False) -> int:
-    """How many numbers the parameters of a network are, or those of them that are trained."""
+    """Numbers in the parameters of a network, or in those that are trained."""
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad or not trained)
 
 
@@ -206,32 +201,6 @@ def shallower(config: TrainTransformerConfig, layers: int) -> TrainTransformerCo
     sizes = PRESETS[config.model.preset]._asdict() if config.model.preset else {}
     model = config.model.model_copy(update={"preset": None, **sizes, "num_layers": layers})
     return config.model_copy(update={"model": model})
-
-
-def tokenizer_networks(config: TrainTokenizerConfig, device: torch.device) -> TokenizerNetworks:
-    """The tokenizer and all that judges it, with random weights; of `init_from` only the architecture matters."""
-    if config.init_from is not None:
-        vae = open_tokenizer(config.init_from).vae
-    else:
-        vae = VAVAE.build(**config.model.model_dump(), sample_size=config.images.size)
-    networks = TokenizerNetworks(vae.requires_grad_(True).train().to(device))
-    if config.train == "decoder":
-        for part in (vae.encoder, vae.quant_conv):
-            if part is not None:
-                part.requires_grad_(False)
-    alignment, reconstruction = config.alignment, config.reconstruction
-    if alignment.enabled:
-        assert alignment.foundation is not None
-        foundation = untrained_foundation(alignment.foundation, alignment.foundation_input).to(device)
-        widths = (vae.config.latent_channels, foundation.feature_dim)
-        inputs, outputs = widths if alignment.projection == "to_features" else widths[::-1]
-        projection = nn.Conv2d(inputs, outputs, 1, bias=False).to(device)
-        networks = replace(networks, foundation=foundation, projection=projection)
-    return replace(
-        networks,
-        discriminator=PatchDiscriminator().to(device) if reconstruction.adversarial_weight > 0 else None,
-        lpips=LPIPS().to(device) if reconstruction.perceptual_weight > 0 else None,
-    )
 
 
 def untrained_foundation(name: str, input_mode: str) -> FoundationModel:

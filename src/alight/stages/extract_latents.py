@@ -132,9 +132,9 @@ def encode_shard(
     loader = DataLoader(Subset(dataset, images), config.batch_size, num_workers=config.images.workers)
     shard: dict[str, Tensor] = {}
     done = 0
-    for pixels, labels in loader:
-        part = slice(done, done + len(labels))
-        encoded = encode(vae, unit_range(pixels.to(vae.device)), images[part], config)
+    for batch in loader:
+        labels, part = batch.label, slice(done, done + len(batch.label))
+        encoded = encode(vae, unit_range(batch.image.to(vae.device)), images[part], config)
         stored = {key: values.to("cpu", _DTYPES[config.dtype]) for key, values in encoded.items()} | {LABELS: labels}
         for key, values in stored.items():
             if key not in shard:

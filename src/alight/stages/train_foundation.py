@@ -19,7 +19,7 @@ from alight.runtime.distributed import Processes
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import random_stream, seeded_initialisation
-from alight.training.flops import count_flops, weightless
+from alight.training.flops import known_flops, weightless
 from alight.training.inputs import image_inputs, require_unchanged
 from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, make_optimizer, optimizer_step
@@ -47,14 +47,15 @@ def run(config: TrainFoundationConfig) -> Artifact:
 
 
 def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
-    """The training loop."""
+    """Run the training loop."""
     device = resolve_device(config.device)
     dataset = open_dataset(config.images, "train", seed=config.seed)
     with seeded_initialisation(config.seed, "foundation"):
         model = build_model(config, num_classes=len(dataset.source.class_names)).to(device)
-    optimizer = make_optimizer(model.parameters(), config.optimizer)
+    optimizer = make_optimizer(model.named_parameters(), config.optimizer)
     training, inputs = config.training, image_inputs(config.images, dataset.source)
     sampler = ResumableSampler(len(dataset), training.global_batch_size, config.seed)
+    micro_batches = training.micro_batches()
     with TrainingRun(
         config.output / "training",
         resolved,
@@ -65,21 +66,22 @@ def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
         dataset_size=len(dataset),
         flops_per_image=image_flops(model, config),
         inputs=inputs,
-    ) as progress:
-        sampler.advance(progress.start_step)
+    ) as run:
+        sampler.advance(run.start_step)
         batches = iter(ResumableLoader(dataset, sampler, training.micro_batch_size, config.images.workers))
-        for step in progress.steps():
-            for _ in range(training.pieces()):
-                pixels, labels = next(batches)
+        for step in run.steps():
+            for _ in range(micro_batches):
+                batch = next(batches)
+                images, labels = unit_range(batch.image.to(device)), batch.label.to(device)
                 with autocast(device, training.precision):
-                    loss = objective(model, unit_range(pixels.to(device)), labels.to(device), config.seed, step)
-                (loss / training.pieces()).backward()
-                progress.log(loss=loss)
+                    loss = objective(model, images, labels, config.seed, step)
+                (loss / micro_batches).backward()
+                run.log(loss=loss)
             lr = learning_rate(step, training.steps, config.optimizer)
             norm = optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
-            progress.log(grad_norm=norm, lr=lr)
-            progress.check(norm)
-    save(model, config, inputs, progress.seconds)
+            run.log(grad_norm=norm, lr=lr)
+            run.check(norm)
+    save(model, config, inputs, run.seconds)
 
 
 def build_model(config: TrainFoundationConfig, num_classes: int) -> PreTrainedModel:
@@ -113,7 +115,7 @@ def image_flops(model: PreTrainedModel, config: TrainFoundationConfig) -> int | 
     """Floating-point operations to learn from one image."""
     images = torch.empty(1, 3, config.images.size, config.images.size, device="meta")
     labels = torch.empty(1, dtype=torch.int64, device="meta")
-    return count_flops(lambda: objective(weightless(model), images, labels, seed=0, step=0).backward())
+    return known_flops(lambda: objective(weightless(model), images, labels, seed=0, step=0).backward())
 
 
 def save(model: PreTrainedModel, config: TrainFoundationConfig, inputs: Mapping[str, str], seconds: float) -> None:

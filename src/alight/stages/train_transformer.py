@@ -2,29 +2,21 @@
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from alight.artifacts import Artifact, read_artifact, write_manifest
-from alight.config import FlowConfig, TrainTransformerConfig
+from alight.config import TrainTransformerConfig
 from alight.data.latents import LatentDataset
 from alight.data.sampling import ResumableSampler
-from alight.flow import (
-    PATHS,
-    GuidedVelocity,
-    flow_matching_loss,
-    sample,
-    sample_timesteps,
-    time_interval,
-)
+from alight.flow import PATHS, GuidedVelocity, sample
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.interop.transformer_sources import (
     OpenTransformer,
-    adopt_weights,
     architecture_of,
     open_transformer,
     warn_of_other_training,
@@ -34,20 +26,20 @@ from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.reporting.pictures import image_grid
-from alight.runtime.device import autocast, compile_blocks, resolve_device
+from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import to_uint8
-from alight.runtime.seeding import noise_of_batch, random_stream, seeded_initialisation
-from alight.training.ema import EMA
-from alight.training.flops import count_flops
+from alight.runtime.seeding import noise_of_batch
 from alight.training.inputs import INIT_FROM
 from alight.training.longer import expected_config, goes_on
-from alight.training.optimizer import learning_rate, make_optimizer, optimizer_step
-from alight.training.parallel import ModelState, OptimizerState, release_weights, replicate, shard, synchronised
+from alight.training.optimizer import learning_rate, optimizer_step
+from alight.training.parallel import ModelState, OptimizerState, release_weights, synchronised
 from alight.training.run import Stateful, TrainingRun
 from alight.training.snapshot import snapshot_record
+from alight.training.transformer_networks import build_model, build_networks, image_flops
+from alight.training.transformer_step import draw_batch, transformer_backward
 
 SAMPLE_STEPS = 20  # of a second-order solver, enough to see what training does
 
@@ -77,8 +69,8 @@ def run(config: TrainTransformerConfig) -> Artifact:
 
 
 def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Artifact, processes: Processes) -> None:
-    """The training loop; its steps are those of one process, whatever the number of processes and pieces."""
-    training, flow, path, device = config.training, config.flow, PATHS[config.flow.path](), processes.device
+    """Run the training loop; its steps are those of one process, whatever the number of processes."""
+    training, device = config.training, processes.device
     dataset = LatentDataset(config.latents)
     origin = open_transformer(config.init_from) if config.init_from is not None else None
     inputs, facts = describe(config, dataset, latents, origin)
@@ -86,18 +78,15 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
         architecture = architecture_of(origin.model, config.model, config.init_from)
         config = config.model_copy(update={"model": architecture})
         warn_of_other_training(origin.artifact, facts)
-    sampler = ResumableSampler(
-        len(dataset), training.global_batch_size, config.seed, processes.rank, processes.world_size
-    )
-    pieces = training.pieces(processes.world_size)
-    model, ema, optimizer, forward = build_training(config, dataset, processes, origin)
-    arguments = model.arguments
+    batch, ranks = training.global_batch_size, (processes.rank, processes.world_size)
+    sampler = ResumableSampler(len(dataset), batch, config.seed, *ranks)
+    own, micro_batches = processes.share(batch), training.micro_batches(processes.world_size)
+    model, ema, optimizer, forward = build_networks(config, dataset, processes, origin)
     del origin
     state: dict[str, Stateful] = {"model": ModelState(model), "optimizer": OptimizerState(model, optimizer)}
     if ema is not None:
         state["ema"] = ModelState(ema.model)
 
-    batch, own = training.global_batch_size, processes.share(training.global_batch_size)
     sampled = ema.model if ema is not None else model
     preview = open_preview(config, dataset, latents, drawing=processes.is_main or isinstance(sampled, FSDPModule))
     with TrainingRun(
@@ -110,135 +99,29 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
         dataset_size=len(dataset),
         flops_per_image=image_flops(config, dataset),
         inputs=inputs,
-        artifact=snapshot_record(arguments, inputs, facts),
-    ) as progress:
-        sampler.advance(progress.start_step)
+        artifact=snapshot_record(model.arguments, inputs, facts),
+    ) as run:
+        sampler.advance(run.start_step)
         order = iter(sampler)
-        for step in progress.steps():
-            # everything random is drawn for the whole batch, so that its pieces change nothing
-            generator = random_stream(config.seed, "step", step)
-            flips = (torch.rand(batch, generator=generator) < 0.5)[own].numpy()
-            t = draw_times(flow, step, batch, generator)[own]
-            u = torch.rand(batch, generator=generator)[own]
-            x_0 = noise_of_batch(own, dataset.shape, config.seed, "noise", step)
-            noise = noise_of_batch(own, dataset.shape, config.seed, "posterior", step) if dataset.has_moments else None
-            x_1, labels = dataset.gather(next(order), flips, noise=noise)
-            labels = model.drop_labels(labels, u=u)
-            for piece in torch.arange(len(x_1)).chunk(pieces):
-                with synchronised(forward, last=bool(piece[-1] == len(x_1) - 1)):
-                    with autocast(device, training.precision):
-                        loss = flow_matching_loss(
-                            forward,
-                            x_1[piece].to(device),
-                            labels[piece].to(device),
-                            path=path,
-                            prediction=flow.prediction,
-                            loss_weight=flow.loss_weight,
-                            cosine_weight=flow.cosine_weight,
-                            t=t[piece].to(device),
-                            x_0=x_0[piece].to(device),
-                        )
-                    (loss.total / pieces).backward()
-                progress.log(loss=loss.total, mse=loss.mse, cosine=loss.cosine)
+        for step in run.steps():
+            drawn = draw_batch(config, model, dataset, next(order), step, own)
+            for number, micro_batch in enumerate(drawn.micro_batches(micro_batches), start=1):
+                with synchronised(forward, last=number == micro_batches):
+                    on_device = micro_batch.to(device)
+                    losses = transformer_backward(forward, on_device, config.flow, training.precision, micro_batches)
+                run.log(**losses)
             lr = learning_rate(step, training.steps, config.optimizer)
             norm = optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
-            progress.log(grad_norm=norm, lr=lr)
-            progress.check(norm)
+            run.log(grad_norm=norm, lr=lr)
+            run.check(norm)
             if ema is not None:
                 ema.update(model, step)
             if preview is not None and config.samples_every and (step + 1) % config.samples_every == 0:
-                progress.picture("samples", step + 1, draw_samples(sampled, preview, config, device))
+                run.picture("samples", step + 1, draw_samples(sampled, preview, config, device))
     weights = ModelState(sampled).state_dict()
     if processes.is_main:
-        save(weights, config, resolved, dataset, inputs, facts, progress.seconds)
+        save(weights, config, resolved, dataset, inputs, facts, run.seconds)
     processes.barrier()  # the artifact is there
-
-
-class LatentFormat(Protocol):
-    """What a transformer must know of its latents."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, h, w) of one."""
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
-
-
-class Training(NamedTuple):
-    """What is trained.
-
-    Attributes:
-        model: the transformer; its parameters lie in this process, or a part of each.
-        ema: its average; None = off.
-        optimizer: of the model.
-        forward: what to call, so that gradients are averaged over the processes.
-    """
-
-    model: LightningDiT
-    ema: EMA[LightningDiT] | None
-    optimizer: torch.optim.Optimizer
-    forward: nn.Module
-
-
-def build_training(
-    config: TrainTransformerConfig,
-    dataset: LatentFormat,
-    processes: Processes,
-    origin: OpenTransformer | None = None,
-) -> Training:
-    """The model from the seed or from existing weights, its average and optimizer, laid out over the processes."""
-    training = config.training
-    with seeded_initialisation(config.seed, "transformer"):
-        model = build_model(config, dataset)
-    if origin is not None:
-        adopt_weights(model, origin)
-    model.to(processes.device)
-    if training.activation_checkpointing:
-        model.enable_gradient_checkpointing()
-    ema = EMA(model, training.ema_decay, training.ema_warmup) if training.ema_decay else None
-    if training.compile:
-        compile_blocks(model.blocks)
-    if training.sharding == "shard" and processes.world_size > 1:
-        for each in (model, *([ema.model] if ema is not None else [])):
-            shard(each, each.blocks)
-    optimizer = make_optimizer(model.parameters(), config.optimizer)
-    return Training(model, ema, optimizer, replicate(model, processes))
-
-
-def draw_times(flow: FlowConfig, step: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Training times (count,), inside the interval in which the path and the prediction are regular."""
-    late = flow.uniform_from_step is not None and step >= flow.uniform_from_step
-    interval = time_interval(PATHS[flow.path](), flow.prediction)
-    return sample_timesteps(
-        count,
-        "uniform" if late else flow.time_sampling,
-        flow.logit_normal_mean,
-        flow.logit_normal_std,
-        low=interval.start,
-        high=interval.end,
-        shift=flow.timestep_shift,
-        generator=generator,
-    )
-
-
-def build_model(config: TrainTransformerConfig, dataset: LatentFormat) -> LightningDiT:
-    """LightningDiT of the configured size for these latents."""
-    channels, height, width = dataset.shape
-    fitted = {"sample_size": (height, width), "in_channels": channels, "num_classes": dataset.num_classes}
-    options = config.model.model_dump(exclude={"preset"}, exclude_none=True)
-    if config.model.preset:
-        return LightningDiT.from_preset(config.model.preset, **fitted, **options)
-    return LightningDiT(**fitted, **options)
-
-
-def image_flops(config: TrainTransformerConfig, dataset: LatentDataset) -> int | None:
-    """Floating-point operations to learn from one image."""
-    with torch.device("meta"):
-        model, x, t = build_model(config, dataset), torch.empty(1, *dataset.shape), torch.empty(1)
-        labels = torch.empty(1, dtype=torch.int64)
-    return count_flops(lambda: model(x, t, labels).sum().backward())
 
 
 # --- on the way ---------------------------------------------------------------------------------------------------

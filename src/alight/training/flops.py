@@ -1,4 +1,4 @@
-"""How many floating-point operations training costs, counted without taking a step.
+"""Floating-point operations of training, counted by the shapes of what runs.
 
 Networks and tensors on the meta device have shapes but neither values nor memory. What runs on them takes no time and
 touches no weight, gradient or randomness, and no compiled block.
@@ -10,29 +10,30 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def count_flops(work: Callable[[], object]) -> int | None:
-    """Floating-point operations of the matrix products and convolutions in some work, an addition being one of them.
+def count_flops(work: Callable[[], object]) -> int:
+    """Count the floating-point operations of the matrix products, convolutions and attention in some work.
 
     Unlike torch's `FlopCounterMode` it needs no hooks in the modules, which forbid gradients at inner layers.
-
-    Args:
-        work: on the meta device, where attention consists of matrix products.
-
-    Returns:
-        Their number; None where the work depends on values, as that of somebody else's network may.
+    Attention is computed as matrix products, since not every kernel of it has a formula.
     """
+    with _Counter() as counter, sdpa_kernel(SDPBackend.MATH):
+        work()
+    return counter.total
+
+
+def known_flops(work: Callable[[], object]) -> int | None:
+    """Count operations on the meta device; None where the work depends on values, as that of others' networks may."""
     try:
-        with _Counter() as counter:
-            work()
+        return count_flops(work)
     except (RuntimeError, NotImplementedError):
         return None
-    return counter.total
 
 
 def weightless(module: ModuleT) -> ModuleT:

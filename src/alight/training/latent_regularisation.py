@@ -13,12 +13,12 @@ from torch import Tensor
 
 from alight.config import LatentRegularisationConfig
 
-SMALLEST_IMAGE = 32  # pixels along a side that the discriminator can judge
+SMALLEST_IMAGE = 32  # pixels along a side that the discriminator needs
 
 
 @dataclass(frozen=True)
 class LatentRegularisation:
-    """What happens to the latents of one step.
+    """Changes of the latents of one step.
 
     Attributes:
         grid: (h', w') that the latents are scaled to; None = left as they are.
@@ -44,7 +44,7 @@ class LatentRegularisation:
             latents, images = (torch.rot90(x, self.turns, dims=(2, 3)) for x in (latents, images))
         return images, latents
 
-    def piece(self, images: slice) -> "LatentRegularisation":
+    def part(self, images: slice) -> "LatentRegularisation":
         """The same for some images of the batch."""
         return self if self.noise is None else replace(self, noise=self.noise[images])
 
@@ -55,7 +55,7 @@ def draw_regularisation(
     factor: int,
     generator: torch.Generator,
 ) -> LatentRegularisation | None:
-    """Draw what happens to the latents of one step, for the whole batch, so that dividing it changes nothing.
+    """Draw the changes of the latents of one step, for the whole batch, so that dividing it changes nothing.
 
     With probability p, scale by s ~ U(min_scale, 1), to whole positions, and turn by a random multiple of 90 degrees:
     decoding the changed latent must give the changed image (EQ-VAE, Kouzelis et al. 2025). Noise has a standard

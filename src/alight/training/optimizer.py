@@ -1,24 +1,54 @@
-"""The optimizer and its learning rate over time."""
+"""The optimizer: groups of named parameters, a rule from a table, and its learning rate over time.
+
+A rule is a row of `OPTIMIZERS`. Each keeps one contract: a step whose gradient is not finite changes nothing, neither
+weights nor the optimizer's memory. `optimizer_step` sees to it, on the device where the rule has a fused kernel.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from alight.config import OptimizerConfig
+from alight.options import OptimizerName, ParameterKind
+
+Groups = list[dict[str, Any]]  # as torch's optimizers take them: `params`, and perhaps `lr_factor`
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW in one fused pass over all parameters (Adam where the weight decay is zero)."""
-    return torch.optim.AdamW(
-        [parameter for parameter in parameters if parameter.requires_grad],
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+def _adamw(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build AdamW in one fused pass over all parameters (Adam where the weight decay is zero)."""
+    return torch.optim.AdamW(groups, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
+
+
+OPTIMIZERS: dict[OptimizerName, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {"adamw": _adamw}
+
+
+def make_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """Build the configured optimizer of those parameters that are trained."""
+    return OPTIMIZERS[config.name](parameter_groups(named_parameters, config), config)
+
+
+def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> Groups:
+    """Divide trained parameters by their kind where the kinds learn at different rates; else they are one group."""
+    trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    if config.lr_factors is None:
+        return [{"params": [parameter for _, parameter in trained]}]
+    by_kind: dict[ParameterKind, list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        by_kind.setdefault(kind_of(name, parameter), []).append(parameter)
+    return [{"params": members, "lr_factor": config.lr_factors.get(kind, 1.0)} for kind, members in by_kind.items()]
+
+
+def kind_of(name: str, parameter: Tensor) -> ParameterKind:
+    """The kind of a parameter: an embedding by its name, a matrix (or convolution) by its dimensions, or a vector."""
+    if "embedding" in name:
+        return "embeddings"
+    return "matrices" if parameter.ndim >= 2 else "vectors"
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
@@ -41,12 +71,12 @@ def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float
     return config.lr * (floor + (1.0 - floor) * remaining)
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, lr: float, max_grad_norm: float | None) -> torch.Tensor:
+def optimizer_step(optimizer: torch.optim.Optimizer, lr: float, max_grad_norm: float | None) -> Tensor:
     """Clip, step and clear the gradients; a gradient that is not finite changes nothing.
 
     Args:
-        optimizer: of `make_optimizer`, whose fused pass can be told on the device to do nothing.
-        lr: learning rate of this step.
+        optimizer: any of torch's; a fused one skips the step on the device, for others the host waits for the norm.
+        lr: learning rate of this step, times the `lr_factor` of a group that has one.
         max_grad_norm: the global gradient norm is clipped to it; None = off.
 
     Returns:
@@ -59,8 +89,17 @@ def optimizer_step(optimizer: torch.optim.Optimizer, lr: float, max_grad_norm: f
     if max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # of the fused pass
-    optimizer.step()
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+    if all(group.get("fused") for group in optimizer.param_groups):
+        optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # read by fused kernels
+        optimizer.step()
+    elif bool(torch.isfinite(norm)):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def state_size(optimizer: torch.optim.Optimizer) -> int:
+    """Numbers in the memory of an optimizer that has taken a step, without its step counters."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.numel() for value in values if isinstance(value, Tensor) and value.ndim > 0)

@@ -1,26 +1,26 @@
-"""What a training step of the tokenizer costs, which depends on who takes part in it."""
+"""Cost of a training step of the tokenizer, which depends on the losses that are on."""
 
 import torch
 
 from alight.config import TrainTokenizerConfig
-from alight.training.flops import count_flops, weightless
+from alight.training.flops import known_flops, weightless
 from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backward, discriminator_backward
 
 
 def tokenizer_flops(
-    config: TrainTokenizerConfig, networks: TokenizerNetworks, features_known: bool, aligned: bool, playing: bool
+    config: TrainTokenizerConfig, networks: TokenizerNetworks, features_known: bool, aligned: bool, adversarial: bool
 ) -> int | None:
     """Floating-point operations to learn from one image, without the optional regularisation.
 
     Args:
         config: of the job.
-        networks: what can take part.
-        features_known: whether those of the foundation model come from a cache.
-        aligned: whether the alignment loss takes part.
-        playing: whether the discriminator does.
+        networks: those of the run.
+        features_known: those of the foundation model come from a cache.
+        aligned: the alignment loss takes part.
+        adversarial: the discriminator takes part.
 
     Returns:
-        Their number; None where they cannot be counted, see `count_flops`.
+        Their number; None where they cannot be counted, see `known_flops`.
     """
     parts = {name: weightless(part) for name, part in vars(networks).items() if part is not None}
     if not aligned:
@@ -40,11 +40,11 @@ def tokenizer_flops(
             noise,
             config.reconstruction,
             config.alignment,
-            adversarial_factor=1.0 if playing else None,
+            adversarial_factor=1.0 if adversarial else None,
             features=features,
         )
-        if shadows.discriminator is not None and playing:
+        if shadows.discriminator is not None and adversarial:
             kind = config.reconstruction.adversarial_loss
             discriminator_backward(shadows.discriminator, result.images, result.reconstructions, kind)
 
-    return count_flops(step)
+    return known_flops(step)

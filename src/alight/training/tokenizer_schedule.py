@@ -1,7 +1,7 @@
-"""The parts of a staged tokenizer training, resolved: when each begins, and which weights hold in it.
+"""The phases of tokenizer training: the steps of each, and the weights that hold in it.
 
-The released tokenizer was trained in three parts, each with its own alignment weight, margins and discriminator start.
-A schedule without parts is a single part.
+The released tokenizer was trained in three, each with its own alignment weight, margins and discriminator start.
+A schedule without phases is a single one.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from alight.training.optimizer import learning_rate
 
 
 @dataclass(frozen=True)
-class TokenizerStage:
-    """One part of the schedule.
+class TokenizerPhase:
+    """One phase of the schedule.
 
     Attributes:
         start: its first step, counted from 0 over the whole run.
         stop: the step after its last.
         alignment, reconstruction, optimizer: what holds in it.
-        restart: whether it begins with a new discriminator and empty optimizers.
+        restart: it begins with a new discriminator and empty optimizers.
     """
 
     start: int
@@ -29,11 +29,11 @@ class TokenizerStage:
     restart: bool = False
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate at a step of the run; warm-up and decay are those of this part."""
+        """The learning rate at a step of the run; warm-up and decay are those of this phase."""
         return learning_rate(step - self.start, self.stop - self.start, self.optimizer)
 
     def adversarial_factor(self, step: int) -> float | None:
-        """1 from the discriminator's start in this part on, before it None: nothing of it is computed."""
+        """1 from the discriminator's start in this phase on; before it None, and nothing of it is computed."""
         started = step - self.start >= self.reconstruction.adversarial_start_step
         return 1.0 if started and self.reconstruction.adversarial_weight > 0 else None
 
@@ -47,53 +47,53 @@ class TokenizerStage:
             else "no alignment"
         )
         start = self.start + self.reconstruction.adversarial_start_step
-        game = (
+        discriminator = (
             f", discriminator from step {start:,}"
             if self.reconstruction.adversarial_weight > 0 and start < self.stop
             else ", no discriminator"
         )
         again = ", new discriminator and optimizers" if self.restart else ""
-        return f"steps {self.start:,} to {self.stop:,}: {aligned}{game}, lr {self.optimizer.lr:g}{again}"
+        return f"steps {self.start:,} to {self.stop:,}: {aligned}{discriminator}, lr {self.optimizer.lr:g}{again}"
 
 
-def tokenizer_schedule(config: TrainTokenizerConfig, num_images: int) -> list[TokenizerStage]:
-    """The parts of a run, back to back; epochs become steps, of at least one.
+def tokenizer_schedule(config: TrainTokenizerConfig, num_images: int) -> list[TokenizerPhase]:
+    """The phases of a run, back to back; epochs become steps, of at least one.
 
     Args:
         config: of the job.
         num_images: images per epoch.
     """
     if not config.stages:
-        whole = TokenizerStage(0, config.training.steps, config.alignment, config.reconstruction, config.optimizer)
+        whole = TokenizerPhase(0, config.training.steps, config.alignment, config.reconstruction, config.optimizer)
         return [whole]
-    schedule: list[TokenizerStage] = []
-    for stage in config.stages:
-        epochs = stage.epochs or 0.0
-        steps = stage.steps or max(round(epochs * num_images / config.training.global_batch_size), 1)
+    schedule: list[TokenizerPhase] = []
+    for phase in config.stages:
+        epochs = phase.epochs or 0.0
+        steps = phase.steps or max(round(epochs * num_images / config.training.global_batch_size), 1)
         start = schedule[-1].stop if schedule else 0
         alignment = {
-            "weight": stage.alignment_weight,
-            "cosine_margin": stage.cosine_margin,
-            "distance_margin": stage.distance_margin,
+            "weight": phase.alignment_weight,
+            "cosine_margin": phase.cosine_margin,
+            "distance_margin": phase.distance_margin,
         }
         schedule.append(
-            TokenizerStage(
+            TokenizerPhase(
                 start,
                 start + steps,
                 config.alignment.model_copy(update=_given(alignment)),
                 config.reconstruction.model_copy(
-                    update=_given({"adversarial_start_step": stage.adversarial_start_step})
+                    update=_given({"adversarial_start_step": phase.adversarial_start_step})
                 ),
-                config.optimizer.model_copy(update=_given({"lr": stage.lr})),
-                stage.restart,
+                config.optimizer.model_copy(update=_given({"lr": phase.lr})),
+                phase.restart,
             )
         )
     return schedule
 
 
-def stage_at(schedule: list[TokenizerStage], step: int) -> TokenizerStage:
-    """The part that a step belongs to."""
-    return next(stage for stage in schedule if step < stage.stop)
+def phase_at(schedule: list[TokenizerPhase], step: int) -> TokenizerPhase:
+    """The phase that a step belongs to."""
+    return next(phase for phase in schedule if step < phase.stop)
 
 
 def _given(values: dict[str, float | None]) -> dict[str, float]:

@@ -36,7 +36,7 @@ Average = Callable[[Tensor], Tensor]
 
 @dataclass
 class TokenizerNetworks:
-    """What takes part in training a tokenizer; the optional parts are off where they are None."""
+    """The networks of tokenizer training; optional ones are off where they are None."""
 
     vae: VAVAE
     projection: nn.Conv2d | None = None  # between latents and the features of the foundation model
@@ -47,10 +47,10 @@ class TokenizerNetworks:
 
 @dataclass(frozen=True)
 class TokenizerStep:
-    """What a step leaves for the discriminator and for the log, all without gradient.
+    """Results of a step for the discriminator and for the log, all without gradient.
 
     Attributes:
-        images: what was to be reconstructed (B, 3, H', W'); the images themselves without regularisation.
+        images: targets of the reconstruction (B, 3, H', W'); the images themselves without regularisation.
         reconstructions: the same shape.
         scalars: of the log, by name.
     """
@@ -78,7 +78,7 @@ def autoencoder_backward(
     Where the encoder's parameters want no gradient, only the decoder gets one, and alignment takes no part.
 
     Args:
-        networks: what takes part.
+        networks: those whose losses are on.
         images: (B, 3, H, W) in [-1, 1].
         noise: (B, C, h, w) standard normal, of the posterior sample.
         reconstruction: weights of L1, LPIPS, KL and the adversarial term.
@@ -101,33 +101,20 @@ def autoencoder_backward(
     targets, decoded = regularisation(images, latents) if regularisation is not None else (images, latents)
     output = vae.decode_raw_latents(decoded)  # (B, 3, H', W')
     pixels = _at_least_float32(output.detach()).requires_grad_()  # the second cut
-    perceptual = networks.lpips(pixels, targets) if networks.lpips is not None else None
-    rec = reconstruction_loss(
-        pixels,
-        targets,
-        reconstruction.l1_weight,
-        perceptual,
-        reconstruction.perceptual_weight,
-        reconstruction.logvar,
-        reconstruction.reduction,
-    )
-    scalars = {"l1": rec.l1_per_pixel, "kl": kl.detach(), "reconstruction": rec.objective.detach()}
-    if perceptual is not None:
-        scalars["lpips"] = perceptual.detach().mean()
-    total = rec.objective.detach() + reconstruction.kl_weight * kl.detach()
-
-    (rec_at_pixels,) = torch.autograd.grad(rec.objective, pixels)
+    rec, scalars = _reconstruct(networks, pixels, targets, reconstruction)
+    scalars["kl"] = kl.detach()
+    total = rec.detach() + reconstruction.kl_weight * kl.detach()
+    (rec_at_pixels,) = torch.autograd.grad(rec, pixels)
     at_pixels, rec_at_latents = rec_at_pixels, None
     if networks.discriminator is not None and adversarial_factor is not None:
-        adversarial = generator_loss(_at_least_float32(networks.discriminator(pixels)))
-        (adversarial_at_pixels,) = torch.autograd.grad(adversarial, pixels)
+        adversarial, adversarial_at_pixels = _deceive(networks.discriminator, pixels)
         weight = reconstruction.adversarial_weight * _balance(
             output, vae.last_decoder_layer, rec_at_pixels, adversarial_at_pixels, ADVERSARIAL_LIMIT, average
         )
-        scalars |= {"adversarial": adversarial.detach(), "adversarial_adaptive_weight": weight}
+        scalars |= {"adversarial": adversarial, "adversarial_adaptive_weight": weight}
         if adversarial_factor > 0:
             at_pixels = rec_at_pixels + adversarial_factor * weight * adversarial_at_pixels
-            total = total + adversarial_factor * weight * adversarial.detach()
+            total = total + adversarial_factor * weight * adversarial
             if aligned is not None and alignment.adaptive:  # its reference is the reconstruction alone
                 (rec_at_latents,) = torch.autograd.grad(output, latents, rec_at_pixels.to(output), retain_graph=True)
     output.backward(share * at_pixels.to(output))
@@ -137,16 +124,14 @@ def autoencoder_backward(
             ratio = torch.ones_like(aligned.loss)
             if alignment.adaptive:
                 reference = at_latents / share if rec_at_latents is None else rec_at_latents
-                ratio = _balance(
-                    sample, vae.last_encoder_layer, reference, aligned.at_latents, ALIGNMENT_LIMIT, average
-                )
+                layer = vae.last_encoder_layer
+                ratio = _balance(sample, layer, reference, aligned.at_latents, ALIGNMENT_LIMIT, average)
             weight = alignment.weight * ratio
             at_latents = at_latents + share * weight * aligned.at_latents
             _accumulate(aligned.weight, share * weight * aligned.at_weight)
             scalars |= {"mcos": aligned.mcos, "mdms": aligned.mdms, "alignment_adaptive_weight": weight}
             total = total + weight * aligned.loss
-        at_kl = torch.full_like(kl, share * reconstruction.kl_weight)
-        torch.autograd.backward([sample, kl], [at_latents, at_kl])
+        torch.autograd.backward([sample, kl], [at_latents, torch.full_like(kl, share * reconstruction.kl_weight)])
     if reconstruction.reduction == "sum":
         total = total / targets[0].numel()  # per element, so that sizes compare
     return TokenizerStep(targets.detach(), output.detach(), scalars | {"loss": total})
@@ -165,7 +150,7 @@ def discriminator_backward(
 
     Args:
         discriminator: the PatchGAN.
-        images: (B, 3, H, W) in [-1, 1], what was to be reconstructed.
+        images: (B, 3, H, W) in [-1, 1], the targets of the reconstruction.
         reconstructions: the same, from the autoencoder.
         kind: `hinge` or `vanilla`.
         factor: 1 = on; 0 = only measured: the gradient is zero.
@@ -185,6 +170,33 @@ def discriminator_backward(
         "discriminator_fake": fake.detach().mean(),
         "discriminator_accuracy": accuracy,
     }
+
+
+def _reconstruct(
+    networks: TokenizerNetworks, pixels: Tensor, targets: Tensor, reconstruction: ReconstructionConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The reconstruction objective, with its graph down to the pixels, and its terms for the log."""
+    perceptual = networks.lpips(pixels, targets) if networks.lpips is not None else None
+    loss = reconstruction_loss(
+        pixels,
+        targets,
+        reconstruction.l1_weight,
+        perceptual,
+        reconstruction.perceptual_weight,
+        reconstruction.logvar,
+        reconstruction.reduction,
+    )
+    scalars = {"l1": loss.l1_per_pixel, "reconstruction": loss.objective.detach()}
+    if perceptual is not None:
+        scalars["lpips"] = perceptual.detach().mean()
+    return loss.objective, scalars
+
+
+def _deceive(discriminator: PatchDiscriminator, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The generator's loss against the discriminator, and its gradient at the pixels."""
+    loss = generator_loss(_at_least_float32(discriminator(pixels)))
+    (at_pixels,) = torch.autograd.grad(loss, pixels)
+    return loss.detach(), at_pixels
 
 
 class _Alignment(NamedTuple):

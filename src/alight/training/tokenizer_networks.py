@@ -1,0 +1,154 @@
+"""The networks of tokenizer training: built from a configuration, continued from an existing tokenizer, compiled."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from alight.artifacts import DISCRIMINATOR_FILE, PROJECTION_FILE
+from alight.config import TokenizerModelConfig, TrainTokenizerConfig
+from alight.interop.tokenizer_sources import open_tokenizer
+from alight.models.discriminator import PatchDiscriminator
+from alight.models.foundation import FoundationModel
+from alight.models.perceptual import LPIPS
+from alight.models.pretrained import read_safetensors
+from alight.models.vavae import VAVAE
+from alight.runtime.device import compile_blocks
+from alight.runtime.errors import InputError
+from alight.runtime.seeding import seeded_initialisation
+from alight.training.inputs import INIT_FROM
+from alight.training.tokenizer_step import TokenizerNetworks
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The tokenizer that a run goes on from, with what its training left beside it; empty for a new one.
+
+    Attributes:
+        vae: the tokenizer; None = start from the seed.
+        folder: of its projection and discriminator, where they were kept.
+        identity: hashes of the tokenizers whose latents it gives.
+        foundation: the name of the model whose features its projection leads to.
+    """
+
+    vae: VAVAE | None = None
+    folder: Path | None = None
+    identity: tuple[str, ...] = ()
+    foundation: str | None = None
+
+    @classmethod
+    def of(cls, config: TrainTokenizerConfig) -> "Origin":
+        """Open the tokenizer that `init_from` names."""
+        if config.init_from is None:
+            return cls()
+        vae, artifact = open_tokenizer(config.init_from)
+        if config.model != TokenizerModelConfig() and not same_architecture(vae, config.model):
+            raise InputError(
+                f"The tokenizer in {config.init_from} has another architecture than the section 'model' asks for. "
+                "Leave the section out: training goes on with the architecture that is there."
+            )
+        if config.images.size % vae.downsampling_factor:
+            raise InputError(
+                f"images.size {config.images.size} is not a multiple of {vae.downsampling_factor}, the downsampling "
+                f"factor of the tokenizer in {config.init_from}."
+            )
+        identity = (artifact.hash, *artifact.facts.get("same_latents_as", ()))
+        return cls(vae, artifact.path, identity, artifact.facts.get("foundation"))
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Its hash, where there is one."""
+        return {INIT_FROM: self.identity[0]} if self.identity else {}
+
+    def weights(self, name: str) -> dict[str, Tensor] | None:
+        """The weights of a network beside the tokenizer; None where it was not kept."""
+        path = self.folder / name if self.folder is not None else None
+        return read_safetensors(path) if path is not None and path.is_file() else None
+
+
+def same_architecture(vae: VAVAE, model: TokenizerModelConfig) -> bool:
+    """Tell if building from this section would give a network of the same weights."""
+    with torch.device("meta"):
+        other = VAVAE.build(**model.model_dump())
+    shapes, others = ({name: value.shape for name, value in each.state_dict().items()} for each in (vae, other))
+    return shapes == others
+
+
+def used_foundation(config: TrainTokenizerConfig) -> str | None:
+    """The name of the foundation model, where any phase aligns with it."""
+    given = [
+        config.alignment.weight if phase.alignment_weight is None else phase.alignment_weight
+        for phase in config.stages
+    ]
+    return config.alignment.foundation if any(given or [config.alignment.weight]) else None
+
+
+def load_foundation(config: TrainTokenizerConfig) -> FoundationModel | None:
+    """Load the foundation model of the alignment; None where there is no alignment."""
+    name = used_foundation(config)
+    return FoundationModel.from_pretrained(name, config.alignment.foundation_input) if name is not None else None
+
+
+def load_lpips(config: TrainTokenizerConfig) -> LPIPS | None:
+    """Load LPIPS; None where the perceptual loss is off."""
+    reconstruction = config.reconstruction
+    if reconstruction.perceptual_weight == 0:
+        return None
+    return LPIPS.from_files(reconstruction.vgg16_weights, reconstruction.lpips_weights)
+
+
+def build_networks(
+    config: TrainTokenizerConfig,
+    device: torch.device,
+    vae: VAVAE | None,
+    foundation: FoundationModel | None,
+    lpips: LPIPS | None,
+) -> TokenizerNetworks:
+    """Build everything that the losses need, from the seed.
+
+    Args:
+        config: of the run.
+        device: of all networks.
+        vae: an existing tokenizer to go on from; None = a new one.
+        foundation: of the alignment; None = no alignment.
+        lpips: of the perceptual loss; None = off.
+    """
+    with seeded_initialisation(config.seed, "tokenizer"):
+        vae = vae or VAVAE.build(**config.model.model_dump(), sample_size=config.images.size)
+        vae.requires_grad_(True).train().to(device)
+        projection = None
+        if foundation is not None:
+            widths = (vae.config.latent_channels, foundation.feature_dim)
+            inputs, outputs = widths if config.alignment.projection == "to_features" else widths[::-1]
+            projection = nn.Conv2d(inputs, outputs, 1, bias=False).to(device)
+        discriminator = PatchDiscriminator().to(device) if config.reconstruction.adversarial_weight > 0 else None
+    if config.train == "decoder":
+        for part in (vae.encoder, vae.quant_conv):
+            if part is not None:
+                part.requires_grad_(False)
+    if config.training.activation_checkpointing:
+        vae.enable_gradient_checkpointing()
+    for frozen in (foundation, lpips):
+        if frozen is not None:
+            frozen.to(device)
+    return TokenizerNetworks(vae, projection, foundation, discriminator, lpips)
+
+
+def adopt_weights(networks: TokenizerNetworks, origin: Origin, config: TrainTokenizerConfig) -> None:
+    """Go on with the projection and discriminator beside an existing tokenizer, as far as they fit."""
+    projected, projection = origin.weights(PROJECTION_FILE), networks.projection
+    if projection is not None and projected and projected["weight"].shape == projection.weight.shape:
+        if origin.foundation == config.alignment.foundation:
+            projection.load_state_dict(projected)
+    discriminating = origin.weights(DISCRIMINATOR_FILE)
+    if networks.discriminator is not None and discriminating:
+        networks.discriminator.load_state_dict(discriminating)
+
+
+def compile_networks(networks: TokenizerNetworks) -> None:
+    """Compile the blocks of the tokenizer, and the discriminator."""
+    encoder, decoder = networks.vae.encoder, networks.vae.decoder
+    blocks = itertools.chain(encoder.down_blocks, [encoder.mid_block, decoder.mid_block], decoder.up_blocks)
+    compile_blocks([*blocks, *filter(None, [networks.discriminator])])

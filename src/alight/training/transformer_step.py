@@ -1,0 +1,124 @@
+"""The training step of the transformer: a batch, drawn as a whole, and the gradient of one micro-batch of it.
+
+Everything random is drawn for the whole batch of all processes, so that neither their number nor the size of a
+micro-batch changes what is learned.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from alight.config import FlowConfig, TrainTransformerConfig
+from alight.data.latents import LatentDataset
+from alight.flow import PATHS, flow_matching_loss, sample_timesteps, time_interval
+from alight.models.lightning_dit import LightningDiT
+from alight.options import Precision
+from alight.runtime.device import autocast
+from alight.runtime.seeding import noise_of_batch, random_stream
+
+
+class TransformerBatch(NamedTuple):
+    """Latents and everything random that a step needs.
+
+    Attributes:
+        x_1: (B, C, h, w) normalised latents.
+        labels: (B,) int64, some of them replaced by the null class.
+        t: (B,) times.
+        x_0: (B, C, h, w) noise.
+        indices: (B,) int64 positions in the data set, by which anything stored per image can join the batch.
+    """
+
+    x_1: Tensor
+    labels: Tensor
+    t: Tensor
+    x_0: Tensor
+    indices: Tensor
+
+    def to(self, device: torch.device) -> "TransformerBatch":
+        """The same on a device."""
+        return TransformerBatch(*(tensor.to(device) for tensor in self))
+
+    def micro_batches(self, count: int) -> list["TransformerBatch"]:
+        """The batch in equal parts."""
+        return [TransformerBatch(*parts) for parts in zip(*(tensor.chunk(count) for tensor in self), strict=True)]
+
+
+def draw_batch(
+    config: TrainTransformerConfig,
+    model: LightningDiT,
+    dataset: LatentDataset,
+    indices: Sequence[int],
+    step: int,
+    own: slice,
+) -> TransformerBatch:
+    """Draw the batch of a step.
+
+    Args:
+        config: of the run: seed, flow and batch size.
+        model: that drops labels.
+        dataset: of the latents.
+        indices: this process's images of the batch.
+        step: counted from 0.
+        own: this process's part of the whole batch.
+    """
+    batch, generator = config.training.global_batch_size, random_stream(config.seed, "step", step)
+    flips = (torch.rand(batch, generator=generator) < 0.5)[own].numpy()
+    t = draw_times(config.flow, step, batch, generator)[own]
+    u = torch.rand(batch, generator=generator)[own]
+    x_0 = noise_of_batch(own, dataset.shape, config.seed, "noise", step)
+    noise = noise_of_batch(own, dataset.shape, config.seed, "posterior", step) if dataset.has_moments else None
+    x_1, labels, positions = dataset.gather(indices, flips, noise=noise)
+    return TransformerBatch(x_1, model.drop_labels(labels, u=u), t, x_0, positions)
+
+
+def draw_times(flow: FlowConfig, step: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw training times (count,) inside the interval in which the path and the prediction are regular."""
+    late = flow.uniform_from_step is not None and step >= flow.uniform_from_step
+    interval = time_interval(PATHS[flow.path](), flow.prediction)
+    return sample_timesteps(
+        count,
+        "uniform" if late else flow.time_sampling,
+        flow.logit_normal_mean,
+        flow.logit_normal_std,
+        low=interval.start,
+        high=interval.end,
+        shift=flow.timestep_shift,
+        generator=generator,
+    )
+
+
+def transformer_backward(
+    forward: nn.Module,
+    batch: TransformerBatch,
+    flow: FlowConfig,
+    precision: Precision = "fp32",
+    micro_batches: int = 1,
+) -> dict[str, Tensor]:
+    """Add the gradient of the flow matching objective (paper, section 4) to the parameters.
+
+    Args:
+        forward: the transformer, or the module that averages its gradients over processes.
+        batch: a micro-batch, on the device of the transformer.
+        flow: path, prediction and weights of the loss.
+        precision: of the forward pass.
+        micro_batches: of equal size in the step; the gradient is this share of it.
+
+    Returns:
+        The loss and its terms, without gradient, by their names in the log.
+    """
+    with autocast(batch.x_1.device, precision):
+        loss = flow_matching_loss(
+            forward,
+            batch.x_1,
+            batch.labels,
+            path=PATHS[flow.path](),
+            prediction=flow.prediction,
+            loss_weight=flow.loss_weight,
+            cosine_weight=flow.cosine_weight,
+            t=batch.t,
+            x_0=batch.x_0,
+        )
+    (loss.total / micro_batches).backward()
+    return {"loss": loss.total.detach(), "mse": loss.mse.detach(), "cosine": loss.cosine.detach()}
