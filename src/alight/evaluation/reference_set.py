@@ -27,7 +27,7 @@ from alight.evaluation.features import (
 )
 from alight.metrics.frechet import FeatureStatistics
 from alight.metrics.inception_set import POOL_DIM
-from alight.metrics.reference import ImageFile, Reference, has_images, has_statistics, read_reference
+from alight.metrics.reference import NpzImageReader, Reference, has_images, has_statistics, read_reference
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.reading import check_values, require_regular
@@ -253,7 +253,7 @@ def open_reference_set(path: Path, networks: FeatureNetworks, processes: Process
             statistics["spatial"] = published.spatial
     features, size, held = {}, None, ""
     if has_images(path):
-        images = ImageFile(path)
+        images = NpzImageReader(path)
         count, size, held = images.shape[0], images.shape[1:3], f", with {images.shape[0]:,} images"
         share = contiguous_share(count, batch_size, processes)
         seen = gather_features(networks, share, images.read(*share, batch_size), processes)
