@@ -192,7 +192,7 @@ def space_figure(key: str, distance: FrechetDistance, conditions: Conditions, fe
 
 def dinov2_figures(generated: ImageFeatures, reference: ReferenceSet, conditions: Conditions) -> list[Figure]:
     """Precision, recall, density and coverage by the conventions of FD-DINOv2's evaluator."""
-    made, real = generated.features(DINOV2), reference.features[DINOV2]
+    made, real = generated.features_of(DINOV2), reference.features[DINOV2]
     if made is None or min(len(made), len(real)) < FEWEST_FOR_MANIFOLDS:
         return []
     manifold = precision_recall(real, made, k=DGM_NEIGHBOUR, border_inside=False)
