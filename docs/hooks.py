@@ -10,7 +10,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from alight.config import JOBS, Job, Section  # noqa: E402 (the package beside these pages, installed or not)
+from alight.config import Job, Section  # noqa: E402 (the package beside these pages, installed or not)
+from alight.config.commands import COMMANDS
 
 MARK = "<!-- configuration -->"
 
@@ -22,7 +23,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def tables() -> Iterator[str]:
     """Heading, purpose and options of every command."""
-    for name, kind in JOBS.items():
+    for name, kind in ((name, command.config) for name, command in COMMANDS.items()):
         yield f"## alight {name}\n\n{inspect.getdoc(kind)}\n"
         yield "| option | default | |\n|---|---|---|"
         for option, default, comment in rows(kind()):
@@ -36,7 +37,7 @@ def rows(section: Section, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     for name in type(section).model_fields:
         value, comment = getattr(section, name), escaped(comments.get(name, ""))
         if isinstance(value, Job):
-            command = next(command for command, kind in JOBS.items() if kind is type(value))
+            command = next(command for command, entry in COMMANDS.items() if entry.config is type(value))
             yield f"{prefix}{name}", "", f"everything of [alight {command}](#alight-{command.replace(' ', '-')})"
         elif isinstance(value, Section):
             yield from rows(value, f"{prefix}{name}.")

@@ -2,7 +2,7 @@
 
     pip install -e '.[docs]' -c constraints.txt
     alight quickstart
-    alight tokenizer study --config photographs/tokenizer_study
+    alight study alignment --config photographs/tokenizer_study
     alight tokenizer train --config own_images/tokenizer --images.source photographs --output runs/adversarial \
       --alignment.foundation runs/study/foundation --model.block-out-channels 16 32 64 64 --model.norm-num-groups 16 \
       --reconstruction.adversarial-weight 0.5 --reconstruction.adversarial-start-step 200 \

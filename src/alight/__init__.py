@@ -8,17 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alight.config.recipes import load_config
     from alight.models.lightning_dit import LightningDiT
     from alight.models.vavae import VAVAE
     from alight.pipelines import LightningDiTPipeline
-    from alight.recipes import load_config
 
 _HOMES = {
     "LightningDiT": "alight.models.lightning_dit",
     "LightningDiTPipeline": "alight.pipelines",
     "ModelMixin": "diffusers",  # where diffusers looks when it loads the models of a pipeline folder
     "VAVAE": "alight.models.vavae",
-    "load_config": "alight.recipes",
+    "load_config": "alight.config.recipes",
 }
 
 __all__ = ["VAVAE", "LightningDiT", "LightningDiTPipeline", "load_config"]

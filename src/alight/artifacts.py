@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
+from alight.config.commands import command_for
 from alight.runtime.checked_json import CHECKSUM, read_perhaps_checked, write_checked
 from alight.runtime.console import progress_bar
 from alight.runtime.errors import InputError
@@ -37,13 +38,6 @@ _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.tensorboard", "training.wandb_project"),
     *("samples_every", "sample_images", "samples_tokenizer"),
 )
-_COMMANDS = {  # that make an artifact, where its name does not say it
-    "samples": "sample",
-    "report": "evaluate",
-    "latents": "latents extract",
-    "reference": "evaluate reference",
-    "pipeline": "export",
-}
 _LIBRARIES = ("alight", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pillow", "safetensors")
 _verified: dict[str, tuple[tuple[int, ...], str]] = {}  # path -> identity of a file, and its hash, in this process
 
@@ -169,7 +163,7 @@ def read_artifact(folder: Path, kind: str, verify: bool = True) -> Artifact:
     Raises:
         InputError: the folder is missing, unfinished or of another kind, or a file is missing or has changed.
     """
-    make = _COMMANDS.get(kind, f"{kind} train")
+    make = command_for(kind)
     if not folder.is_dir():
         raise InputError(f"There is no {kind} folder {folder}. Check the path, or make one with 'alight {make}'.")
     if not is_complete(folder):

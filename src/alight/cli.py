@@ -19,10 +19,9 @@ from importlib import import_module, metadata
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from alight.commands import COMMANDS
-from alight.config import JOBS, Section
-from alight.config_parts import is_secret
-from alight.recipes import explain, laid_over, override, read_recipe, validate
+from alight.config.base import Section, is_secret
+from alight.config.commands import COMMANDS, FORMER_NAMES
+from alight.config.recipes import explain, laid_over, override, read_recipe, validate
 from alight.runtime.errors import InputError
 from alight.runtime.terminal import paint, printable, printable_lines, shortened
 
@@ -34,7 +33,7 @@ COMPLETION = "--print-completion"
 _COLOUR = re.compile(r"\033\[[0-9;]*m")
 
 
-class Manners(NamedTuple):
+class OutputOptions(NamedTuple):
     """What every command can be told about its output."""
 
     quiet: bool = False  # results only
@@ -99,17 +98,17 @@ def dispatch(arguments: list[str]) -> int:
         return 0
     name, rest = _split_command(arguments)
     command = COMMANDS[name]
-    config, manners = parse(name, rest)
+    config, output = parse(name, rest)
     rank, world_size = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if world_size > 1 and not command.distributed:
         raise InputError(f"'alight {name}' runs in one process. Start it without torchrun.")
-    _set_up_logging(manners if rank == 0 else Manners(quiet=True))
+    _set_up_logging(output if rank == 0 else OutputOptions(quiet=True))
     shown = _without_secrets(config.model_dump(mode="json"))
     logging.getLogger("alight").debug("%s: %s", name, json.dumps(shown, indent=2))
     run: Callable[[Any], Any] = import_module(command.module).run
     result = run(config)
     if rank == 0:
-        if manners.as_json:
+        if output.as_json:
             print(json.dumps(result.as_data(), indent=2, allow_nan=False))
         else:
             text = command.report.format(path=result.path) if command.report else str(result)
@@ -118,7 +117,7 @@ def dispatch(arguments: list[str]) -> int:
     return int(getattr(result, "exit_code", 0))
 
 
-def parse(name: str, arguments: list[str]) -> tuple[Section, Manners]:
+def parse(name: str, arguments: list[str]) -> tuple[Section, OutputOptions]:
     """The configuration of a command: its defaults, then the recipe, then dotted overrides.
 
     Raises:
@@ -127,12 +126,12 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, Manners]:
     import tyro
     from pydantic import ValidationError
 
-    arguments, manners = _take_manners(arguments)
+    arguments, output = _take_output_options(arguments)
     recipe, arguments = _take_option(arguments, "--config", "the path or the name of a recipe")
-    kind, source, operand = JOBS[name], f"alight {name}", COMMANDS[name].operand
+    command, source = COMMANDS[name], f"alight {name}"
+    kind, operand = command.config, command.operand
     values: dict[str, Any] = {}
-    if recipe is None and name == "quickstart":
-        recipe = "quickstart"
+    recipe = recipe or command.recipe
     if recipe is not None:
         job, values = read_recipe(recipe)
         source = recipe
@@ -164,7 +163,7 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, Manners]:
             raise InputError(_explained(kind, default, words, cause)) from stop
         sys.stderr.write(printable(_COLOUR.sub("", boxed.getvalue()), keep="\n\t"))
         raise
-    return config, manners
+    return config, output
 
 
 def _refuse_unusable(words: list[str]) -> None:
@@ -254,6 +253,7 @@ def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
 
     for words in (2, 1):
         name = " ".join(arguments[:words])
+        name = FORMER_NAMES.get(name, name)
         if name in COMMANDS:
             return name, arguments[words:]
     given = " ".join(word for word in arguments[:2] if not word.startswith("-"))
@@ -282,13 +282,13 @@ def _name_operand(option: str, arguments: list[str]) -> list[str]:
     return [option, *arguments] if given else arguments
 
 
-def _take_manners(arguments: list[str]) -> tuple[list[str], Manners]:
+def _take_output_options(arguments: list[str]) -> tuple[list[str], OutputOptions]:
     """Take what is about the output out of the arguments."""
     flags = {"--quiet": "quiet", "--verbose": "verbose", "--json": "as_json"}
-    manners = Manners(**{name: flag in arguments for flag, name in flags.items()})
-    if manners.quiet and manners.verbose:
+    output = OutputOptions(**{name: flag in arguments for flag, name in flags.items()})
+    if output.quiet and output.verbose:
         raise InputError("--quiet and --verbose contradict each other; give one of them.")
-    return [argument for argument in arguments if argument not in flags], manners
+    return [argument for argument in arguments if argument not in flags], output
 
 
 def _take_option(arguments: list[str], name: str, meaning: str) -> tuple[str | None, list[str]]:
@@ -303,7 +303,7 @@ def _take_option(arguments: list[str], name: str, meaning: str) -> tuple[str | N
     return None, arguments
 
 
-def _set_up_logging(manners: Manners) -> None:
+def _set_up_logging(output: OutputOptions) -> None:
     from alight.runtime.console import show_progress
 
-    show_progress(logging.DEBUG if manners.verbose else logging.WARNING if manners.quiet else logging.INFO)
+    show_progress(logging.DEBUG if output.verbose else logging.WARNING if output.quiet else logging.INFO)

@@ -8,9 +8,9 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from alight.commands import COMMANDS
-from alight.config import JOBS, Section
-from alight.recipes import shipped_recipes
+from alight.config.base import Section
+from alight.config.commands import COMMANDS
+from alight.config.recipes import shipped_recipes
 from alight.runtime.errors import InputError
 
 COMMON = ("--config", "--quiet", "--verbose", "--json", "--help")
@@ -62,13 +62,13 @@ def choices(annotation: Any) -> tuple[str, ...]:
 
 
 def _words(name: str) -> str:
-    return " ".join([*COMMON, *(option for option, _ in options(JOBS[name]))])
+    return " ".join([*COMMON, *(option for option, _ in options(COMMANDS[name].config))])
 
 
 def _values(name: str) -> dict[str, tuple[str, ...]]:
     """The options of a command whose values can be completed."""
     recipes = [recipe for recipe, job in shipped_recipes().items() if job == name]
-    return {"--config": tuple(recipes)} | {option: found for option, found in options(JOBS[name]) if found}
+    return {"--config": tuple(recipes)} | {option: found for option, found in options(COMMANDS[name].config) if found}
 
 
 def _first_words() -> str:

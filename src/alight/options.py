@@ -14,6 +14,9 @@ from alight.runtime.errors import InputError
 Split = Literal["train", "held_out", "all"]
 Crop = Literal["center", "random"]
 Posterior = Literal["sample", "mode"]
+StoredPosterior = Literal["sample", "mode", "moments"]
+StoredDtype = Literal["fp32", "fp16", "bf16"]
+LabelProtocol = Literal["balanced", "random"]
 
 # --- networks and training ----------------------------------------------------------------------------------------
 Norm = Literal["rms_norm", "layer_norm"]
@@ -21,6 +24,12 @@ FeedForwardKind = Literal["swiglu", "gelu"]
 PositionResize = Literal["interpolate", "extrapolate"]
 Reduction = Literal["sum", "mean"]
 Precision = Literal["fp32", "bf16"]
+Schedule = Literal["constant", "cosine", "linear"]
+Sharding = Literal["replicate", "shard"]
+OnNonFinite = Literal["stop", "skip", "rollback"]
+Projection = Literal["to_features", "to_latent"]
+DistanceOn = Literal["projected", "latent"]
+AdversarialLoss = Literal["hinge", "vanilla"]
 
 # --- flow ---------------------------------------------------------------------------------------------------------
 PathName = Literal["linear", "gvp", "vp"]

@@ -88,7 +88,7 @@ def links(page: Path) -> list[str]:
 
 def command_of(words: list[str]) -> tuple[str, list[str]] | None:
     """The name of an `alight` command, in one or two words, and its arguments; None if the line starts another."""
-    from alight.commands import COMMANDS
+    from alight.config.commands import COMMANDS
 
     if words[0] == "alight":
         arguments = words[1:]

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from alight.cli import main
-from alight.commands import COMMANDS
 from alight.completion import options
-from alight.config import JOBS
+from alight.config.commands import COMMANDS
 
 FEW, MANY = 4, 60  # tries of each command
 SECONDS = 60  # that one of them may take
@@ -36,7 +35,7 @@ HARMLESS = {  # what keeps a command without inputs from working for minutes
     "quickstart": ("--foundation.images.source", "{folder}"),
     "foundation train": ("--images.source", "{folder}"),
     "tokenizer train": ("--images.source", "{folder}"),
-    "tokenizer study": ("--foundation.images.source", "{folder}"),
+    "study alignment": ("--foundation.images.source", "{folder}"),
     "evaluate reference": ("--images.source", "{folder}"),
     "bench": ("--preset", "nothing"),
 }
@@ -122,7 +121,7 @@ def value(rng, choices):
 
 def words(rng, name):
     """A command with a few options of its own and random values."""
-    known = [(option, found) for option, found in options(JOBS[name]) if not option.endswith("output")]
+    known = [(option, found) for option, found in options(COMMANDS[name].config) if not option.endswith("output")]
     known = [(option, found) for option, found in known if option not in ("--network", "--push-to-hub")]
     chosen = rng.sample(known, min(len(known), rng.randrange(5)))
     given = [word for option, choices in chosen for word in (option, *_some(rng, choices))]
@@ -189,7 +188,7 @@ def test_random_words_end_in_a_result_or_a_sentence(tries, name, places, tmp_pat
     codes = []
     for number in range(tries):
         arguments = [placed(word, places) for word in words(rng, name)]
-        if "output" in JOBS[name].model_fields:
+        if "output" in COMMANDS[name].config.model_fields:
             arguments += ["--output", str(tmp_path / f"output{number}")]
         codes.append(attempt(arguments, name, tmp_path, capsys))
     assert 2 in codes or tries == FEW
@@ -204,7 +203,7 @@ def test_one_random_option_beside_real_inputs(tries, name, places, finished_quic
     for number in range(3):
         (tmp_path / "images" / str(number)).mkdir(parents=True)
         Image.new("RGB", (32, 32), (80 * number, 9, 9)).save(tmp_path / "images" / str(number) / "a.png")
-    known = [(option, found) for option, found in options(JOBS[name]) if not option.endswith("output")]
+    known = [(option, found) for option, found in options(COMMANDS[name].config) if not option.endswith("output")]
     known = [(option, found) for option, found in known if option not in SLOW]
     codes = []
     for number in range(tries):
@@ -213,7 +212,9 @@ def test_one_random_option_beside_real_inputs(tries, name, places, finished_quic
         if number and rng.random() < 0.4:  # one part of the run in place of another
             parts = [f"{{run}}/{part}" for part in ("tokenizer", "latents", "transformer", "samples", "report", "")]
             given[1:] = [rng.choice(parts)]
-        output = ["--output", str(tmp_path / f"output{number}")] if "output" in JOBS[name].model_fields else []
+        output = (
+            ["--output", str(tmp_path / f"output{number}")] if "output" in COMMANDS[name].config.model_fields else []
+        )
         arguments = [placed(word, places) for word in (*name.split(), *REAL[name], *given, *output, "--quiet")]
         codes.append(attempt(arguments, name, tmp_path, capsys))
     assert codes[0] == 0
@@ -222,7 +223,7 @@ def test_one_random_option_beside_real_inputs(tries, name, places, finished_quic
 @pytest.mark.parametrize("name", COMMANDS)
 def test_outputs_of_every_name_stay_where_they_belong(name, places, tmp_path, capsys):
     """Names that no file can have are refused; the others are taken as they are."""
-    if "output" not in JOBS[name].model_fields:
+    if "output" not in COMMANDS[name].config.model_fields:
         pytest.skip("writes nothing")
     option, harmless = HARMLESS.get(name, ("", ""))
     for output in ("", "\0", "a\0b", "\ud800", "x" * 300, "猫" * 90, "a/" * 3000, "~nobody-of-this-name/x"):

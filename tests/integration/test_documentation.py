@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from alight.cli import parse
-from alight.commands import COMMANDS
+from alight.config.commands import COMMANDS
 
 IDS = [str(page.relative_to(REPOSITORY)) for page in PAGES]
 RUNNABLE = [page for page in PAGES if any(block.runs for block in blocks(page))]

@@ -13,12 +13,12 @@ from PIL import Image
 from alight import LightningDiTPipeline
 from alight.artifacts import read_artifact
 from alight.cli import parse
-from alight.commands import COMMANDS
 from alight.config import ImagesConfig, TuneConfig
+from alight.config.commands import COMMANDS
+from alight.config.recipes import validate
 from alight.data.loading import open_dataset
 from alight.evaluation.label_figures import pixels_of
 from alight.metrics import FeatureStatistics, GreyPixels, frechet_distance
-from alight.recipes import validate
 from alight.runtime.errors import InputError
 from alight.tune import trial
 from alight.tune.search import run as search

@@ -18,14 +18,14 @@ from alight import VAVAE, LightningDiT, LightningDiTPipeline
 from alight.artifacts import read_artifact
 from alight.config import ConvertConfig, ExportConfig
 from alight.interop.reference import export_latents_statistics, export_tokenizer, export_transformer
+from alight.lineage import require_tokenizer_of
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import seeded_initialisation
 from alight.sharing.escaping import markdown
+from alight.sharing.export import run
 from alight.sharing.hub import check_access
-from alight.sharing.lineage import require_tokenizer_of
 from alight.sharing.source import portable
 from alight.stages import convert
-from alight.stages.export import run
 
 WITHOUT_ALIGHT = """
 import sys

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from alight import VAVAE
 from alight.artifacts import read_artifact, write_manifest
 from alight.config import ExtractLatentsConfig, TrainTransformerConfig
+from alight.config.recipes import validate
 from alight.data import latent_folder
 from alight.data.image_dataset import ImageDataset
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_source
 from alight.outputs import writing_folder
-from alight.recipes import validate
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.seeding import derive_seed, noise_of_seeds, seeded_initialisation

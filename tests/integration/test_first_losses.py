@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from alight.config import ExtractLatentsConfig, TrainFoundationConfig, TrainTokenizerConfig, TrainTransformerConfig
-from alight.recipes import validate
+from alight.config.recipes import validate
 from alight.runtime.files import file_hash
+from alight.runtime.run_log import read_log
 from alight.stages import extract_latents, train_foundation, train_tokenizer, train_transformer
-from alight.training.tracking import read_log
 
 RECORDED = Path(__file__).parents[1] / "data" / "first_losses.json"
 MACHINE = f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"

@@ -18,9 +18,9 @@ from alight.config import TrainFoundationConfig, TrainTokenizerConfig, TrainTran
 from alight.data.latents import LatentWriter
 from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
+from alight.runtime.run_log import read_log
 from alight.stages import train_foundation, train_tokenizer, train_transformer
 from alight.training.checkpoint import list_checkpoints
-from alight.training.tracking import read_log
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

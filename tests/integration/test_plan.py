@@ -8,12 +8,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from alight.config.recipes import load_config
 from alight.models.lightning_dit import LightningDiT
 from alight.plan.estimate import choose, growing_divisors, judge
 from alight.plan.flops import count_flops
 from alight.plan.measure import Cost, at_extent, sweep
 from alight.plan.workload import LatentShape, TokenizerWorkload, TransformerWorkload, untrained_foundation
-from alight.recipes import load_config
 from alight.runtime.errors import InputError
 
 TRANSFORMER = """

@@ -17,8 +17,8 @@ from PIL import Image
 from alight import VAVAE, LightningDiT
 from alight.artifacts import read_artifact, write_manifest
 from alight.config import SampleConfig
+from alight.config.recipes import validate
 from alight.outputs import writing_folder
-from alight.recipes import validate
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.seeding import seeded_initialisation

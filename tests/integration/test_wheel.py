@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alight.recipes import recipes_folder
+from alight.config.recipes import recipes_folder
 
 pytest.importorskip("hatchling", reason="building the wheel needs hatchling")
 REPOSITORY = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def test_the_metadata_name_command_and_licence(wheel):
 def test_the_installed_command_knows_its_recipes(installed):
     python, _ = installed
     assert "quickstart" in python("-m", "alight", "--help").stdout
-    listed = python("-c", "from alight.recipes import shipped_recipes; print(*shipped_recipes())").stdout.split()
+    listed = python("-c", "from alight.config import recipes; print(*recipes.shipped_recipes())").stdout.split()
     assert {"quickstart", "imagenet/transformer_xl_64ep", "own_images/tokenizer"} <= set(listed)
     names = "from alight.data.class_names import imagenet_class_names as names; print(names()[1])"
     assert python("-c", names).stdout.startswith("goldfish")

@@ -17,7 +17,7 @@ from subprocess import CompletedProcess, TimeoutExpired
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PRELOADED = [
     *("torch", "diffusers", "diffusers.models.autoencoders.autoencoder_kl", "transformers", "tyro", "sklearn.svm"),
-    *("alight.cli", "alight.quickstart", "alight.stages.train_foundation", "alight.stages.train_tokenizer"),
+    *("alight.cli", "alight.studies.quickstart", "alight.stages.train_foundation", "alight.stages.train_tokenizer"),
     *("alight.stages.extract_latents", "alight.stages.train_transformer", "alight.stages.generate_samples"),
     *("alight.stages.evaluate", "alight.stages.evaluate_tokenizer", "alight.tune.search"),
 ]

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from alight.config import TrainingConfig
+from alight.config.recipes import load_config, recipes_folder
 from alight.doctor.run_check import average_findings
-from alight.recipes import load_config, recipes_folder
 from alight.training.ema import EMA, decay_at, initial_share, long_average
 from alight.training.run import TrainingRun
 

@@ -11,7 +11,7 @@ import pytest
 
 from alight.cli import main, parse
 from alight.config import ServeConfig
-from alight.config_parts import Section
+from alight.config.base import Section
 from alight.runtime.console import show_progress
 from alight.runtime.errors import InputError
 from alight.runtime.terminal import printable, printable_lines

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from alight.config import JOBS, OptimizerConfig, Section, ServeConfig, TrainingConfig, TrainTokenizerConfig
-from alight.recipes import find_recipe, load_config, recipes_folder, validate
+from alight.config import OptimizerConfig, Section, ServeConfig, TrainingConfig, TrainTokenizerConfig
+from alight.config.commands import COMMANDS
+from alight.config.recipes import find_recipe, load_config, recipes_folder, validate
 from alight.runtime.errors import InputError
 
 FRAGMENTS = [  # of YAML, that make trouble
@@ -125,7 +126,7 @@ def test_the_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
     assert config.output == tmp_path / "a"
     assert config.compare == (tmp_path / "b", Path("c~/~"))
     assert (config.foundation, config.images.source) == (f"{tmp_path}/d", f"{tmp_path}/e")
-    assert validate(JOBS["sample"], {"output": "~"}, "x").output == tmp_path
+    assert validate(COMMANDS["sample"].config, {"output": "~"}, "x").output == tmp_path
     assert load_config("~/recipe.yaml") == config
 
 
@@ -143,29 +144,29 @@ def test_the_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
     ids=["nul", "surrogate", "empty", "long name", "long name in bytes", "long path", "unknown home"],
 )
 def test_a_path_that_no_file_can_have_is_refused(path, message):
-    for name, kind in JOBS.items():
+    for name, kind in ((name, command.config) for name, command in COMMANDS.items()):
         if "output" in kind.model_fields:
             with pytest.raises(InputError, match=rf"output: .*{message}") as caught:
                 validate(kind, {"output": path}, name)
             assert len(str(caught.value)) < 300
     with pytest.raises(InputError, match=message):
-        validate(JOBS["report"], {"folders": [path]}, "report")
+        validate(COMMANDS["report"].config, {"folders": [path]}, "report")
 
 
 @pytest.mark.parametrize("source", ["9" * 300, "ab/" * 2_000])
 def test_a_source_that_no_file_can_have_is_refused(source):
     with pytest.raises(InputError, match=r"images\.source: .* at most"):
-        validate(JOBS["tune"], {"images": {"source": source}}, "x")
+        validate(COMMANDS["tune"].config, {"images": {"source": source}}, "x")
 
 
 def test_texts_that_cannot_be_stored_are_refused():
     for text in ("a\0b", "\ud800"):
         with pytest.raises(InputError, match=r"classes: the text"):
-            validate(JOBS["sample"], {"classes": ["7", text]}, "x")
+            validate(COMMANDS["sample"].config, {"classes": ["7", text]}, "x")
         with pytest.raises(InputError, match=r"images\.source: the text"):
-            validate(JOBS["tune"], {"images": {"source": text}}, "x")
+            validate(COMMANDS["tune"].config, {"images": {"source": text}}, "x")
         with pytest.raises(InputError, match=r"class_counts: the text"):
-            validate(JOBS["sample"], {"class_counts": {text: 1}}, "x")
+            validate(COMMANDS["sample"].config, {"class_counts": {text: 1}}, "x")
 
 
 def test_overrides_win_over_the_recipe(tmp_path):
@@ -176,7 +177,9 @@ def test_overrides_win_over_the_recipe(tmp_path):
 
 def test_preset_and_sizes_contradict():
     with pytest.raises(InputError, match="already sets hidden_size"):
-        validate(JOBS["transformer train"], {"model": {"preset": "LightningDiT-B/1", "hidden_size": 64}}, "x")
+        validate(
+            COMMANDS["transformer train"].config, {"model": {"preset": "LightningDiT-B/1", "hidden_size": 64}}, "x"
+        )
 
 
 def test_accumulation_follows_from_the_batch_sizes():
@@ -201,7 +204,7 @@ def test_configurations_are_immutable():
 
 
 def test_resolved_configuration_round_trips():
-    for kind in JOBS.values():
+    for kind in (command.config for command in COMMANDS.values()):
         config = kind()
         assert kind.model_validate(config.model_dump(mode="json")) == config
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from alight.config import OptimizerConfig, TrainingConfig
 from alight.runtime.errors import InputError
+from alight.runtime.run_log import LOG_FILE, read_log
 from alight.training import checkpoint
 from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint
 from alight.training.optimizer import make_optimizer, optimizer_step
 from alight.training.run import TrainingRun
-from alight.training.tracking import LOG_FILE, read_log
 
 
 def train(folder, steps=6, at=None, spoil=None, width=1, parts=(), **options):

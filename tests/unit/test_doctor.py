@@ -9,12 +9,12 @@ import torch
 
 from alight.artifacts import write_manifest
 from alight.config import TrainTransformerConfig
+from alight.config.recipes import load_config
 from alight.doctor.environment import disk, packages
 from alight.doctor.findings import Examination, Finding, attempt
 from alight.doctor.recipe_needs import needs
 from alight.doctor.run_check import run_findings
 from alight.doctor.training_log import symptoms
-from alight.recipes import load_config
 from alight.runtime.errors import InputError
 from alight.runtime.hardware import PeakMemory, available_cores, free_disk, free_memory, matrix_product_rate
 

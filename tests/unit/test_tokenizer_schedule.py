@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from alight.config import LatentRegularisationConfig, TrainTokenizerConfig
-from alight.recipes import load_config
+from alight.config.recipes import load_config
 from alight.training.discriminator_watch import DiscriminatorWatch
 from alight.training.latent_regularisation import draw_regularisation
 from alight.training.tokenizer_schedule import stage_at, tokenizer_schedule

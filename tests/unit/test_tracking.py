@@ -16,12 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from alight.config import TrainingConfig
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
+from alight.runtime.run_log import read_log
 from alight.training import meter
 from alight.training.checkpoint import list_checkpoints
 from alight.training.flops import count_flops, weightless
 from alight.training.meter import Averages, Meter
 from alight.training.run import TrainingRun
-from alight.training.tracking import TensorBoardTracker, read_log
+from alight.training.tracking import TensorBoardTracker
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

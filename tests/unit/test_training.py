@@ -17,11 +17,11 @@ from alight.artifacts import library_versions
 from alight.config import OptimizerConfig, TrainingConfig
 from alight.runtime.errors import InputError
 from alight.runtime.hardware import resident_set
+from alight.runtime.run_log import read_log
 from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint, save_checkpoint
 from alight.training.ema import EMA
 from alight.training.optimizer import learning_rate, make_optimizer, optimizer_step
 from alight.training.run import TrainingRun
-from alight.training.tracking import read_log
 
 
 def test_schedules_at_their_corners():

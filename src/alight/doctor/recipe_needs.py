@@ -10,12 +10,12 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from alight.artifacts import read_artifact
 from alight.config import AlignmentConfig, Job, Section
+from alight.config.recipes import load_config
 from alight.doctor.findings import Finding, attempt
 from alight.models.foundation_catalogue import find_row
 from alight.models.inception import WEIGHTS as INCEPTION
 from alight.models.perceptual import LPIPS_LINEAR, VGG16
 from alight.models.pretrained import CONFIG_FILE
-from alight.recipes import load_config
 from alight.runtime.download import DOWNLOAD, PublicFile
 from alight.runtime.files import file_hash
 

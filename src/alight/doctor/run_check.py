@@ -9,17 +9,17 @@ from typing import Any
 
 from alight.artifacts import differences, is_complete, read_manifest
 from alight.config import TrainingConfig
+from alight.config.recipes import find_recipe, load_config, recipes_folder
 from alight.data.latents import LatentDataset
 from alight.doctor.artifact_check import artifact_findings, checkpoint_findings
 from alight.doctor.findings import Finding, attempt
 from alight.doctor.training_log import Line, series, symptoms
 from alight.models.vavae import MEAN_LIMIT, SIZE_LIMIT
-from alight.recipes import find_recipe, load_config, recipes_folder
 from alight.runtime.errors import InputError
+from alight.runtime.run_log import LOG_FILE, read_log
 from alight.training.checkpoint import list_checkpoints, read_checkpoint
 from alight.training.ema import long_average
 from alight.training.longer import TRAINING_FOLDER
-from alight.training.tracking import LOG_FILE, read_log
 
 # (step, MSE of the velocity) where published logs and users' reports tell it, for the released tokenizer's latents
 KNOWN_CURVES = {

@@ -16,7 +16,7 @@ from alight.models.foundation import FoundationModel
 from alight.reporting.pictures import comparison_strip
 from alight.reporting.report import Comparison, Curve, Figure, Picture
 from alight.runtime.pixels import UINT8_RULE
-from alight.training.tracking import read_log
+from alight.runtime.run_log import read_log
 
 CROP = "centre, short side scaled by box halvings and bicubic"
 DIFFERENCE_GAIN = 4

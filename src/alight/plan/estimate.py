@@ -6,11 +6,11 @@ import time
 import torch
 
 from alight.config import PlanConfig, TrainTokenizerConfig, TrainTransformerConfig
+from alight.config.recipes import load_config
 from alight.plan.answer import MicroBatch, Plan
 from alight.plan.measure import Cost, at_extent, sweep
 from alight.plan.subject import Machine, tokenizer_subject, transformer_subject
 from alight.plan.workload import BYTES
-from alight.recipes import load_config
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.errors import InputError

@@ -10,11 +10,11 @@ from pydantic import BaseModel, Field, JsonValue
 
 from alight.artifacts import CONFIG_FILE, PIPELINE_INDEX, WEIGHTS_FILE, Artifact, is_complete, read_artifact
 from alight.config import ExportConfig
+from alight.lineage import record_of, require_tokenizer_of
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.reading import read_json, read_json_object
-from alight.sharing.lineage import record_of, require_tokenizer_of
 
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)*([^/\s'\"]+)")  # within a sentence; no part of an address
 

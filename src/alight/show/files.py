@@ -14,8 +14,8 @@ from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 
 from alight.artifacts import MANIFEST
+from alight.config.recipes import read_recipe
 from alight.data.provenance import NPZ_ENTRY, read_npz_entry, read_png
-from alight.recipes import read_recipe
 from alight.runtime.errors import InputError
 from alight.runtime.npz import array_headers
 from alight.runtime.reading import JSON_LIMIT, parse_json, read_bytes, read_json, require_regular

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from alight.config import InfoConfig
-from alight.recipes import find_recipe
+from alight.config.recipes import find_recipe
 from alight.runtime.errors import InputError
 from alight.show.description import Description
 from alight.show.files import describe_file

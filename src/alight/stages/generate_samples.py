@@ -15,6 +15,7 @@ from alight.config import SampleConfig
 from alight.data.image_npz import write_images_npz
 from alight.data.provenance import software
 from alight.data.sample_folder import Request, SampleFolder
+from alight.lineage import require_tokenizer_of
 from alight.models.lightning_dit import LightningDiT
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
@@ -28,7 +29,6 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
 from alight.runtime.pixels import UINT8_RULE
 from alight.runtime.seeding import random_stream
-from alight.sharing.lineage import require_tokenizer_of
 from alight.training.snapshot import Snapshot, transformer_to_sample
 
 SETTINGS, GRID, TRAJECTORY, NPZ = "samples.json", "grid.png", "trajectory.png", "samples.npz"

@@ -1,4 +1,4 @@
-"""Where the scalars and pictures of a training run go: always into its folder, and wherever else it was asked for.
+"""Trackers: a training run's scalars and pictures go into its folder, and to other places on request.
 
 All places are told the same things at the same moments. What a run tells after a checkpoint it tells again when it
 goes on from there, so each place forgets what is later than the step at which it is opened.
@@ -6,9 +6,7 @@ goes on from there, so each place forgets what is later than the step at which i
 
 import importlib
 import json
-import math
 import re
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -21,14 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from alight.config import TrainingConfig
-from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors, write_text
 from alight.runtime.reading import read_bytes
+from alight.runtime.run_log import LOG_FILE, read_log
 
-LOG_LIMIT = 2**30  # bytes; a line has a few hundred
-LAST_STEP = 2**53  # beyond which a number in JSON may not be the step that was written
-LOG_FILE, TENSORBOARD_FOLDER, WANDB_FILE = "log.jsonl", "tensorboard", "wandb-run-id.txt"
+TENSORBOARD_FOLDER, WANDB_FILE = "tensorboard", "wandb-run-id.txt"
 Picture = NDArray[np.uint8]  # (H, W, 3 or 4)
 
 
@@ -196,42 +192,3 @@ def _read_run_id(path: Path) -> str | None:
     """The name of the run at Weights & Biases; None where the file is missing or damaged."""
     text = read_bytes(path, 1000) if path.exists() else b""
     return text.decode("ascii").strip() if re.fullmatch(rb"[0-9a-zA-Z_-]{1,64}\s*", text) else None
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's log, oldest first: a step and finite numbers; damaged lines are left out with a warning.
-
-    Raises:
-        InputError: the log is no regular file, or cannot be read.
-    """
-    path = folder / LOG_FILE
-    texts = read_bytes(path, LOG_LIMIT).split(b"\n") if path.exists() else []
-    lines, damaged = [], 0
-    for number, text in enumerate(texts, start=1):
-        if (line := _parse_line(text)) is not None:
-            lines.append(line)
-        elif text.strip() and number < len(texts):  # a crash may cut off the last line, which is no damage
-            damaged += 1
-    if damaged:
-        log.warning("%s: %d damaged lines are left out.", path, damaged)
-    return lines
-
-
-def _parse_line(text: bytes) -> dict[str, float] | None:
-    """The numbers of a line; None if it is no line of a log."""
-    try:
-        values = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict) or not _is_number(values.get("step")) or not all(map(_is_number, values.values())):
-        return None
-    if values["step"] != values["step"] // 1 or not 0 <= values["step"] <= LAST_STEP:
-        return None
-    step = int(values["step"])
-    return {"step": step} | {name: value for name, value in values.items() if name != "step" and math.isfinite(value)}
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return isinstance(value, float) or abs(value) <= sys.float_info.max

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from alight.config import SolverConfig
-from alight.recipes import explain
+from alight.config.recipes import explain
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import derive_seed

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alight.artifacts import Artifact
-from alight.config import Job, TokenizerStudyConfig
+from alight.config import AlignmentStudyConfig, Job
 from alight.outputs import check_output
 from alight.runtime.console import duration, log
 
@@ -18,7 +18,7 @@ STAGES = {
 KINDS = {"plain": "tokenizer", "aligned": "tokenizer"}  # of artifact, where the stage's name does not say it
 
 
-def run(config: TokenizerStudyConfig) -> Artifact:
+def run(config: AlignmentStudyConfig) -> Artifact:
     """Train a foundation model and two tokenizers, with and without alignment, and compare them.
 
     Both tokenizers begin from the same weights and see the same batches and noise; what is finished already is kept.
@@ -38,7 +38,7 @@ def run(config: TokenizerStudyConfig) -> Artifact:
     return artifact
 
 
-def wire(config: TokenizerStudyConfig) -> dict[str, Job]:
+def wire(config: AlignmentStudyConfig) -> dict[str, Job]:
     """The configuration of every stage, with the folders joined up and one seed and device for all."""
     folders = {stage: config.output / stage for stage in STAGES}
 

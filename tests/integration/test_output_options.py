@@ -1,4 +1,4 @@
-"""The command line's manners: JSON for programs, quiet and verbose, colour, completion, and quick help."""
+"""The command line's output: JSON for programs, quiet and verbose, colour, completion, and quick help."""
 
 import json
 import os
@@ -11,10 +11,9 @@ import time
 
 import pytest
 
-from alight.cli import Manners, main, parse
-from alight.commands import COMMANDS
+from alight.cli import OutputOptions, main, parse
 from alight.completion import completion_script, options
-from alight.config import JOBS
+from alight.config.commands import COMMANDS
 from alight.runtime.errors import InputError
 
 
@@ -89,14 +88,14 @@ def test_verbose_shows_the_configuration_and_where_a_mistake_was_noticed(alight,
 def test_quiet_and_verbose_exclude_each_other():
     with pytest.raises(InputError, match="contradict"):
         parse("report", ["--quiet", "--verbose"])
-    assert parse("report", ["a", "b", "--json"])[1] == Manners(as_json=True)
+    assert parse("report", ["a", "b", "--json"])[1] == OutputOptions(as_json=True)
 
 
 def test_the_main_option_needs_no_name():
     assert list(map(str, parse("report", ["a", "b"])[0].folders)) == ["a", "b"]
     assert parse("report", ["--folders", "a", "b"])[0] == parse("report", ["a", "b"])[0]
     for name, command in COMMANDS.items():
-        assert not command.operand or command.operand in dict(options(JOBS[name]))
+        assert not command.operand or command.operand in dict(options(COMMANDS[name].config))
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ def test_help_is_quick(arguments):
 
 
 def test_every_option_that_completion_offers_is_known_to_the_command_line(capsys):
-    for name, kind in JOBS.items():
+    for name, kind in ((name, command.config) for name, command in COMMANDS.items()):
         with pytest.raises(SystemExit):
             parse(name, ["--help"])
         shown = set(re.findall(r"--[a-z0-9.-]+", capsys.readouterr().out))

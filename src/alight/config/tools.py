@@ -1,4 +1,4 @@
-"""The configurations of the tools around the arrow: sharing, looking, planning, timing."""
+"""The configuration of the tools around the arrow: tuning, converting, sharing, planning, timing, serving."""
 
 from __future__ import annotations
 
@@ -8,7 +8,64 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_serializer, model_validator
 
-from alight.config_parts import AtLeastOne, Device, NonNegative, Positive, PositiveReal, Section, Size, Source
+from alight.config.base import (
+    AtLeastOne,
+    Device,
+    Fraction,
+    ImagesConfig,
+    Job,
+    NonNegative,
+    Positive,
+    PositiveReal,
+    Section,
+    Size,
+    Source,
+)
+from alight.config.evaluation import FeatureNetworksConfig
+from alight.config.sampling import DrawConfig, GuidanceScale, Steps, TimestepShift
+from alight.options import Precision, require_solver
+
+
+class TuneConfig(FeatureNetworksConfig, Job):
+    """Try sampling settings on the same noise and labels, and find the best for every cost."""
+
+    output: Path = Path("runs/tune")
+    pipeline: Path = Path("runs/quickstart/pipeline")
+    images: ImagesConfig = ImagesConfig()  # whose training images are the reference, where none is given
+    reference: Path | None = None  # a .npz of statistics, or of 'alight evaluate reference'
+    measure: Literal["auto", "inception", "dinov2", "foundation", "grey_pixels"] = "auto"  # auto = the first at hand
+    draw: DrawConfig = DrawConfig(samples_per_class=50)  # labels, and the settings that the search begins with
+    guidance_scales: tuple[GuidanceScale, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
+    guidance_intervals: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 1.0), (0.1, 1.0), (0.2, 1.0))
+    timestep_shifts: tuple[TimestepShift, ...] = (1.0, 0.5, 0.3)
+    solvers: tuple[str, ...] = ("euler", "heun")
+    steps: tuple[Steps, ...] = (10, 25, 50)
+    search: Literal["stepwise", "grid"] = "stepwise"  # one setting after the other, keeping the best; or all together
+    store: bool = True  # write the best settings into the pipeline, where from_pretrained finds them
+    batch_size: Positive = 64
+
+    @model_validator(mode="after")
+    def _something_to_try(self) -> Self:
+        for solver in self.solvers:
+            require_solver(solver)
+        grids = (self.guidance_scales, self.guidance_intervals, self.timestep_shifts, self.solvers, self.steps)
+        if not all(grids):
+            raise ValueError("every list of settings needs at least one entry; give the one value to keep")
+        return self
+
+
+class ConvertConfig(Section):
+    """Bring published files in as artifacts, or write artifacts in the published layout."""
+
+    kind: Literal["transformer", "tokenizer", "latents"] = "transformer"  # what the source holds
+    to: Literal["alight", "published"] = "alight"  # alight: a published file in; published: an artifact back out
+    source: Path | None = None  # a checkpoint, a hub id, or a folder: shards, diffusers', an artifact; always needed
+    output: Path = Path("runs/converted")  # a folder; of weights to the published layout, a file
+    weights: Literal["ema", "model"] | None = None  # of a transformer file; None = ema where it is there
+    num_heads: Positive | None = None  # of a transformer file that does not tell
+    num_classes: Positive | None = None  # of latents; None = as far as their labels go
+    statistics: Path | None = None  # the latents_stats.pt that belongs to the source
+    tokenizer: Path | None = None  # the tokenizer artifact that transformer or latents were made with
 
 
 class ExportConfig(Section):
@@ -60,7 +117,7 @@ class BenchConfig(Section):
     )  # what to time
     device: Device = "cpu"
     preset: str | None = None  # size of the model; None = S/1 on a CPU and XL/1 on a GPU
-    precisions: AtLeastOne[Literal["fp32", "bf16"]] = ("fp32", "bf16")  # one table section each
+    precisions: AtLeastOne[Precision] = ("fp32", "bf16")  # one table section each
     train_batch: Positive | None = None  # None = 8 on a CPU and 32 on a GPU
     sample_batch: Positive | None = None  # None = 1 on a CPU and 32 on a GPU
     sample_steps: Positive = 49  # model calls; 49 is what the published code calls 50 steps
@@ -129,7 +186,7 @@ class ServeConfig(Section):
     max_upload_mb: PositiveReal = 20.0  # of the files that are sent at once
     queue_size: Positive = 20  # requests that may wait; further ones are turned away
     batch_size: Positive = 16  # images at a time
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     device: Device = "auto"
 
     @model_validator(mode="after")

@@ -14,8 +14,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from alight.config import JOBS, Section
-from alight.config_parts import is_secret
+from alight.config.base import Section, is_secret
+from alight.config.commands import COMMANDS, FORMER_NAMES
 from alight.runtime.errors import InputError
 from alight.runtime.reading import require_regular
 from alight.runtime.terminal import shortened
@@ -28,8 +28,8 @@ COMPARED_LENGTH = 60  # of a word for which a similar one is looked for; compari
 
 def recipes_folder() -> Path:
     """Where the shipped recipes lie: inside an installed package, or beside the sources."""
-    packaged = Path(__file__).parent / "configs"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
+    packaged = Path(__file__).parents[1] / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "configs"
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -69,23 +69,24 @@ def read_recipe(name: str | Path) -> tuple[str, dict[str, Any]]:
         raise InputError(f"{path} holds no keys. A recipe is a mapping such as 'job: tokenizer train'.")
     if values.get("job") is None:
         likely = " or ".join(f"'job: {job}'" for job in _likely_jobs(values))
-        remedy = f"Its keys suggest {likely}." if likely else f"Known jobs: {', '.join(JOBS)}."
+        remedy = f"Its keys suggest {likely}." if likely else f"Known jobs: {', '.join(COMMANDS)}."
         raise InputError(
             f"{path} must say which command it is for, but a line 'job: ...' is missing or empty. {remedy}"
         )
     job = values.pop("job")
-    if not isinstance(job, str) or job not in JOBS:
+    job = FORMER_NAMES.get(job, job) if isinstance(job, str) else job
+    if not isinstance(job, str) or job not in COMMANDS:
         found = f"'{shortened(job)}'" if isinstance(job, str) else _in_words(job)
         raise InputError(
             f"{path} must say which command it is for, in a line 'job: ...'; found {found}."
-            f"{_nearest(job, list(JOBS)) if isinstance(job, str) else ''} Known jobs: {', '.join(JOBS)}."
+            f"{_nearest(job, list(COMMANDS)) if isinstance(job, str) else ''} Known jobs: {', '.join(COMMANDS)}."
         )
     return job, values
 
 
 def _likely_jobs(values: Mapping[Any, Any]) -> list[str]:
     """The jobs which know most of the keys."""
-    known = {job: sum(key in kind.model_fields for key in values) for job, kind in JOBS.items()}
+    known = {job: sum(key in command.config.model_fields for key in values) for job, command in COMMANDS.items()}
     most = max(known.values())
     return [job for job, count in known.items() if count == most and most > 0][:5]
 
@@ -106,7 +107,7 @@ def load_config(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
     job, values = read_recipe(name)
     for dotted, value in (overrides or {}).items():
         override(values, dotted, value)
-    return validate(JOBS[job], values, source=str(name))
+    return validate(COMMANDS[job].config, values, source=str(name))
 
 
 def override(values: dict[str, Any], dotted: str, value: Any) -> None:

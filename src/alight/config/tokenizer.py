@@ -1,4 +1,4 @@
-"""The configurations of the first half of the arrow: foundation model and tokenizer, trained, measured, compared."""
+"""The configuration of the first stage: a foundation model, and a tokenizer aligned with one."""
 
 from __future__ import annotations
 
@@ -7,27 +7,23 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from alight.config_parts import (
+from alight.config.base import (
     Depth,
     Fraction,
     ImagesConfig,
     Job,
     NonNegative,
     NonNegativeReal,
-    OptimizerConfig,
     Positive,
     PositiveReal,
     Section,
     Size,
     Source,
-    TrainingConfig,
 )
+from alight.config.training import OptimizerConfig, TrainingConfig
+from alight.options import AdversarialLoss, DistanceOn, Projection, Reduction
 
 Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=12)]
-
-# --- foundation ---------------------------------------------------------------------------------------------------
-
-
 SMALLEST_DISCRIMINATED = 32  # pixels along a side that the discriminator needs
 
 
@@ -55,9 +51,6 @@ class TrainFoundationConfig(Job):
     model: FoundationModelConfig = FoundationModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.05)
     training: TrainingConfig = TrainingConfig(steps=2_000, global_batch_size=128, ema_decay=None)
-
-
-# --- tokenizer ----------------------------------------------------------------------------------------------------
 
 
 class TokenizerModelConfig(Section):
@@ -96,8 +89,8 @@ class AlignmentConfig(Section):
     distance_margin: NonNegativeReal = 0.25  # m2
     cosine_weight: NonNegativeReal = 1.0  # of the marginal cosine loss within the sum
     distance_weight: NonNegativeReal = 1.0  # of the marginal distance matrix loss within the sum
-    projection: Literal["to_features", "to_latent"] = "to_features"  # which side a 1x1 convolution maps to the other
-    distance_on: Literal["projected", "latent"] = "projected"  # what the distance matrix sees: as published, or Eq. 3
+    projection: Projection = "to_features"  # which side a 1x1 convolution maps to the other
+    distance_on: DistanceOn = "projected"  # what the distance matrix sees: as published, or Eq. 3
     adaptive: bool = True  # scale by the ratio of gradient norms at the encoder's last convolution
     foundation_input: Literal["own", "published"] = "own"  # the model's own normalisation, or [-1, 1] as published
     cache_features: bool = False  # keep features of centre crops on disk, under ALIGHT_CACHE, for later epochs
@@ -113,13 +106,13 @@ class ReconstructionConfig(Section):
 
     l1_weight: PositiveReal = 1.0
     kl_weight: NonNegativeReal = 1e-6
-    reduction: Literal["sum", "mean"] = "sum"  # over an image; kl_weight 1e-6 only means something with sums
+    reduction: Reduction = "sum"  # over an image; kl_weight 1e-6 only means something with sums
     logvar: float = 0.0  # fixed log-variance of a pixel, which scales the sum by exp(-logvar)
     perceptual_weight: NonNegativeReal = 1.0  # LPIPS; 0 = off
     vgg16_weights: Path | None = None  # torchvision's vgg16-397923af.pth, or "download" ...
     lpips_weights: Path | None = None  # ... and the linear layers of LPIPS v0.1 (vgg.pth)
     adversarial_weight: NonNegativeReal = 0.5  # PatchGAN; 0 = off
-    adversarial_loss: Literal["hinge", "vanilla"] = "hinge"
+    adversarial_loss: AdversarialLoss = "hinge"
     adversarial_start_step: NonNegative = 2_500  # optimizer steps of the autoencoder before the term counts
 
     @model_validator(mode="after")
@@ -232,40 +225,3 @@ class TrainTokenizerConfig(Job):
                 "alignment.weight (and that of the stages) and regularisation to 0"
             )
         return self
-
-
-class MeasureTokenizerConfig(Job):
-    """What is measured of a tokenizer in every report."""
-
-    images: ImagesConfig = ImagesConfig()
-    split: Literal["train", "held_out", "all"] = "held_out"  # which images are reconstructed
-    posterior: Literal["sample", "mode"] = "sample"  # the published figures are of samples
-    foundation: Source | None = None  # measure in the features of this model (folder, hub id); None = the aligned one
-    vgg16_weights: Path | None = None  # for LPIPS: torchvision's vgg16-397923af.pth, or "download" ...
-    lpips_weights: Path | None = None  # ... and the linear layers of LPIPS v0.1 (vgg.pth), or "download"
-    batch_size: Positive = 64
-
-    @model_validator(mode="after")
-    def _perceptual_files(self) -> Self:
-        if (self.vgg16_weights is None) != (self.lpips_weights is None):
-            raise ValueError("LPIPS needs both vgg16_weights and lpips_weights; give two files or none")
-        return self
-
-
-class EvaluateTokenizerConfig(MeasureTokenizerConfig):
-    """Measure how well a tokenizer reconstructs images, alone or side by side with others, and write a report."""
-
-    output: Path = Path("runs/tokenizer-report")
-    tokenizer: Path = Path("runs/tokenizer")  # a folder, a hub id or a published checkpoint
-    compare: tuple[Path, ...] = ()  # further tokenizers, measured on the same crops
-    linear_map_images: Positive = 2_000  # training crops that the linear map from latents to features is fitted to
-    inception_weights: Path | None = None  # for rFID: pt_inception-2015-12-05-6726825d.pth, or "download"
-
-
-class TokenizerStudyConfig(Job):
-    """A plain and an aligned tokenizer with the same seed and budget, side by side in one report."""
-
-    output: Path = Path("runs/study")
-    foundation: TrainFoundationConfig = TrainFoundationConfig()
-    tokenizer: TrainTokenizerConfig = TrainTokenizerConfig()  # the aligned one; the plain one differs in nothing else
-    report: EvaluateTokenizerConfig = EvaluateTokenizerConfig()

@@ -1,14 +1,14 @@
-"""The parts that the configurations of several jobs share: closed sections, images, optimizer, training."""
+"""The parts that every configuration is made of: checked types, closed sections, images, the job."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from alight.runtime.errors import InputError
+from alight.options import Crop
 
 Item = TypeVar("Item")
 LARGEST_COUNT, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # what arrays, files and generators of random numbers can take
@@ -68,8 +68,6 @@ def _source_with_home(text: str) -> str:
 
 
 Source = Annotated[str, AfterValidator(_source_with_home)]  # a path, or a name of another kind
-
-
 _SECRET = re.compile(r"(^|_)(password|passphrase|token|secret)s?(_|$)")
 
 
@@ -122,70 +120,13 @@ class ImagesConfig(Section):
     image_column: str | None = None  # of a list, tars or a table: where the images are; None = found by name or type
     label_column: str | None = None  # likewise, where the labels are; None = found, or none
     size: Size = 256  # side of the square crop in pixels
-    crop: Literal["center", "random"] = "center"  # centre crop as in ADM, or a random one
+    crop: Crop = "center"  # centre crop as in ADM, or a random one
     unconditional: bool = False  # take everything as one class, whatever its folders or labels
     horizontal_flip: bool = False  # mirror half of the images at random while training
     held_out_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # not trained on; embedded images have their own
     workers: NonNegative = 0  # processes that decode ahead; 0 = decode when asked
     upscale: bool = False  # accept images that are smaller than the crop
     max_skipped_fraction: Fraction = 0.5  # give up when more than this share of the files cannot be decoded
-
-
-class OptimizerConfig(Section):
-    """Adam with decoupled weight decay, and its learning rate over time."""
-
-    lr: PositiveReal = 2e-4  # peak learning rate; never scaled behind your back
-    betas: tuple[Decay, Decay] = (0.9, 0.95)  # decay of the two moments
-    weight_decay: NonNegativeReal = 0.0  # decoupled (AdamW)
-    max_grad_norm: PositiveReal | None = 1.0  # clip the global gradient norm; None = off
-    warmup_steps: NonNegative = 0  # linear warm-up from zero
-    schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
-    final_lr_fraction: Fraction = 0.0  # where cosine and linear end, as a share of lr
-
-
-class TrainingConfig(Section):
-    """Length, batch, averaging, precision and bookkeeping of a training run."""
-
-    steps: Positive = 80_000  # optimizer steps
-    global_batch_size: Positive = 256  # images per optimizer step
-    micro_batch_size: Positive | None = None  # images per forward pass; None = the whole batch at once
-    ema_decay: Decay | None = 0.9999  # average of the weights; None = off
-    ema_warmup: Annotated[float, Field(ge=1)] | None = None  # after t steps the decay is at most (1+t)/(this+t)
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 = autocast with fp32 weights
-    sharding: Literal["replicate", "shard"] = "replicate"  # several processes: DDP, or FSDP2 where memory is short
-    compile: bool = False  # torch.compile of each block
-    activation_checkpointing: bool = False  # less memory, a third more computing
-    log_every: Positive = 50  # steps between lines in log.jsonl
-    tensorboard: bool = False  # scalars and pictures for TensorBoard, too, in training/tensorboard
-    wandb_project: str | None = None  # and for Weights & Biases, in this project of theirs
-    checkpoint_every: Positive = 5_000  # steps between checkpoints
-    keep_checkpoints: Positive = 2  # how many of the newest checkpoints stay
-    keep_every: Positive | None = None  # also keep those of every so many steps; None = none of them
-    on_non_finite: Literal["stop", "skip", "rollback"] = "stop"  # a gradient of NaN or infinity; it is never applied
-    max_non_finite: Positive = 10  # give up after so many of them, where the policy is to go on
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
-                f"{self.micro_batch_size}"
-            )
-        return self
-
-    def pieces(self, world_size: int = 1) -> int:
-        """Forward passes per optimizer step in each of so many processes.
-
-        Raises:
-            InputError: if the batch cannot be divided evenly.
-        """
-        micro = self.micro_batch_size or max(self.global_batch_size // world_size, 1)
-        if self.global_batch_size % (world_size * micro):
-            raise InputError(
-                f"training.global_batch_size {self.global_batch_size} cannot be divided evenly between {world_size} "
-                f"processes with training.micro_batch_size {micro}. Choose a multiple of {world_size * micro}."
-            )
-        return self.global_batch_size // (world_size * micro)
 
 
 class Job(Section):

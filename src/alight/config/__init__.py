@@ -1,0 +1,80 @@
+"""Typed, strict configuration of every command, one file per subject, and the recipes that fill it.
+
+One class per command, one default per value, and no value that two classes both own. Contradictions are refused here,
+before any work starts.
+"""
+
+from alight.config.base import ImagesConfig, Job, Section
+from alight.config.evaluation import (
+    EvaluateConfig,
+    EvaluateReferenceConfig,
+    EvaluateTokenizerConfig,
+    FeatureNetworksConfig,
+    MeasureTokenizerConfig,
+)
+from alight.config.latents import ExtractLatentsConfig, InspectLatentsConfig
+from alight.config.sampling import DrawConfig, SampleConfig, SolverConfig
+from alight.config.studies import AlignmentStudyConfig, QuickstartConfig
+from alight.config.tokenizer import (
+    AlignmentConfig,
+    FoundationModelConfig,
+    LatentRegularisationConfig,
+    ReconstructionConfig,
+    TokenizerModelConfig,
+    TokenizerStageConfig,
+    TrainFoundationConfig,
+    TrainTokenizerConfig,
+)
+from alight.config.tools import (
+    BenchConfig,
+    ConvertConfig,
+    DoctorConfig,
+    ExportConfig,
+    InfoConfig,
+    PlanConfig,
+    ReportConfig,
+    ServeConfig,
+    TuneConfig,
+)
+from alight.config.training import OptimizerConfig, TrainingConfig
+from alight.config.transformer import FlowConfig, TrainTransformerConfig, TransformerModelConfig
+
+__all__ = [
+    "AlignmentConfig",
+    "BenchConfig",
+    "ConvertConfig",
+    "DoctorConfig",
+    "DrawConfig",
+    "EvaluateConfig",
+    "EvaluateReferenceConfig",
+    "EvaluateTokenizerConfig",
+    "ExportConfig",
+    "ExtractLatentsConfig",
+    "FeatureNetworksConfig",
+    "FlowConfig",
+    "FoundationModelConfig",
+    "ImagesConfig",
+    "InfoConfig",
+    "InspectLatentsConfig",
+    "Job",
+    "LatentRegularisationConfig",
+    "MeasureTokenizerConfig",
+    "OptimizerConfig",
+    "PlanConfig",
+    "QuickstartConfig",
+    "ReconstructionConfig",
+    "ReportConfig",
+    "SampleConfig",
+    "Section",
+    "ServeConfig",
+    "SolverConfig",
+    "TokenizerModelConfig",
+    "TokenizerStageConfig",
+    "AlignmentStudyConfig",
+    "TrainFoundationConfig",
+    "TrainTokenizerConfig",
+    "TrainTransformerConfig",
+    "TrainingConfig",
+    "TransformerModelConfig",
+    "TuneConfig",
+]

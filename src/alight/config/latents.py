@@ -1,0 +1,33 @@
+"""The configuration of latents: their extraction, and a look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from alight.config.base import ImagesConfig, Job, NonNegative, Positive, Section, Seed
+from alight.options import Precision, StoredDtype, StoredPosterior
+
+
+class ExtractLatentsConfig(Job):
+    """Encode images once, so that the transformer trains on latents."""
+
+    output: Path = Path("runs/latents")
+    tokenizer: Path = Path("runs/tokenizer")
+    images: ImagesConfig = ImagesConfig()
+    flips: bool = True  # also encode each mirrored image
+    posterior: StoredPosterior = "sample"  # published: sample; moments: drawn anew when read
+    statistics: Literal["tokenizer", "data"] = "tokenizer"  # whose mean and std normalise the latents
+    dtype: StoredDtype = "fp32"  # of the stored latents
+    precision: Precision = "fp32"  # of the encoder; bf16 = autocast, faster and good to two digits
+    batch_size: Positive = 64  # images at a time, each with its mirror image
+    shard_size: Positive = 10_000  # images per file; what an interruption may cost, and what processes share
+
+
+class InspectLatentsConfig(Section):
+    """Check a folder of latents to the last bit, and show what is in it."""
+
+    latents: Path = Path("runs/latents")
+    output: Path | None = None  # a folder for a report with plots; None = the terminal alone
+    density_runs: NonNegative = 0  # t-SNE maps that the density figures are averaged over, 10 in the paper; 0 = none
+    seed: Seed = 0  # of the positions and maps that are drawn

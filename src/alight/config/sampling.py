@@ -1,0 +1,103 @@
+"""The configuration of sampling: the way from noise to latents, and the images to generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from alight.config.base import ClassName, Fraction, Job, NonNegative, Positive, Section
+from alight.options import SDE_SOLVERS, DiffusionForm, LabelProtocol, LastStep, Precision, require_solver
+
+Checkpoint = Annotated[str, Field(pattern=r"^(latest|\d{1,8})$", coerce_numbers_to_str=True)]
+GuidanceScale = Annotated[float, Field(ge=0, le=100)]  # 100 is far beyond all that makes images
+TimestepShift = Annotated[float, Field(ge=1e-3, le=1e3)]
+Steps = Annotated[int, Field(ge=1, le=100_000)]
+
+
+class SolverConfig(Section):
+    """How noise becomes latents."""
+
+    solver: str = "euler"  # or heun, ab2, rk4, dopri5, sde_euler, ...; a wrong name is answered with the list
+    num_inference_steps: Steps = 50  # steps really taken
+    guidance_scale: GuidanceScale = 1.0  # 1 = no guidance
+    guidance_interval: tuple[Fraction, Fraction] | None = None  # in model time; None = everywhere
+    guidance_channels: Positive | None = None  # None = all; 3 = how the published figures were made
+    timestep_shift: TimestepShift | None = None  # s of t' = s t / (1 + (s-1) t); None = off
+    diffusion_form: DiffusionForm = "sigma"
+    last_step: LastStep = "mean"  # the end without noise; both of the sde_ solvers alone
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        require_solver(self.solver)
+        if self.stochastic and self.timestep_shift is not None:
+            raise ValueError(f"{self.solver} takes even steps; set timestep_shift to null, or choose an ODE solver")
+        if self.stochastic and self.num_inference_steps < 2:
+            raise ValueError(f"{self.solver} needs num_inference_steps of at least 2: a noisy step and the last one")
+        if self.guidance_interval and self.guidance_interval[0] >= self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval {self.guidance_interval} is empty: give (low, high) with low < high")
+        return self
+
+    @property
+    def stochastic(self) -> bool:
+        """Tell if noise is added on the way."""
+        return self.solver in SDE_SOLVERS
+
+    def effective(self) -> dict[str, Any]:
+        """The settings that take part in sampling, for records: an ODE solver has no noise to describe."""
+        return self.model_dump(exclude=set() if self.stochastic else {"diffusion_form", "last_step"})
+
+    def __str__(self) -> str:
+        """The settings in a line, such as "euler, 50 steps, guidance 1.5 on t in [0.1, 1], shift 0.3"."""
+        words = [self.solver, f"{self.num_inference_steps} steps"]
+        if self.guidance_scale == 1:
+            words.append("no guidance")
+        else:
+            low, high = self.guidance_interval or (0, 1)
+            interval = f" on t in [{low:g}, {high:g}]" if (low, high) != (0, 1) else ""
+            words.append(f"guidance {self.guidance_scale:g}{interval}")
+        if self.timestep_shift not in (None, 1):
+            words.append(f"shift {self.timestep_shift:g}")
+        return ", ".join(words)
+
+
+class DrawConfig(Section):
+    """Which images to generate, of which classes, and how."""
+
+    labels: LabelProtocol = "balanced"  # equally many of each class, or drawn uniformly from the seed
+    classes: tuple[ClassName, ...] = ()  # names or indices; empty = all
+    samples_per_class: Annotated[int, Field(ge=1, le=100_000)] = 10  # of balanced labels
+    num_samples: Annotated[int, Field(ge=1, le=10_000_000)] | None = None  # of random labels, all classes together
+    class_counts: dict[ClassName, Positive] = {}  # so many of each class that is named here, and of no other
+    sampling: SolverConfig = SolverConfig()
+    precision: Precision = "fp32"
+
+    @model_validator(mode="after")
+    def _labels_agree(self) -> Self:
+        if self.class_counts and (self.labels == "random" or self.classes):
+            raise ValueError("class_counts already says which classes; leave out classes and labels")
+        if self.labels == "random" and self.num_samples is None:
+            raise ValueError("labels 'random' needs num_samples, the number of images")
+        if self.labels == "balanced" and self.num_samples is not None:
+            raise ValueError("num_samples belongs to labels 'random'; give samples_per_class, or set labels to random")
+        return self
+
+
+class SampleConfig(DrawConfig, Job):
+    """Generate images with a trained transformer and its tokenizer."""
+
+    output: Path = Path("runs/samples")
+    transformer: Path = Path("runs/transformer")
+    checkpoint: Checkpoint | None = None  # sample from this one of its run: latest or a step; None = finished weights
+    tokenizer: Path | None = None  # decodes; None = the one that the records of the transformer lead to
+    guide: Path | None = None  # a weaker transformer: autoguidance by it instead of the null class
+    batch_size: Positive = 64
+    npz: bool = False  # also write samples.npz (arr_0, shuffled)
+    trajectory_images: NonNegative = 4  # so many images are shown on their way, in trajectory.png; 0 = none
+
+    @model_validator(mode="after")
+    def _guide_is_used(self) -> Self:
+        if self.guide is not None and self.sampling.guidance_scale == 1:
+            raise ValueError("a guide does nothing at guidance_scale 1; set sampling.guidance_scale, 2.0 for example")
+        return self

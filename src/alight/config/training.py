@@ -1,0 +1,68 @@
+"""The configuration that all training shares: the optimizer, and the length and bookkeeping of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from alight.config.base import Decay, Fraction, NonNegative, NonNegativeReal, Positive, PositiveReal, Section
+from alight.options import OnNonFinite, Precision, Schedule, Sharding
+from alight.runtime.errors import InputError
+
+
+class OptimizerConfig(Section):
+    """Adam with decoupled weight decay, and its learning rate over time."""
+
+    lr: PositiveReal = 2e-4  # peak learning rate; never scaled behind your back
+    betas: tuple[Decay, Decay] = (0.9, 0.95)  # decay of the two moments
+    weight_decay: NonNegativeReal = 0.0  # decoupled (AdamW)
+    max_grad_norm: PositiveReal | None = 1.0  # clip the global gradient norm; None = off
+    warmup_steps: NonNegative = 0  # linear warm-up from zero
+    schedule: Schedule = "constant"  # after the warm-up
+    final_lr_fraction: Fraction = 0.0  # where cosine and linear end, as a share of lr
+
+
+class TrainingConfig(Section):
+    """Length, batch, averaging, precision and bookkeeping of a training run."""
+
+    steps: Positive = 80_000  # optimizer steps
+    global_batch_size: Positive = 256  # images per optimizer step
+    micro_batch_size: Positive | None = None  # images per forward pass; None = the whole batch at once
+    ema_decay: Decay | None = 0.9999  # average of the weights; None = off
+    ema_warmup: Annotated[float, Field(ge=1)] | None = None  # after t steps the decay is at most (1+t)/(this+t)
+    precision: Precision = "fp32"  # bf16 = autocast with fp32 weights
+    sharding: Sharding = "replicate"  # several processes: DDP, or FSDP2 where memory is short
+    compile: bool = False  # torch.compile of each block
+    activation_checkpointing: bool = False  # less memory, a third more computing
+    log_every: Positive = 50  # steps between lines in log.jsonl
+    tensorboard: bool = False  # scalars and pictures for TensorBoard, too, in training/tensorboard
+    wandb_project: str | None = None  # and for Weights & Biases, in this project of theirs
+    checkpoint_every: Positive = 5_000  # steps between checkpoints
+    keep_checkpoints: Positive = 2  # how many of the newest checkpoints stay
+    keep_every: Positive | None = None  # also keep those of every so many steps; None = none of them
+    on_non_finite: OnNonFinite = "stop"  # a gradient of NaN or infinity; it is never applied
+    max_non_finite: Positive = 10  # give up after so many of them, where the policy is to go on
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        return self
+
+    def pieces(self, world_size: int = 1) -> int:
+        """Forward passes per optimizer step in each of so many processes.
+
+        Raises:
+            InputError: if the batch cannot be divided evenly.
+        """
+        micro = self.micro_batch_size or max(self.global_batch_size // world_size, 1)
+        if self.global_batch_size % (world_size * micro):
+            raise InputError(
+                f"training.global_batch_size {self.global_batch_size} cannot be divided evenly between {world_size} "
+                f"processes with training.micro_batch_size {micro}. Choose a multiple of {world_size * micro}."
+            )
+        return self.global_batch_size // (world_size * micro)

@@ -1,0 +1,85 @@
+"""The configuration of the second stage: LightningDiT, its flow and its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import model_validator
+
+from alight.config.base import (
+    Depth,
+    Fraction,
+    Job,
+    NonNegative,
+    NonNegativeReal,
+    Positive,
+    PositiveReal,
+    Section,
+    Size,
+)
+from alight.config.training import OptimizerConfig, TrainingConfig
+from alight.options import FeedForwardKind, LossWeight, Norm, PathName, Prediction, TimeDistribution
+
+
+class TransformerModelConfig(Section):
+    """LightningDiT by preset or by its four sizes; everything else is the paper's final architecture."""
+
+    preset: str | None = "LightningDiT-B/1"  # None = the four sizes below, all given
+    hidden_size: Size | None = None
+    num_layers: Depth | None = None
+    num_heads: Size | None = None
+    patch_size: Size | None = None
+    mlp_ratio: PositiveReal = 4.0
+    class_dropout_prob: Fraction = 0.1  # share of labels replaced by the null class while training
+    qk_norm: bool = False  # steadier for very long runs, at some cost in FID
+    norm: Norm = "rms_norm"
+    feed_forward: FeedForwardKind = "swiglu"
+    rope: bool = True  # rotary positions, beside the sin-cos ones
+    adaln_shift: bool = True  # modulate by shift and scale, or by scale alone
+
+    @model_validator(mode="after")
+    def _preset_or_sizes(self) -> Self:
+        names = ("hidden_size", "num_layers", "num_heads", "patch_size")
+        given = [name for name in names if getattr(self, name) is not None]
+        if self.preset and given:
+            raise ValueError(
+                f"preset {self.preset} already sets {', '.join(given)}; set preset to null to choose sizes"
+            )
+        if not self.preset and len(given) < len(names):
+            raise ValueError(f"without a preset, give {', '.join(name for name in names if name not in given)} too")
+        if self.hidden_size and self.num_heads and self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class FlowConfig(Section):
+    """The flow (paper, section 4): path and prediction, how time is drawn, and what the loss is.
+
+    The defaults are rectified flow as the paper trains it; the others are its ablations and relatives.
+    """
+
+    path: PathName = "linear"
+    prediction: Prediction = "velocity"
+    loss_weight: LossWeight = "none"  # of noise and score predictions
+    time_sampling: TimeDistribution = "logit_normal"
+    uniform_from_step: NonNegative | None = None  # draw time uniformly from this step on, as the 800-epoch recipe does
+    timestep_shift: PositiveReal | None = None  # warp of the training times; below 1 looks more often at noise
+    logit_normal_mean: float = 0.0
+    logit_normal_std: PositiveReal = 1.0
+    cosine_weight: NonNegativeReal = 1.0  # of the velocity direction loss
+
+
+class TrainTransformerConfig(Job):
+    """Train LightningDiT on latents with rectified flow."""
+
+    output: Path = Path("runs/transformer")
+    latents: Path = Path("runs/latents")
+    init_from: str | None = None  # a transformer to start from: artifact, diffusers folder or published checkpoint
+    model: TransformerModelConfig = TransformerModelConfig()  # with init_from, that transformer's
+    flow: FlowConfig = FlowConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    samples_every: Positive | None = None  # steps between grids of samples, drawn beside the log; None = none
+    sample_images: Positive = 16  # so many in a grid, of the same noise and classes every time
+    samples_tokenizer: Path | None = None  # decodes them; None = the folder that the latents were made with

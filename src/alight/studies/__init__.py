@@ -1,0 +1,1 @@
+"""Studies: many stages, one report."""
