@@ -49,11 +49,7 @@ def run(config: TuneConfig) -> Artifact:
         pipeline.to(processes.device)
         size = LiveImages(pipeline, config.pipeline, config.draw, config.seed).size
         networks, key = choose_space(config, size[0], processes)
-        reference = open_reference(config, networks, size, processes)
-        if key not in reference.statistics:
-            raise InputError(
-                f"The reference ({reference.description}) has no statistics of the features '{key}'. Choose another --measure, or another reference."
-            )
+        reference = open_reference(config, networks, key, size, processes)
         search = SettingsSearch(config, pipeline, networks, reference, key, processes)
         trials = search.run()
         best = min(trials, key=lambda trial: trial.distance)
@@ -89,14 +85,22 @@ def choose_space(config: TuneConfig, image_size: int, processes: Processes) -> t
 
 
 def open_reference(
-    config: TuneConfig, networks: FeatureNetworks, size: tuple[int, int], processes: Processes
+    config: TuneConfig, networks: FeatureNetworks, key: str, size: tuple[int, int], processes: Processes
 ) -> ReferenceSet:
-    """Statistics from a file, or measured on the training images."""
-    if config.reference is not None:
-        reference = open_reference_set(config.reference, networks, processes, config.batch_size)
-        reference.require_size(size, config.pipeline.name)
-        return reference
-    dataset = open_training_images(config.images, size, config.pipeline.name)
-    workers = config.images.workers
-    images = RealImages.of_dataset(dataset, "training images", config.batch_size, workers, processes)
-    return measure_reference(networks, images, processes, keep=0)
+    """Statistics from a file, or measured on the training images.
+
+    Raises:
+        InputError: the reference is unusable, of another size (H, W), or lacks the space `key`.
+    """
+    if config.reference is None:
+        dataset, workers = open_training_images(config.images, size, config.pipeline.name), config.images.workers
+        images = RealImages.of_dataset(dataset, "training images", config.batch_size, workers, processes)
+        return measure_reference(networks, images, processes, keep=0)
+    reference = open_reference_set(config.reference, networks, processes, config.batch_size)
+    reference.require_size(size, config.pipeline.name)
+    if key not in reference.statistics:
+        raise InputError(
+            f"The reference ({reference.description}) has no statistics of the features '{key}'. Choose another "
+            "--measure, or another reference."
+        )
+    return reference
