@@ -17,11 +17,11 @@ from typing_extensions import TypedDict
 from alight.artifacts import Artifact, is_complete, read_artifact
 from alight.data.provenance import read_npz_entry
 from alight.metrics.reference import NpzImageReader
+from alight.reporting.report import Conditions
 from alight.runtime.errors import InputError
 from alight.runtime.reading import check_values, read_json, require_regular
 
 Pixels = npt.NDArray[np.uint8]
-Conditions = dict[str, str | int | float]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SETTINGS = "samples.json"

@@ -8,10 +8,11 @@ import torch
 
 from alight.config import DrawConfig
 from alight.evaluation.batches import in_steps
-from alight.evaluation.generated import Conditions, GeneratedImages, Pixels, sampling_conditions
+from alight.evaluation.generated import GeneratedImages, Pixels, sampling_conditions
 from alight.models.weight_files import weights_hash
 from alight.pipelines.lightning_dit import LightningDiTPipeline, latent_shape
 from alight.pipelines.requests import label_protocol, plan_requests
+from alight.reporting.report import Conditions
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import UINT8_RULE

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from alight.artifacts import library_versions
 from alight.config import SolverConfig, TuneConfig
 from alight.evaluation.features import SPACES
-from alight.evaluation.generated import Conditions
 from alight.evaluation.generation_report import short_count
 from alight.evaluation.tokenizer_report import magnification
 from alight.reporting.pictures import image_grid
-from alight.reporting.report import Curve, Figure, Picture, Report, Stage
+from alight.reporting.report import Conditions, Curve, Figure, Picture, Report, Stage
 from alight.tune.storing import SETTINGS_FILE
 from alight.tune.trial import SettingsSearch, Trial, front
 
