@@ -109,8 +109,10 @@ def test_parts_of_several_processes_make_the_whole(networks, generated):
     whole.merge(parts[1])
     assert whole.inception.pool.n == COUNT
     np.testing.assert_allclose(whole.inception.pool.sigma, generated.inception.pool.sigma, rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(whole.features("inception"), generated.features("inception"), rtol=1e-4, atol=1e-5)
-    assert torch.equal(whole.features("grey_pixels"), generated.features("grey_pixels"))
+    torch.testing.assert_close(
+        whole.features_of("inception"), generated.features_of("inception"), rtol=1e-4, atol=1e-5
+    )
+    assert torch.equal(whole.features_of("grey_pixels"), generated.features_of("grey_pixels"))
     scores = whole.inception.classes.compute(), generated.inception.classes.compute()
     assert scores[0].mean == pytest.approx(scores[1].mean, rel=1e-6)
 
@@ -141,10 +143,10 @@ def test_fd_dinov2_has_its_own_name_and_conventions(samples, monkeypatch):
     made = gather_features(networks, (0, COUNT), samples.read(0, COUNT, 4), ALONE)
     real = ImageFeatures(networks)
     real.update(draw(0, 40))
-    reference = ReferenceSet("forty images", statistics_of(real), {"dinov2": real.features("dinov2")})
+    reference = ReferenceSet("forty images", statistics_of(real), {"dinov2": real.features_of("dinov2")})
     figures = {figure.name: figure for figure in generation_figures(samples, made, reference, seed=0)}
     assert figures["fd_dinov2"].label == "FD-DINOv2-8"
-    expected = precision_recall(real.features("dinov2"), made.features("dinov2"), k=5, border_inside=False)
+    expected = precision_recall(real.features_of("dinov2"), made.features_of("dinov2"), k=5, border_inside=False)
     assert figures["dinov2_precision"].value == expected.precision
     assert figures["dinov2_recall"].value == expected.recall
     assert {"dinov2_density", "dinov2_coverage"} <= figures.keys()

@@ -135,14 +135,13 @@ class ImageFeatures:
     """Statistics and features of one set of images, or of a process's part of it, in every space.
 
     Args:
-        networks: look at the images.
+        networks: the feature spaces.
         keep: keep the features too, for precision, recall and the like.
         first: number of the first image in the whole set.
 
     Attributes:
         inception: statistics, classes and features of the Inception network, or None.
         statistics: by key, of the other spaces.
-        features: by key, (N, D) on the CPU; empty where they are not kept.
     """
 
     def __init__(self, networks: FeatureNetworks, keep: bool = True, first: int = 0) -> None:
@@ -176,8 +175,15 @@ class ImageFeatures:
         if self.inception is not None and other.inception is not None:
             self.inception.merge(other.inception)
 
-    def features(self, key: str) -> Tensor | None:
-        """(N, D) of a space, or None where they are not kept."""
+    def gather(self, processes: Processes) -> "ImageFeatures":
+        """The whole set, merged from the parts of all processes."""
+        whole, *others = processes.gather(self)
+        for part in others:
+            whole.merge(part)
+        return whole
+
+    def features_of(self, key: str) -> Tensor | None:
+        """(N, D) in a space, on the CPU, or None where they are not kept."""
         if key == INCEPTION:
             return self.inception.features if self.inception is not None else None
         return torch.cat(self._kept[key]) if self._kept.get(key) else None
@@ -187,35 +193,23 @@ class ImageFeatures:
         return {name: value for name, value in vars(self).items() if name != "_extractors"}
 
 
-Watcher = Callable[[int, dict[str, Tensor]], None]
-
-
 def gather_features(
     networks: FeatureNetworks,
     share: tuple[int, int],
     batches: Iterable[Pixels],
     processes: Processes,
     keep: bool = True,
-    watch: Watcher | None = None,
 ) -> ImageFeatures:
-    """Look at a set of images, each process at its part of it, and give every process the whole.
+    """Measure a set of images, each process its share, and give every process the whole.
 
     Args:
-        networks: look at the images.
+        networks: the feature spaces.
         share: numbers of this process's first image, and of the one after its last.
         batches: those images, in order.
         processes: share the work.
         keep: keep the features too.
-        watch: told of every batch: the number of its first image, and its features by key.
     """
-    own, number = ImageFeatures(networks, keep, share[0]), share[0]
+    own = ImageFeatures(networks, keep, share[0])
     for images in batches:
-        found = own.update(images)
-        if watch is not None:
-            watch(number, found)
-        number += len(images)
-    parts = processes.gather(own)
-    whole: ImageFeatures = parts[0]
-    for part in parts[1:]:
-        whole.merge(part)
-    return whole
+        own.update(images)
+    return own.gather(processes)

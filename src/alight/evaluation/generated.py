@@ -16,12 +16,12 @@ from typing_extensions import TypedDict
 
 from alight.artifacts import Artifact, is_complete, read_artifact
 from alight.data.provenance import read_npz_entry
-from alight.metrics.reference import ImageFile
+from alight.metrics.reference import NpzImageReader
+from alight.reporting.report import Conditions
 from alight.runtime.errors import InputError
 from alight.runtime.reading import check_values, read_json, require_regular
 
 Pixels = npt.NDArray[np.uint8]
-Conditions = dict[str, str | int | float]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SETTINGS = "samples.json"
@@ -92,7 +92,7 @@ class GeneratedImages(ABC):
         """Some of them, (M, H, W, 3) uint8."""
 
 
-class ImageFiles(GeneratedImages):
+class GeneratedFiles(GeneratedImages):
     """Image files of one size, in the order in which they are given.
 
     Attributes:
@@ -135,7 +135,7 @@ class ImageFiles(GeneratedImages):
         return pixels
 
 
-class FolderImages(ImageFiles):
+class FolderImages(GeneratedFiles):
     """The image files of a folder and its subfolders, in the order of their paths.
 
     Args:
@@ -162,7 +162,7 @@ class FolderImages(ImageFiles):
             self.remarks = [f"{lossy:,} of the images were compressed with loss, which moves every score. Use PNG."]
 
 
-class SampledImages(ImageFiles):
+class SampledImages(GeneratedFiles):
     """Images that 'alight sample' has made, with every setting that made them.
 
     Args:
@@ -198,7 +198,7 @@ class NpzImages(GeneratedImages):
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = ImageFile(path)
+        self._file = NpzImageReader(path)
         self.name = path.name
         self.count, height, width, _ = self._file.shape
         if self.count < 2:

@@ -2,21 +2,15 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from alight.config import EvaluateConfig
 from alight.data.image_dataset import ImageDataset
 from alight.evaluation.batches import contiguous_share, in_steps
-from alight.evaluation.features import ImageFeatures, Watcher, gather_features, open_feature_networks
+from alight.evaluation.features import ImageFeatures, gather_features, open_feature_networks
 from alight.evaluation.generated import GeneratedImages
 from alight.evaluation.label_figures import LabelScores, score_labels
+from alight.evaluation.real_images import RealImages, measure_reference, open_training_images
 from alight.evaluation.reconstruction import evenly_spread
-from alight.evaluation.reference_set import (
-    ReferenceSet,
-    measure_training_images,
-    open_reference_set,
-    open_training_images,
-)
+from alight.evaluation.reference_set import ReferenceSet, open_reference_set
 from alight.metrics.neighbours import NearestNeighbours
 from alight.runtime.console import progress_bar
 from alight.runtime.distributed import Processes
@@ -64,19 +58,9 @@ def measure_generation(config: EvaluateConfig, images: GeneratedImages, processe
         if shown:
             queries = ImageFeatures(networks).update(images.pick(shown))
             neighbours = NearestNeighbours(queries[networks.nearest], NEIGHBOURS)
-        reference = measure_training_images(
-            dataset,
-            networks,
-            processes,
-            config.batch_size,
-            config.images.workers,
-            seed=config.seed,
-            watch=None if neighbours is None else seek(neighbours, networks.nearest),
-        )
-        if neighbours is not None:
-            for rank, found in enumerate(processes.gather(neighbours)):
-                if rank != processes.rank:
-                    neighbours.merge(found)
+        workers = config.images.workers
+        real = RealImages.of_dataset(dataset, "training images", config.batch_size, workers, processes)
+        reference = measure_reference(networks, real, processes, seed=config.seed, neighbours=neighbours)
     start, stop = contiguous_share(images.count, config.batch_size, processes)
     read = progress_bar(
         images.read(start, stop, config.batch_size),
@@ -87,12 +71,3 @@ def measure_generation(config: EvaluateConfig, images: GeneratedImages, processe
     features = gather_features(networks, (start, stop), read, processes)
     label_scores = score_labels(images, dataset, config.images) if processes.is_main and dataset is not None else None
     return Generation(features, reference, label_scores, dataset, shown, neighbours, networks.name(networks.nearest))
-
-
-def seek(neighbours: NearestNeighbours, key: str) -> Watcher:
-    """Look for neighbours among the images of every batch, in the features of a space."""
-
-    def watch(first: int, found: dict[str, Tensor]) -> None:
-        neighbours.update(list(range(first, first + len(found[key]))), found[key])
-
-    return watch

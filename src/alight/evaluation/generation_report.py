@@ -1,22 +1,57 @@
-"""Generated images in figures: every score with its conditions, and with whom it may be compared."""
+"""Generated images in a report: scores with their conditions, samples, and their nearest training images."""
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
+from alight.evaluation.batches import load_batches
 from alight.evaluation.features import DINOV2, INCEPTION, ImageFeatures
-from alight.evaluation.generated import Conditions, GeneratedImages
+from alight.evaluation.generated import GeneratedImages
+from alight.evaluation.generation import Generation
 from alight.evaluation.reference_set import ReferenceSet
+from alight.evaluation.tokenizer_report import magnification
 from alight.metrics.frechet import FrechetDistance, frechet_distance
 from alight.metrics.inception_score import InceptionScore
 from alight.metrics.inception_set import InceptionScores, inception_scores
 from alight.metrics.manifold import density_coverage, precision_recall
-from alight.reporting.report import Figure
+from alight.reporting.pictures import image_grid
+from alight.reporting.report import Conditions, Figure, Measure, Picture
 
 PUBLISHED_COUNT = 50_000
+SHOWN_PER_CLASS, SHOWN_CLASSES, SHOWN_UNLABELLED = 10, 10, 50
 EVALUATOR = "Inception-v3 of 2015-12-05, TensorFlow resizing to 299, float64"
 DGM_NEIGHBOUR = 5  # k of precision, recall, density and coverage beside FD-DINOv2
 FEWEST_FOR_MANIFOLDS = 6
+MEASURES = {
+    "fid": Measure("FID", "", 2, "lower", "Frechet distance of Inception's pool features; 0 is equal."),
+    "sfid": Measure("sFID", "", 2, "lower", "The same of spatial features, which see layout."),
+    "inception_score": Measure(
+        *("Inception score", "", 1, "higher"),
+        "Are images of clear classes, and of many? For ImageNet models alone.",
+        headline=False,
+    ),
+    "precision": Measure("Precision", "", 3, "higher", "Share: generated images among real ones.", headline=False),
+    "recall": Measure("Recall", "", 3, "higher", "Share: real images among generated ones.", headline=False),
+    "density": Measure(
+        "Density", "", 3, "higher", "Share: real neighbourhoods around generated images.", headline=False
+    ),
+    "coverage": Measure(
+        "Coverage", "", 3, "higher", "Share: real images with a generated one nearby.", headline=False
+    ),
+    "kid": Measure(
+        *("KID", "", 5, "lower"), "Kernel distance of the pool features, without bias for few images.", headline=False
+    ),
+    "fd_dinov2": Measure(
+        *("FD-DINOv2", "", 1, "lower"),
+        "Frechet distance in DINOv2's features, which follow human perception better than Inception's.",
+    ),
+    "frechet_distance": Measure(
+        *("Frechet distance", "", 3, "lower"),
+        "Distance of two Gaussians fitted to the features of generated and real images.",
+        headline=False,
+    ),
+}
 
 
 def generation_figures(
@@ -27,7 +62,7 @@ def generation_figures(
     Args:
         images: that were measured.
         generated: their features.
-        reference: what they are held against.
+        reference: the real images, to compare with.
         seed: draws the subsets of the kernel distance.
     """
     conditions = {**images.conditions, "reference": reference.description}
@@ -45,18 +80,18 @@ def generation_figures(
         if key in reference.statistics:
             distance = frechet_distance(generated.statistics[key], reference.statistics[key])
             figures.append(space_figure(key, distance, conditions, generated.statistics[key].features or key))
-    if DINOV2 in generated.statistics and DINOV2 in reference.features:
-        figures += dinov2_figures(generated, reference, conditions)
+        if key == DINOV2:
+            figures += dinov2_figures(generated, reference, conditions)
     return figures
 
 
 def short_count(count: int) -> str:
-    """50,000 as 50k, 500 as 500: how papers say of how many images a score is."""
+    """50,000 as 50k, 500 as 500: the number of images behind a score, as papers write it."""
     return f"{count / 1000:g}k" if count >= 1000 else str(count)
 
 
 def comparable(distance: FrechetDistance, count: int) -> str:
-    """With whom a Frechet distance may be compared."""
+    """The figures that a Frechet distance may be compared with."""
     if count <= distance.dimension:
         return f"no: {count:,} images for {distance.dimension:,} features; the value is far too high"
     if count < PUBLISHED_COUNT:
@@ -64,153 +99,115 @@ def comparable(distance: FrechetDistance, count: int) -> str:
     return "with published figures of 50,000 images and the same reference"
 
 
-def rank_of(distance: FrechetDistance) -> Conditions:
-    """Told where a covariance misses directions: from too few images, or of features that never vary."""
-    if not distance.rank_deficient:
-        return {}
-    return {"rank of the covariance": f"{min(distance.rank_a, distance.rank_b):,} of {distance.dimension:,}"}
+def comparability(distance: FrechetDistance, count: int) -> Conditions:
+    """The limits of a comparison; the rank where too few images or constant features leave directions out."""
+    limits: Conditions = {"comparable": comparable(distance, count)}
+    if distance.rank_deficient:
+        limits["rank of the covariance"] = f"{min(distance.rank_a, distance.rank_b):,} of {distance.dimension:,}"
+    return limits
 
 
 def inception_figures(scores: InceptionScores, conditions: Conditions) -> list[Figure]:
-    """FID and all that is taken with the same network."""
+    """FID and every other score in the features of Inception."""
     count, evaluator = short_count(scores.n), {**conditions, "evaluator": EVALUATOR}
-    compared = {"comparable": comparable(scores.fid, scores.n)} | rank_of(scores.fid)
-    figures = [
-        Figure(
-            "fid",
-            f"FID-{count}",
-            scores.fid.value,
-            digits=2,
-            conditions=evaluator | compared,
-            explanation="Frechet distance of Inception's pool features; 0 is equal.",
-            better="lower",
-        )
-    ]
-    if scores.sfid is not None:
-        figures.append(
-            Figure(
-                "sfid",
-                f"sFID-{count}",
-                scores.sfid.value,
-                digits=2,
-                conditions=evaluator | {"comparable": comparable(scores.sfid, scores.n)} | rank_of(scores.sfid),
-                explanation="The same of spatial features, which see layout.",
-                better="lower",
-            )
-        )
+    figures = []
+    for name, distance in (("fid", scores.fid), ("sfid", scores.sfid)):
+        if distance is not None:
+            limits, label = comparability(distance, scores.n), f"{MEASURES[name].label}-{count}"
+            figures.append(MEASURES[name].figure(name, distance.value, evaluator | limits, label))
     figures.append(inception_score_figure(scores.inception_score, conditions))
     if (manifold := scores.precision_recall) is not None:
-        shared = evaluator | {
-            "k": manifold.k,
-            "real images": manifold.n_real,
-            "distances": "float16, as in the ADM evaluator",
-        }
-        figures += [
-            share_figure("precision", "Precision", manifold.precision, shared, "generated images among real ones"),
-            share_figure("recall", "Recall", manifold.recall, shared, "real images among generated ones"),
-        ]
+        half: Conditions = {"k": manifold.k, "real images": manifold.n_real}
+        half["distances"] = "float16, as in the ADM evaluator"
+        values = {"precision": manifold.precision, "recall": manifold.recall}
+        figures += [MEASURES[name].figure(name, value, evaluator | half) for name, value in values.items()]
     if (cover := scores.density_coverage) is not None:
-        shared = evaluator | {"k": cover.k, "real images": cover.n_real}
-        figures += [
-            share_figure("density", "Density", cover.density, shared, "real neighbourhoods around generated images"),
-            share_figure("coverage", "Coverage", cover.coverage, shared, "real images with a generated one nearby"),
-        ]
+        own = {"k": cover.k, "real images": cover.n_real}
+        values = {"density": cover.density, "coverage": cover.coverage}
+        figures += [MEASURES[name].figure(name, value, evaluator | own) for name, value in values.items()]
     if (kernel := scores.kid) is not None:
-        subsets = {"subsets": kernel.subsets, "subset size": kernel.subset_size, "std": float(f"{kernel.std:.3g}")}
-        figures.append(
-            Figure(
-                "kid",
-                "KID",
-                kernel.value,
-                digits=5,
-                conditions=evaluator | subsets | {"real images": kernel.n_real},
-                explanation="Kernel distance of the pool features, without bias for few images.",
-                headline=False,
-                better="lower",
-            )
-        )
+        std = float(f"{kernel.std:.3g}")
+        subsets = {"subsets": kernel.subsets, "subset size": kernel.subset_size, "std": std}
+        real = {"real images": kernel.n_real}
+        figures.append(MEASURES["kid"].figure("kid", kernel.value, evaluator | subsets | real))
     return figures
 
 
 def inception_score_figure(score: InceptionScore, conditions: Conditions) -> Figure:
     """The Inception score, which needs no reference."""
-    return Figure(
-        "inception_score",
-        "Inception score",
-        score.mean,
-        digits=1,
-        conditions={
-            **conditions,
-            "evaluator": EVALUATOR,
-            "chunks": f"{score.n_chunks} of {score.chunk_size:,} in the order of the images",
-            "std": float(f"{score.std:.3g}"),
-        },
-        explanation="Are images of clear classes, and of many? For ImageNet models alone.",
-        headline=False,
-        better="higher",
-    )
-
-
-def share_figure(name: str, label: str, value: float, conditions: Conditions, meaning: str) -> Figure:
-    """One of the scores that are shares of images."""
-    return Figure(
-        name,
-        label,
-        value,
-        digits=3,
-        conditions=conditions,
-        explanation=f"Share: {meaning}.",
-        headline=False,
-        better="higher",
-    )
+    own: Conditions = {
+        "evaluator": EVALUATOR,
+        "chunks": f"{score.n_chunks} of {score.chunk_size:,} in the order of the images",
+        "std": float(f"{score.std:.3g}"),
+    }
+    return MEASURES["inception_score"].figure("inception_score", score.mean, conditions | own)
 
 
 def space_figure(key: str, distance: FrechetDistance, conditions: Conditions, features: str) -> Figure:
-    """The Frechet distance in another space than Inception's, which is no FID."""
-    shared = {"features": features, "comparable": comparable(distance, distance.n_a or 0)} | rank_of(distance)
+    """The Frechet distance in another space than Inception's, which is not an FID."""
+    count = distance.n_a or 0
+    conditions = {**conditions, "features": features, **comparability(distance, count)}
     if key == DINOV2:
-        return Figure(
-            "fd_dinov2",
-            f"FD-DINOv2-{short_count(distance.n_a or 0)}",
-            distance.value,
-            digits=1,
-            conditions={**conditions, **shared},
-            explanation="Frechet distance in DINOv2's features, which follow what people see better than Inception's.",
-            better="lower",
-        )
-    return Figure(
-        f"frechet_distance_{key}",
-        f"Frechet distance, {features}",
-        distance.value,
-        digits=3,
-        conditions={**conditions, **shared},
-        explanation="Distance of two Gaussians fitted to the features of generated and real images.",
-        headline=False,
-        better="lower",
-    )
+        label = f"FD-DINOv2-{short_count(count)}"
+        return MEASURES["fd_dinov2"].figure("fd_dinov2", distance.value, conditions, label)
+    label = f"Frechet distance, {features}"
+    return MEASURES["frechet_distance"].figure(f"frechet_distance_{key}", distance.value, conditions, label)
 
 
 def dinov2_figures(generated: ImageFeatures, reference: ReferenceSet, conditions: Conditions) -> list[Figure]:
     """Precision, recall, density and coverage by the conventions of FD-DINOv2's evaluator."""
-    made, real = generated.features(DINOV2), reference.features[DINOV2]
-    if made is None or min(len(made), len(real)) < FEWEST_FOR_MANIFOLDS:
+    made, real = generated.features_of(DINOV2), reference.features.get(DINOV2)
+    if made is None or real is None or min(len(made), len(real)) < FEWEST_FOR_MANIFOLDS:
         return []
     manifold = precision_recall(real, made, k=DGM_NEIGHBOUR, border_inside=False)
     cover = density_coverage(real, made, k=DGM_NEIGHBOUR)
-    shared = {
-        **conditions,
-        "features": generated.statistics[DINOV2].features or "",
-        "k": DGM_NEIGHBOUR,
-        "real images": len(real),
-    }
+    features = generated.statistics[DINOV2].features or ""
+    conditions = {**conditions, "features": features, "k": DGM_NEIGHBOUR, "real images": len(real)}
     values = {
         "precision": manifold.precision,
         "recall": manifold.recall,
         "density": cover.density,
         "coverage": cover.coverage,
     }
-    meaning = "as the evaluator of FD-DINOv2 takes it"
+    explanation = "Share: as the evaluator of FD-DINOv2 takes it."
     return [
-        share_figure(f"dinov2_{name}", f"{name.capitalize()}, DINOv2", value, shared, meaning)
+        MEASURES[name]
+        ._replace(explanation=explanation)
+        .figure(f"dinov2_{name}", value, conditions, f"{MEASURES[name].label}, DINOv2")
         for name, value in values.items()
     ]
+
+
+def samples_picture(images: GeneratedImages) -> Picture:
+    """The first images of each class, a row per class; of unlabelled images, the first."""
+    if images.labels is None:
+        shown = images.pick(range(min(images.count, SHOWN_UNLABELLED)))
+        return Picture("Samples", "The first images, not chosen.", image_grid(shown, 10), magnification(shown))
+    classes = sorted(dict.fromkeys(images.labels.tolist()))[:SHOWN_CLASSES]
+    rows = [np.flatnonzero(images.labels == label)[:SHOWN_PER_CLASS] for label in classes]
+    columns = min(map(len, rows))
+    shown = images.pick([int(number) for row in rows for number in row[:columns]])
+    names = [images.class_names[label] if label < len(images.class_names) else str(label) for label in classes]
+    caption = "Generated images, a row per class: the first of each, not chosen."
+    return Picture("Samples", caption, image_grid(shown, columns), magnification(shown), names)
+
+
+def neighbours_picture(generation: Generation, images: GeneratedImages) -> Picture | None:
+    """Some generated images above the training images that are nearest to them."""
+    if generation.neighbours is None or generation.dataset is None:
+        return None
+    indices = generation.neighbours.indices  # (M, k)
+    rows = [images.pick(generation.shown)]
+    for rank in range(indices.shape[1]):
+        numbers = [int(number) for number in indices[:, rank]]
+        if min(numbers) < 0:  # fewer training images than neighbours
+            break
+        (pixels,) = load_batches(generation.dataset, [numbers], workers=0)
+        rows.append(pixels.permute(0, 2, 3, 1).numpy())
+    caption = (
+        f"Generated images above their nearest training images, by {generation.space}. An image that returns in the "
+        "row below was memorised."
+    )
+    labels = ["generated", "nearest", "second", "third"][: len(rows)]
+    grid = image_grid(np.concatenate(rows), len(generation.shown))
+    return Picture("Nearest training images", caption, grid, magnification(rows[0]), labels)

@@ -1,11 +1,9 @@
-"""References for generated images: real images measured now, measured before, or published as statistics."""
+"""References for generated images: statistics and features of real ones, and the files that keep them."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -13,28 +11,16 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from alight.artifacts import MANIFEST, is_complete, read_artifact
-from alight.config import ImagesConfig
-from alight.data.image_dataset import ImageDataset
-from alight.data.loading import open_dataset
-from alight.evaluation.batches import contiguous_share, pixel_batches
-from alight.evaluation.features import (
-    INCEPTION,
-    FeatureNetworks,
-    ImageFeatures,
-    Pixels,
-    Watcher,
-    gather_features,
-)
+from alight.evaluation.batches import contiguous_share
+from alight.evaluation.features import INCEPTION, FeatureNetworks, ImageFeatures, gather_features
 from alight.metrics.frechet import FeatureStatistics
 from alight.metrics.inception_set import POOL_DIM
-from alight.metrics.reference import ImageFile, Reference, has_images, has_statistics, read_reference
+from alight.metrics.reference import NpzImageReader, Reference, has_images, has_statistics, read_reference
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.reading import check_values, require_regular
-from alight.runtime.seeding import random_stream
 
 FEATURES_FILE = "features.safetensors"
-KEPT_FEATURES = 10_000  # of so many real images, as many as the ADM evaluator compares with
 
 
 def _plain(name: str) -> str:
@@ -101,102 +87,6 @@ def require_same_size(size: tuple[int, int], name: str, other: tuple[int, int], 
         )
 
 
-class FeatureSample:
-    """The features of some images of a set, caught as they pass by.
-
-    Args:
-        count: size of the set.
-        keep: how many to catch at the most.
-        seed: chooses them.
-    """
-
-    def __init__(self, count: int, keep: int, seed: int) -> None:
-        order = torch.randperm(count, generator=random_stream(seed, "reference features"))
-        self._chosen = torch.zeros(count, dtype=torch.bool)
-        self._chosen[order[:keep]] = True
-        self._caught: dict[str, list[Tensor]] = {}
-
-    def __call__(self, first: int, found: dict[str, Tensor]) -> None:
-        """Look at a batch."""
-        for key, features in found.items():
-            self._caught.setdefault(key, []).append(features[self._chosen[first : first + len(features)]])
-
-    def gather(self, processes: Processes) -> dict[str, Tensor]:
-        """By key, (M, D) of the chosen images in their order, caught by whichever process."""
-        parts = processes.gather({key: torch.cat(caught) for key, caught in self._caught.items()})
-        keys = dict.fromkeys(key for part in parts for key in part)
-        joined = {key: torch.cat([part[key] for part in parts if key in part]) for key in keys}
-        return {key: features for key, features in joined.items() if len(features)}
-
-
-def measure_reference(
-    networks: FeatureNetworks,
-    share: tuple[int, int],
-    batches: Iterable[Pixels],
-    count: int,
-    description: str,
-    size: tuple[int, int],
-    processes: Processes,
-    keep: int = KEPT_FEATURES,
-    seed: int = 0,
-    watch: Watcher | None = None,
-) -> ReferenceSet:
-    """Look at real images, once and without holding them.
-
-    Args:
-        networks: the feature spaces.
-        share: numbers of this process's first image, and of the one after its last.
-        batches: those images, in order.
-        count: of all images.
-        description: what they are.
-        size: (H, W).
-        processes: share the work.
-        keep: features of so many images are kept.
-        seed: chooses which.
-        watch: told of every batch.
-
-    Raises:
-        InputError: an image cannot be used, or its features are not finite.
-    """
-    sample = FeatureSample(count, keep, seed)
-
-    def watch_both(first: int, found: dict[str, Tensor]) -> None:
-        sample(first, found)
-        if watch is not None:
-            watch(first, found)
-
-    seen = gather_features(networks, share, batches, processes, keep=False, watch=watch_both)
-    return ReferenceSet(description, statistics_of(seen), sample.gather(processes), size)
-
-
-def open_training_images(config: ImagesConfig, size: tuple[int, int], name: str) -> ImageDataset:
-    """Training images that generated ones of that name and size (H, W) may be held against.
-
-    Raises:
-        InputError: there are none, or they are of another size.
-    """
-    dataset = open_dataset(config, "train", augment=False)
-    require_same_size(size, name, (dataset.size, dataset.size), f"{len(dataset):,} training images")
-    return dataset
-
-
-def measure_training_images(
-    dataset: ImageDataset,
-    networks: FeatureNetworks,
-    processes: Processes,
-    batch_size: int,
-    workers: int,
-    keep: int = KEPT_FEATURES,
-    seed: int = 0,
-    watch: Watcher | None = None,
-) -> ReferenceSet:
-    """Training images as the reference; the arguments are those of `measure_reference`."""
-    share = contiguous_share(len(dataset), batch_size, processes)
-    batches = pixel_batches(dataset, share, batch_size, workers, "training images")
-    description, size = f"{len(dataset):,} training images", (dataset.size, dataset.size)
-    return measure_reference(networks, share, batches, len(dataset), description, size, processes, keep, seed, watch)
-
-
 def statistics_of(seen: ImageFeatures) -> dict[str, FeatureStatistics]:
     """By key, with those of Inception's two kinds of features."""
     statistics = dict(seen.statistics)
@@ -253,12 +143,12 @@ def open_reference_set(path: Path, networks: FeatureNetworks, processes: Process
             statistics["spatial"] = published.spatial
     features, size, held = {}, None, ""
     if has_images(path):
-        images = ImageFile(path)
+        images = NpzImageReader(path)
         count, size, held = images.shape[0], images.shape[1:3], f", with {images.shape[0]:,} images"
         share = contiguous_share(count, batch_size, processes)
         seen = gather_features(networks, share, images.read(*share, batch_size), processes)
         statistics = statistics_of(seen) | statistics
-        features = {key: kept for key in networks.keys if (kept := seen.features(key)) is not None}
+        features = {key: kept for key in networks.keys if (kept := seen.features_of(key)) is not None}
     return ReferenceSet(f"{path.name}{held}", statistics, features, size)
 
 

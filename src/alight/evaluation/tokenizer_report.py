@@ -14,7 +14,7 @@ from alight.evaluation.reconstruction import Measurements, evenly_spread
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks
 from alight.models.foundation import FoundationModel
 from alight.reporting.pictures import comparison_strip
-from alight.reporting.report import Comparison, Curve, Figure, Picture
+from alight.reporting.report import Comparison, Conditions, Curve, Figure, Measure, Picture
 from alight.runtime.pixels import UINT8_RULE
 from alight.runtime.run_log import read_log
 
@@ -23,11 +23,51 @@ DIFFERENCE_GAIN = 4
 QUANTILES = 40  # of the curve over the images; few enough that it is drawn as it is
 
 
+TRAINING_LOSS = "The loss of training on these images, through the trained projection."
+MEASURES = {
+    "reconstruction_psnr": Measure(
+        *("Reconstruction PSNR", "dB", 2, "higher"),
+        "Peak signal-to-noise ratio of decoded images; higher is closer to the original.",
+    ),
+    "reconstruction_ssim": Measure(
+        *("Reconstruction SSIM", "", 4, "higher"),
+        "Structural similarity with the original; 1 is identical.",
+        conditions={"window": "Gaussian 11x11, sigma 1.5"},
+    ),
+    "reconstruction_lpips": Measure(
+        *("Reconstruction LPIPS", "", 4, "lower"),
+        "Perceptual distance from the original in the features of VGG16; 0 is identical.",
+        conditions={"network": "VGG16, LPIPS v0.1"},
+    ),
+    "reconstruction_fid": Measure(
+        *("rFID", "", 2, "lower"),
+        "Frechet distance of Inception features of decoded images and originals; 0 is equal.",
+        conditions={"network": "Inception-v3", "resize": "as pytorch-fid", "reference": "the same crops"},
+    ),
+    "alignment_cosine": Measure(
+        *("Alignment", "", 3, "higher"),
+        "Mean cosine between projected latents and the foundation model's patch features.",
+    ),
+    "alignment_mcos": Measure("Marginal cosine loss", "", 4, "lower", TRAINING_LOSS, headline=False),
+    "alignment_mdms": Measure("Marginal distance matrix loss", "", 4, "lower", TRAINING_LOSS, headline=False),
+    "latent_mdms": Measure(
+        *("Relations in the raw latent", "", 4, "lower"),
+        "Difference between the similarities of positions in the latent and in the features; 0 is equal.",
+        headline=False,
+    ),
+    "linear_cosine": Measure(
+        *("Features read off linearly", "", 3, "higher"),
+        "Mean cosine of the features and the best linear map of the latents; 1 is all of them.",
+        headline=False,
+    ),
+}
+
+
 def tokenizer_figures(
     measured: Measurements, config: MeasureTokenizerConfig, networks: MetricNetworks
 ) -> list[Figure]:
     """Every figure of one tokenizer, with its conditions."""
-    conditions: dict[str, str | int | float] = {
+    conditions: Conditions = {
         "images": len(measured.scores["psnr"]),
         "split": config.split.replace("_", " "),
         "crop": f"{config.images.size} pixels, {CROP}",
@@ -36,137 +76,37 @@ def tokenizer_figures(
         "uint8 rule": UINT8_RULE,
         "tokenizer": measured.tokenizer.artifact.hash[:12],
     }
-    anchors = F16D32._asdict() if isinstance(config, EvaluateTokenizerConfig) else {}
-    anchors = {name: ("f16d32 on ImageNet", value) for name, value in anchors.items()}
-    figures = [
-        Figure(
-            "reconstruction_psnr",
-            "Reconstruction PSNR",
-            measured.mean("psnr"),
-            "dB",
-            2,
-            conditions,
-            anchors.get("psnr"),
-            explanation="Peak signal-to-noise ratio of decoded images; higher is closer to the original.",
-            better="higher",
-        ),
-        Figure(
-            "reconstruction_ssim",
-            "Reconstruction SSIM",
-            measured.mean("ssim"),
-            "",
-            4,
-            conditions | {"window": "Gaussian 11x11, sigma 1.5"},
-            anchors.get("ssim"),
-            explanation="Structural similarity with the original; 1 is identical.",
-            better="higher",
-        ),
-    ]
-    if "lpips" in measured.scores:
-        figures.append(
-            Figure(
-                "reconstruction_lpips",
-                "Reconstruction LPIPS",
-                measured.mean("lpips"),
-                "",
-                4,
-                conditions | {"network": "VGG16, LPIPS v0.1"},
-                anchors.get("lpips"),
-                explanation="Perceptual distance from the original in the features of VGG16; 0 is identical.",
-                better="lower",
-            )
-        )
+    known = [name for name in ("psnr", "ssim", "lpips") if name in measured.scores]
+    scores: dict[str, float] = {name: measured.mean(name) for name in known}
     if measured.fid is not None:
-        figures.append(
-            Figure(
-                "reconstruction_fid",
-                "rFID",
-                measured.fid.value,
-                "",
-                2,
-                conditions | {"network": "Inception-v3", "resize": "as pytorch-fid", "reference": "the same crops"},
-                anchors.get("fid"),
-                explanation="Frechet distance of Inception features of decoded images and originals; 0 is equal.",
-                better="lower",
-            )
-        )
+        scores["fid"] = measured.fid.value
+    anchors = F16D32._asdict() if isinstance(config, EvaluateTokenizerConfig) else {}
+    figures = []
+    for name, value in scores.items():
+        anchor = ("f16d32 on ImageNet", anchors[name]) if name in anchors else None
+        full = f"reconstruction_{name}"
+        figures.append(MEASURES[full].figure(full, value, conditions, reference=anchor))
     if networks.foundation is not None:
         figures += alignment_figures(measured, conditions, networks.foundation)
     return figures
 
 
-def alignment_figures(
-    measured: Measurements, conditions: Mapping[str, str | int | float], foundation: FoundationModel
-) -> list[Figure]:
+def alignment_figures(measured: Measurements, conditions: Conditions, foundation: FoundationModel) -> list[Figure]:
     """Figures of the alignment between latents and the features of the foundation model."""
     conditions = {**conditions, "foundation": foundation.name, "input": foundation.input_mode}
-    figures = []
+    own: dict[str, Conditions] = {}
     if "alignment_cosine" in measured.scores:
         assert measured.tokenizer.projection is not None
         settings = measured.tokenizer.projection.settings
-        figures = [
-            Figure(
-                "alignment_cosine",
-                "Alignment",
-                measured.mean("alignment_cosine"),
-                "",
-                3,
-                conditions,
-                explanation="Mean cosine between projected latents and the foundation model's patch features.",
-                better="higher",
-            ),
-            Figure(
-                "alignment_mcos",
-                "Marginal cosine loss",
-                measured.mean("alignment_mcos"),
-                "",
-                4,
-                conditions | {"margin": settings["cosine_margin"]},
-                explanation="The loss of training on these images, through the trained projection.",
-                headline=False,
-                better="lower",
-            ),
-            Figure(
-                "alignment_mdms",
-                "Marginal distance matrix loss",
-                measured.mean("alignment_mdms"),
-                "",
-                4,
-                conditions | {"margin": settings["distance_margin"], "on": settings.get("distance_on", "projected")},
-                explanation="The loss of training on these images, through the trained projection.",
-                headline=False,
-                better="lower",
-            ),
-        ]
-    figures.append(
-        Figure(
-            "latent_mdms",
-            "Relations in the raw latent",
-            measured.mean("latent_mdms"),
-            "",
-            4,
-            conditions | {"margin": 0},
-            explanation="How far the similarities of positions differ from those of the features; 0 is equal.",
-            headline=False,
-            better="lower",
-        )
-    )
+        own["alignment_cosine"] = {}
+        own["alignment_mcos"] = {"margin": settings["cosine_margin"]}
+        distance_on = settings.get("distance_on", "projected")
+        own["alignment_mdms"] = {"margin": settings["distance_margin"], "on": distance_on}
+    own["latent_mdms"] = {"margin": 0}
     if measured.linear_map is not None:
-        figures.append(
-            Figure(
-                "linear_cosine",
-                "Features read off linearly",
-                measured.mean("linear_cosine"),
-                "",
-                3,
-                conditions
-                | {"map": f"1x1 without bias, ridge, fitted to {measured.linear_map.images:,} training crops"},
-                explanation="Mean cosine of the features and the best linear map of the latents; 1 is all of them.",
-                headline=False,
-                better="higher",
-            )
-        )
-    return figures
+        fitted = f"fitted to {measured.linear_map.images:,} training crops"
+        own["linear_cosine"] = {"map": f"1x1 without bias, ridge, {fitted}"}
+    return [MEASURES[name].figure(name, measured.mean(name), conditions | more) for name, more in own.items()]
 
 
 def side_by_side(measured: Sequence[Measurements], figures: Sequence[Sequence[Figure]]) -> Comparison:
@@ -195,7 +135,7 @@ def chosen_images(psnr: Tensor, count: int) -> dict[str, list[int]]:
 
 
 def difference_strip(title: str, caption: str, originals: np.ndarray, decoded: Mapping[str, np.ndarray]) -> Picture:
-    """Originals, and below them what each tokenizer makes of them, and the amplified difference."""
+    """Originals, and below them the reconstructions of each tokenizer and the amplified difference."""
     image = comparison_strip(originals, list(decoded.values()), difference_gain=DIFFERENCE_GAIN)
     difference = f"difference × {DIFFERENCE_GAIN}"
     names = list(decoded) if len(decoded) > 1 else ["decoded"]

@@ -47,7 +47,7 @@ class ReverseSDE:
     Attributes:
         field: `field(x, t) -> output`, one evaluation gives velocity and score together.
         path: the path that the network was trained on.
-        prediction: what `field` returns.
+        prediction: kind of its output.
         diffusion_form: of D.
         diffusion_norm: of D.
     """
@@ -122,10 +122,10 @@ def solve_sde(
         num_inference_steps: steps really taken, the last one included.
         method: "euler" (Euler-Maruyama, one evaluation per step) or "heun" (two).
         path: the path that the network was trained on.
-        prediction: what `field` returns: "velocity", "noise" or "score".
+        prediction: kind of the output of `field`: "velocity", "noise" or "score".
         diffusion_form: of D, see `diffusion_coefficient`.
         diffusion_norm: of D.
-        last_step: how to go from 1 - last_step_size to 1 without noise: "mean" follows the drift of the SDE, "euler"
+        last_step: the way from 1 - last_step_size to 1 without noise: "mean" follows the drift of the SDE, "euler"
             the velocity, "tweedie" jumps to the expected data. None stops at 1 - eps instead.
         last_step_size: length of the last step.
         eps: distance from singular ends, see `time_interval`.
@@ -141,25 +141,11 @@ def solve_sde(
     require_known(prediction, names_of(Prediction), "prediction")
     if last_step is not None:
         require_known(last_step, names_of(LastStep), "last step")
-    interval = time_interval(
-        path,
-        prediction,
-        eps,
-        diffusion_form=diffusion_form,
-        last_step_size=last_step_size if last_step is not None else 0.0,
-    )
-    singular = singular_ends(path, prediction, diffusion_form)
-    if (singular.noise and interval.start == 0) or (singular.data and interval.end == 1):
-        raise InputError(
-            f"With eps={eps} the SDE from t={interval.start} to {interval.end} touches a time where it is infinite. "
-            "Leave eps at None, or give a small positive number such as 1e-3."
-        )
+    interval = _finite_interval(path, prediction, diffusion_form, eps, 0.0 if last_step is None else last_step_size)
     noisy_steps = num_inference_steps - (last_step is not None)
     if noisy_steps < 1:
-        raise InputError(
-            f"num_inference_steps={num_inference_steps} leaves no noisy step. "
-            "Take at least 2 with a last step, 1 without."
-        )
+        remedy = "Take at least 2 with a last step, 1 without."
+        raise InputError(f"num_inference_steps={num_inference_steps} leaves no noisy step. {remedy}")
     counted = CountedField(field)
     sde = ReverseSDE(counted, path, prediction, diffusion_form, diffusion_norm)
     times = time_grid(noisy_steps, None, interval.start, interval.end).tolist()
@@ -168,6 +154,20 @@ def solve_sde(
     states = _finish(sde, noisy_states, interval.end, last_step, last_step_size)
     x, trajectory = follow(states, x, return_trajectory, on_step)
     return SDESolution(x, counted.nfe, num_inference_steps, interval, trajectory)
+
+
+def _finite_interval(
+    path: Path, prediction: Prediction, diffusion_form: DiffusionForm, eps: float | None, last_step_size: float
+) -> TimeInterval:
+    """The times of the noisy steps, refused where the SDE is infinite at one of them."""
+    interval = time_interval(path, prediction, eps, diffusion_form=diffusion_form, last_step_size=last_step_size)
+    singular = singular_ends(path, prediction, diffusion_form)
+    if (singular.noise and interval.start == 0) or (singular.data and interval.end == 1):
+        raise InputError(
+            f"With eps={eps} the SDE from t={interval.start} to {interval.end} touches a time where it is infinite. "
+            "Leave eps at None, or give a small positive number such as 1e-3."
+        )
+    return interval
 
 
 def _finish(

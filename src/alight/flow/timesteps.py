@@ -15,7 +15,7 @@ from alight.runtime.errors import InputError
 def shift_timesteps(t: Tensor, s: float | None) -> Tensor:
     """Warps time, t' = s t / (1 + (s - 1) t), to spend more of it near noise (s < 1) or near data (s > 1).
 
-    The endpoints 0 and 1 stay where they are, and the warp by 1/s undoes the warp by s. Told in noise time 1 - t, as
+    The endpoints 0 and 1 stay where they are, and the warp by 1/s undoes the warp by s. In noise time 1 - t, as
     in diffusers and SD3 (arXiv 2403.03206, section 5.3.2), it is the warp by 1/s: the published s = 0.3 is their 3.33.
 
     Args:
@@ -66,9 +66,8 @@ def sample_timesteps(
 ) -> Tensor:
     """Random training times, one per sample.
 
-    "logit_normal" is the sigmoid of a normal number: it looks most often at the middle of the path, where the velocity
-    is hardest to predict (SD3, arXiv 2403.03206, section 3.1; LightningDiT, arXiv 2501.01423, section 4). "uniform"
-    looks everywhere alike.
+    "logit_normal" is the sigmoid of a normal number: most times lie around the middle of the path, where the velocity
+    is hardest to predict (SD3, arXiv 2403.03206, section 3.1; LightningDiT, arXiv 2501.01423, section 4).
 
     Args:
         batch: number of times.
@@ -99,21 +98,23 @@ def sample_timesteps(
     if std <= 0:
         raise InputError(f"The standard deviation of the logit-normal distribution must be positive, but it is {std}.")
 
-    def rounds() -> Iterator[Tensor]:
-        if noise is not None:
-            yield from noise.reshape(-1, batch)
-            return
-        sampler = standard_normal if distribution == "logit_normal" else uniform
-        while True:
-            yield sampler((batch,), generator, device)
-
     def to_time(draws: Tensor) -> Tensor:
         unit = torch.sigmoid(mean + std * draws) if distribution == "logit_normal" else draws
         return (low + (high - low) * unit).to(torch.float32)
 
-    times = map(to_time, rounds())
+    rounds = noise.reshape(-1, batch) if noise is not None else _drawn_rounds(batch, distribution, generator, device)
+    times = map(to_time, rounds)
     t = next(times) if truncate is None else _first_inside(times, truncate, batch)
     return shift_timesteps(t, shift).to(device)
+
+
+def _drawn_rounds(
+    batch: int, distribution: TimeDistribution, generator: Generators, device: torch.device | str
+) -> Iterator[Tensor]:
+    """Random numbers (batch,) without end, from which the times of a distribution are computed."""
+    sampler = standard_normal if distribution == "logit_normal" else uniform
+    while True:
+        yield sampler((batch,), generator, device)
 
 
 def _first_inside(rounds: Iterator[Tensor], bounds: tuple[float, float], batch: int, max_rounds: int = 1000) -> Tensor:
@@ -132,7 +133,7 @@ def _first_inside(rounds: Iterator[Tensor], bounds: tuple[float, float], batch: 
 
 
 def time_grid(num_inference_steps: int, shift: float | None = None, t_0: float = 0.0, t_1: float = 1.0) -> Tensor:
-    """The times at which a sampler stands: evenly spaced from `t_0` to `t_1`, then warped by `shift_timesteps`.
+    """The time grid of a sampler: evenly spaced from `t_0` to `t_1`, then warped by `shift_timesteps`.
 
     Args:
         num_inference_steps: steps really taken, so the grid has one point more. (The published "250 steps" are 249.)

@@ -61,7 +61,7 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
     return Reference(pool, spatial)
 
 
-class ImageFile:
+class NpzImageReader:
     """The images of a `.npz`, `arr_0` of (N, H, W, 3) uint8, read in parts without ever holding all of them.
 
     Args:
@@ -111,8 +111,8 @@ class ImageFile:
 
 
 def read_images(path: str | os.PathLike[str], batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
-    """All images of a reference or of samples, in their order, as (B, H, W, 3) uint8; see `ImageFile`."""
-    file = ImageFile(path)
+    """All images of a reference or of samples, in their order, as (B, H, W, 3) uint8; see `NpzImageReader`."""
+    file = NpzImageReader(path)
     yield from file.read(0, file.shape[0], batch_size)
 
 

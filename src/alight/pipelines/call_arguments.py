@@ -1,8 +1,8 @@
-"""Arguments of a pipeline call as people write them, brought into one form or refused."""
+"""Arguments of a pipeline call as callers write them, brought into one form or refused."""
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def as_seeds(seeds: Any, count: int) -> list[int] | None:
     """Seeds as a list of one per image, or None; a single number will do for a single image.
 
     Raises:
-        InputError: one is no whole number, or there are more or fewer than images.
+        InputError: one is not a whole number, or there are more or fewer than images.
     """
     if seeds is None:
         return None
@@ -46,7 +46,7 @@ def as_seeds(seeds: Any, count: int) -> list[int] | None:
 
 
 def check_generator(generator: Any, count: int) -> None:
-    """Refuse what draws no noise.
+    """Refuse anything that cannot draw noise.
 
     Raises:
         InputError: it is neither a `torch.Generator`, nor a list of one per image, nor None.
@@ -69,7 +69,7 @@ def as_steps(steps: Any) -> int:
     """A number of steps.
 
     Raises:
-        InputError: it is no whole number.
+        InputError: it is not a whole number.
     """
     if not _is_integer(steps):
         raise InputError(f"num_inference_steps is {steps!r}, but must be a whole number. Give at least one step.")
@@ -77,7 +77,7 @@ def as_steps(steps: Any) -> int:
 
 
 def check_numbers(**settings: Any) -> None:
-    """Refuse settings that are no finite numbers; None stands for what nobody has set.
+    """Refuse settings that are not finite numbers; None stands for an unset one.
 
     Raises:
         InputError: names the setting.
@@ -88,7 +88,7 @@ def check_numbers(**settings: Any) -> None:
 
 
 def check_interval(interval: Any) -> None:
-    """Refuse what is no pair of times; None stands for all of them.
+    """Refuse anything but a pair of times, or None for all times.
 
     Raises:
         InputError: it is something else.
@@ -103,16 +103,16 @@ def noise_of_generators(generators: Sequence[torch.Generator], shape: tuple[int,
     return torch.stack([torch.randn(shape, generator=each, device=each.device) for each in generators])
 
 
-def require_finite(values: Tensor, what: str, settings: dict[str, Any]) -> None:
-    """Refuse a result that no image can be made of.
+def require_finite(values: Tensor, name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a result that is not finite.
 
     Raises:
         InputError: names the settings that may have led there.
     """
     if not values.isfinite().all():
-        chosen = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+        chosen = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
         raise InputError(
-            f"{what} are not finite with these settings: {chosen}. Lower the guidance scale; if that does not help, "
+            f"{name} are not finite with these settings: {chosen}. Lower the guidance scale; if that does not help, "
             "take more steps or another solver, or run in float32."
         )
 

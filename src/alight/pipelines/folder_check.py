@@ -1,4 +1,4 @@
-"""The files that say what a pipeline consists of, checked by a schema before diffusers acts on them."""
+"""The files that describe the parts of a pipeline, checked by a schema before diffusers acts on them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from alight.artifacts import PIPELINE_INDEX
 from alight.flow import PATHS
+from alight.options import Prediction, names_of
 from alight.runtime.errors import InputError
 from alight.runtime.reading import read_json
 
@@ -20,7 +21,7 @@ COMPONENTS = {
     "transformer": ["alight", "LightningDiT"],
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
 }
-PREDICTIONS = ("velocity", "noise", "score")
+PREDICTIONS = names_of(Prediction)
 SCHEDULER = "scheduler/scheduler_config.json"
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 _REMEDY = "Restore the file, or write the pipeline again."

@@ -19,18 +19,12 @@ from typing_extensions import TypedDict
 
 from alight.artifacts import MANIFEST, read_artifact, verify_folder
 from alight.data.class_names import class_index, readable_class_names
-from alight.flow import (
-    PATHS,
-    DiffusionForm,
-    GuidedVelocity,
-    LastStep,
-    sample,
-)
+from alight.flow import PATHS, DiffusionForm, GuidedVelocity, LastStep, sample
 from alight.models.lightning_dit import LightningDiT
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.pretrained import is_hub_id
 from alight.models.vavae import VAVAE
-from alight.options import require_solver
+from alight.options import require_known, require_solver
 from alight.pipelines.call_arguments import (
     as_labels,
     as_seeds,
@@ -47,8 +41,9 @@ from alight.runtime.pixels import to_uint8
 from alight.runtime.reading import check_values
 from alight.runtime.seeding import noise_of_seeds, random_stream
 
-# Keywords of diffusers' own loader of pipelines that it heeds.
+# Keywords that diffusers' own loader of pipelines accepts.
 DIFFUSERS_OPTIONS = {"custom_pipeline", "custom_revision", "device_map", "quantization_config", "trust_remote_code"}
+OUTPUT_TYPES = ("pil", "uint8", "pt", "latent")
 
 
 @with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
@@ -64,7 +59,7 @@ class TransformerFacts(TypedDict):
 
 @dataclass
 class LightningDiTOutput(BaseOutput):
-    """What a pipeline call returns.
+    """The result of a pipeline call.
 
     Attributes:
         images: as asked for by `output_type`.
@@ -88,7 +83,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         class_names: by label; labels may be given by name where they are known. A transformer of 1000 classes without
             names knows those of ImageNet-1k.
         path: the path from noise to data that the transformer was trained on: linear, gvp or vp.
-        prediction: what it predicts: velocity, noise or score.
+        prediction: of the transformer: velocity, noise or score.
         recommended_sampling: arguments of a call that 'alight tune' found to be good.
     """
 
@@ -135,10 +130,14 @@ class LightningDiTPipeline(DiffusionPipeline):
         path, prediction = facts.get("path", "linear"), facts.get("prediction", "velocity")
         if path not in PATHS or prediction not in PREDICTIONS:
             raise InputError(f"{where} name the path {path!r} with {prediction!r}, unknown here. Restore the file.")
-        vae = VAVAE.from_pretrained(Path(tokenizer))
-        vae.set_latents_statistics(torch.tensor(facts["latents_mean"]), torch.tensor(facts["latents_std"]))
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-        return cls(vae, LightningDiT.from_pretrained(folder), scheduler, facts.get("class_names"), path, prediction)
+        return cls.from_models(VAVAE.from_pretrained(Path(tokenizer)), LightningDiT.from_pretrained(folder), facts)
+
+    @classmethod
+    def from_models(cls, tokenizer: VAVAE, transformer: LightningDiT, facts: TransformerFacts) -> LightningDiTPipeline:
+        """Join networks in memory, by the facts that the transformer's training recorded."""
+        tokenizer.set_latents_statistics(torch.tensor(facts["latents_mean"]), torch.tensor(facts["latents_std"]))
+        flow = facts.get("path", "linear"), facts.get("prediction", "velocity")
+        return cls(tokenizer, transformer, FlowMatchEulerDiscreteScheduler(shift=1.0), facts.get("class_names"), *flow)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
@@ -151,7 +150,7 @@ class LightningDiTPipeline(DiffusionPipeline):
 
         Raises:
             InputError: a file is missing or damaged, does not describe a pipeline of this package, or a keyword is
-                unknown or cannot be heeded.
+                unknown or cannot be followed.
         """
         origin, what = pretrained_model_name_or_path, f"{cls.__name__}.from_pretrained"
         own = set(inspect.signature(cls.__init__).parameters) - {"self"}
@@ -183,7 +182,7 @@ class LightningDiTPipeline(DiffusionPipeline):
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
-        """What diffusers knows of a folder; exported ones lead it to this class by code of theirs, not needed here."""
+        """The index of a folder; exported ones name a loader of their own beside this class, not needed here."""
         index: dict[str, Any] = super()._dict_from_json_file(json_file)
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][-1]
@@ -201,7 +200,7 @@ class LightningDiTPipeline(DiffusionPipeline):
 
     @property
     def recommended_sampling(self) -> dict[str, Any]:
-        """Arguments of a call that 'alight tune' found to be good; empty where nobody has searched.
+        """Arguments of a call that 'alight tune' found to be good; empty before a search.
 
         pipeline(["3"], **pipeline.recommended_sampling)
         """
@@ -236,11 +235,11 @@ class LightningDiTPipeline(DiffusionPipeline):
             num_inference_steps: steps really taken.
             guidance_scale: 1 = off.
             guidance_interval: (low, high) in model time, t = 0 noise and t = 1 data; None = everywhere.
-            guidance_channels: how many channels are guided; None = all.
+            guidance_channels: number of channels that are guided; None = all.
             timestep_shift: s of t' = s t / (1 + (s-1) t); None = the scheduler's.
             solver: a name that `alight.flow.solve_ode` knows; `sde_euler` and `sde_heun` add noise on the way.
-            diffusion_form: how much noise the SDE solvers add when; see `alight.flow.diffusion_coefficient`.
-            last_step: how the SDE solvers end; see `alight.flow.solve_sde`.
+            diffusion_form: of the noise that SDE solvers add; see `alight.flow.diffusion_coefficient`.
+            last_step: end of the SDE solvers; see `alight.flow.solve_sde`.
             guide: a weaker transformer on the same latents: autoguidance (arXiv 2406.02507), not the null class.
             seeds: one per image; a number for one image.
             generator: draws the noise of the whole batch instead; a list of one per image draws that of each.
@@ -249,51 +248,46 @@ class LightningDiTPipeline(DiffusionPipeline):
             on_step: called after each step with (steps done, latents).
 
         Raises:
-            InputError: on an unknown class, solver or output type, settings out of range, or latents and images that
-                are not finite.
+            InputError: an unknown name, settings out of range, or latents or images that are not finite.
         """
-        if output_type not in ("pil", "uint8", "pt", "latent"):
-            raise InputError(f"Unknown output_type '{output_type}'. Known are pil, uint8, pt and latent.")
+        require_known(output_type, OUTPUT_TYPES, "output_type")
         require_solver(solver)
         num_inference_steps = as_steps(num_inference_steps)
         check_numbers(guidance_scale=guidance_scale, timestep_shift=timestep_shift)
-        check_interval(guidance_interval)
-        self.check_guidance(guidance_scale, guidance_channels, guide)
         labels = self.resolve_labels(class_labels).to(self.transformer.device)
-        seeds = as_seeds(seeds, len(labels))
-        check_generator(generator, len(labels))
-        noise = self._noise(len(labels), seeds, generator, latents).to(self.transformer.device)
-        # a transformer trained without class dropout has no null class; without guidance or with a guide it needs none
-        has_null = guidance_scale != 1 and guide is None
-        velocity = GuidedVelocity(
-            self.transformer,
-            labels,
-            torch.full_like(labels, self.transformer.null_label) if has_null else None,
-            guidance_scale,
-            guidance_interval,
-            guidance_channels,
-            guide,
-        )
-        x = sample(
-            velocity,
-            noise,
-            num_inference_steps,
-            solver,
-            path=PATHS[self.config.path](),
-            prediction=self.config.prediction,
-            timestep_shift=self.default_shift if timestep_shift is None else timestep_shift,
-            diffusion_form=diffusion_form,
-            last_step=last_step,
-            generator=generator if seeds is None else [random_stream(seed, "sde") for seed in seeds],
-            on_step=on_step,
-        ).x
+        velocity = self._velocity(labels, guidance_scale, guidance_interval, guidance_channels, guide)
+        noise, generator = self._noise(len(labels), seeds, generator, latents)
+        flow: dict[str, Any] = {"path": PATHS[self.config.path](), "prediction": self.config.prediction}
+        flow["timestep_shift"] = self.default_shift if timestep_shift is None else timestep_shift
+        sde: dict[str, Any] = {"diffusion_form": diffusion_form, "last_step": last_step, "generator": generator}
+        x = sample(velocity, noise, num_inference_steps, solver, **flow, **sde, on_step=on_step).x
         settings = {"guidance_scale": guidance_scale, "solver": solver, "num_inference_steps": num_inference_steps}
+        return LightningDiTOutput(images=self._output(x, output_type, settings), nfe=velocity.nfe)
+
+    def _velocity(
+        self,
+        labels: Tensor,
+        scale: float,
+        interval: tuple[float, float] | None,
+        channels: int | None,
+        guide: LightningDiT | None,
+    ) -> GuidedVelocity:
+        """The guided field of these labels."""
+        check_interval(interval)
+        self.check_guidance(scale, channels, guide)
+        # a transformer trained without class dropout has no null class; without guidance or with a guide it needs none
+        has_null = scale != 1 and guide is None
+        null_labels = torch.full_like(labels, self.transformer.null_label) if has_null else None
+        return GuidedVelocity(self.transformer, labels, null_labels, scale, interval, channels, guide)
+
+    def _output(self, x: Tensor, output_type: str, settings: Mapping[str, Any]) -> Any:
+        """Latents in an output type of a call, refused where they or their images are not finite."""
         require_finite(x, "The latents", settings)
         if output_type == "latent":
-            return LightningDiTOutput(images=x, nfe=velocity.nfe)
+            return x
         images = self.decode(x, "pt")
         require_finite(images, "The images", settings)
-        return LightningDiTOutput(images=as_output(images, output_type), nfe=velocity.nfe)
+        return as_output(images, output_type)
 
     def resolve_labels(self, class_labels: Sequence[int | str] | int | str) -> Tensor:
         """Class names and indices to an int64 tensor of indices.
@@ -305,7 +299,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         return torch.tensor([class_index(label, names, count) for label in as_labels(class_labels)], dtype=torch.int64)
 
     def check_guidance(self, scale: float, channels: int | None = None, guide: LightningDiT | None = None) -> None:
-        """Find out before any work starts whether the transformer can be guided like that.
+        """Refuse guidance that the transformer cannot have, before any work starts.
 
         Raises:
             InputError: more channels than the latent has, no null class to guide with, or a guide of another kind.
@@ -329,22 +323,24 @@ class LightningDiTPipeline(DiffusionPipeline):
             )
 
     def _noise(
-        self,
-        count: int,
-        seeds: list[int] | None,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        latents: Tensor | None,
-    ) -> Tensor:
+        self, count: int, seeds: Any, generator: Any, latents: Tensor | None
+    ) -> tuple[Tensor, torch.Generator | Sequence[torch.Generator] | None]:
+        """The noise at the start, on the transformer's device, and the generators of the noise that an SDE adds."""
+        seeds = as_seeds(seeds, count)
+        check_generator(generator, count)
         shape = latent_shape(self.transformer)
         if latents is not None:
             if not isinstance(latents, Tensor) or latents.shape != (count, *shape):
                 raise InputError(f"latents of shape {np.shape(latents)} were given; expected {(count, *shape)}.")
-            return latents
-        if seeds is not None:
-            return noise_of_seeds(seeds, shape)
-        if isinstance(generator, Sequence):
-            return noise_of_generators(generator, shape)
-        return torch.randn((count, *shape), generator=generator, device=generator.device if generator else "cpu")
+            noise = latents
+        elif seeds is not None:
+            noise = noise_of_seeds(seeds, shape)
+        elif isinstance(generator, Sequence):
+            noise = noise_of_generators(generator, shape)
+        else:
+            noise = torch.randn((count, *shape), generator=generator, device=generator.device if generator else "cpu")
+        later = generator if seeds is None else [random_stream(seed, "sde") for seed in seeds]
+        return noise.to(self.transformer.device), later
 
     def decode(self, latents: Tensor, output_type: str = "uint8") -> Any:
         """Normalised latents to images, in one of the output types of a call."""

@@ -1,4 +1,4 @@
-"""Images that are generated while they are measured, and never lie on the disk."""
+"""Images that are generated while they are measured, without being written to disk."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,17 +8,18 @@ import torch
 
 from alight.config import DrawConfig
 from alight.evaluation.batches import in_steps
-from alight.evaluation.generated import Conditions, GeneratedImages, Pixels, sampling_conditions
+from alight.evaluation.generated import GeneratedImages, Pixels, sampling_conditions
 from alight.models.weight_files import weights_hash
 from alight.pipelines.lightning_dit import LightningDiTPipeline, latent_shape
 from alight.pipelines.requests import label_protocol, plan_requests
+from alight.reporting.report import Conditions
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import UINT8_RULE
 
 
 class LiveImages(GeneratedImages):
-    """What 'alight sample' would make with the same settings, batch by batch.
+    """The images that 'alight sample' makes with the same settings, generated batch by batch.
 
     The order is shuffled from the seed, as in a `.npz`: the Inception score reads chunks, so classes must be mixed.
 
@@ -37,7 +38,7 @@ class LiveImages(GeneratedImages):
         pipeline.check_guidance(sampling.guidance_scale, sampling.guidance_channels)
         requests = plan_requests(pipeline, draw, seed)
         if len(requests) < 2:
-            raise InputError("A single image is no distribution: raise draw.samples_per_class or draw.num_samples.")
+            raise InputError("A single image is not a distribution: raise draw.samples_per_class or draw.num_samples.")
         order = np.random.default_rng(seed).permutation(len(requests))
         self._requests = [requests[number] for number in order]
         self._pipeline, self._draw, self._seed = pipeline, draw, seed
@@ -54,12 +55,11 @@ class LiveImages(GeneratedImages):
     @property
     def conditions(self) -> Conditions:  # type: ignore[override]
         """As those of stored samples; the number of evaluations is known once images were made."""
-        of_sde = set() if self._draw.sampling.stochastic else {"diffusion_form", "last_step"}
         return sampling_conditions(
             {
                 "count": self.count,
                 "label_protocol": label_protocol(self._draw),
-                "sampling": self._draw.sampling.model_dump(exclude=of_sde),
+                "sampling": self._draw.sampling.effective(),
                 "nfe": float(np.mean(self.evaluations)) if self.evaluations else "unknown",
                 "seed": self._seed,
                 "uint8_rule": UINT8_RULE,

@@ -1,4 +1,4 @@
-"""Open a pipeline from the disk, with a sentence for what is wrong with it."""
+"""Open a pipeline from the disk, without the remarks of the library below."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ def open_pipeline(folder: Path) -> LightningDiTPipeline:
 
 @contextmanager
 def quiet_diffusers() -> Iterator[None]:
-    """No bars and remarks of the library while a pipeline is opened: it takes a moment, and errors are raised."""
+    """Silence the progress bars and remarks of diffusers while a pipeline is opened; its errors are raised."""
     verbosity, bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Which images a pipeline is to make: a label and a seed each, the same wherever they are made."""
+"""Labels and seeds of the images to generate, the same on every machine."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ def plan_requests(pipeline: LightningDiTPipeline, draw: DrawConfig, seed: int) -
 
 
 def label_protocol(draw: DrawConfig) -> str:
-    """How the labels came about, which belongs beside every figure measured on the images."""
+    """The way the labels were chosen, a condition of every figure measured on the images."""
     if draw.class_counts:
         return "given counts per class"
     chosen = f" of {len(draw.classes)} chosen classes" if draw.classes else ""

@@ -15,13 +15,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alight.reporting.pictures import check_images
 from alight.runtime.errors import InputError
+
+Conditions = dict[str, str | int | float]  # of a measurement, by name
 
 NAMES_OF_THE_REPORT = (
     *("title", "summary", "figures", "answer", "comparison", "stages", "distributions", "curves"),
@@ -70,6 +72,45 @@ class Figure:
             raise InputError(f"The figure {self.name} has a value of type {kind}; pass a number (`tensor.item()`).")
         if self.digits < 0:
             raise InputError(f"The figure {self.name} asks for {self.digits} decimals; use 0 or more.")
+
+
+class Measure(NamedTuple):
+    """The part of a figure that is the same whenever it is taken: a row of a table of measures.
+
+    Attributes:
+        label, unit, digits, better, explanation, headline: as of `Figure`.
+        conditions: those that never change, after those of the measurement.
+    """
+
+    label: str
+    unit: str
+    digits: int
+    better: Literal["higher", "lower", ""]
+    explanation: str
+    headline: bool = True
+    conditions: Mapping[str, str | int | float] = {}
+
+    def figure(
+        self,
+        name: str,
+        value: float,
+        conditions: Conditions,
+        label: str = "",
+        reference: tuple[str, float] | None = None,
+    ) -> Figure:
+        """A value of this measure; `label` replaces that of the measure."""
+        return Figure(
+            name,
+            label or self.label,
+            value,
+            self.unit,
+            self.digits,
+            {**conditions, **self.conditions},
+            reference,
+            self.explanation,
+            headline=self.headline,
+            better=self.better,
+        )
 
 
 @dataclass(frozen=True)

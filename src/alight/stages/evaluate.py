@@ -17,8 +17,7 @@ from alight.data.provenance import software
 from alight.evaluation.batches import in_steps
 from alight.evaluation.generated import GeneratedImages, SampledImages, open_generated
 from alight.evaluation.generation import Generation, measure_generation
-from alight.evaluation.generation_pictures import neighbours_picture, samples_picture
-from alight.evaluation.generation_report import generation_figures
+from alight.evaluation.generation_report import generation_figures, neighbours_picture, samples_picture
 from alight.evaluation.label_figures import class_table, label_figure
 from alight.evaluation.latent_report import density_figures, latent_figures, latent_plots, read_some
 from alight.evaluation.reconstruction import Measurements, reconstruct

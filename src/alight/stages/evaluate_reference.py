@@ -1,7 +1,7 @@
 """Real images -> the statistics that generated ones are held against, once for many evaluations."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -10,9 +10,10 @@ from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import EvaluateReferenceConfig
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
-from alight.evaluation.batches import contiguous_share, in_steps, pixel_batches
+from alight.evaluation.batches import contiguous_share, in_steps
 from alight.evaluation.features import open_feature_networks
-from alight.evaluation.reference_set import measure_reference, reference_facts, write_reference_set
+from alight.evaluation.real_images import RealImages, measure_reference
+from alight.evaluation.reference_set import reference_facts, write_reference_set
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
@@ -44,39 +45,29 @@ def run(config: EvaluateReferenceConfig) -> Artifact:
         claimed_output(config.output, "reference", resolved, is_main=processes.is_main) as finished,
     ):
         if finished is None:
-            count, size, description, read = open_real(config, processes)
-            networks = open_feature_networks(config, size[0], processes.device)
-            share = contiguous_share(count, config.batch_size, processes)
-            reference = measure_reference(
-                networks, share, read, count, description, size, processes, config.keep_features, config.seed
-            )
+            images = open_real(config, processes)
+            networks = open_feature_networks(config, images.size[0], processes.device)
+            reference = measure_reference(networks, images, processes, config.keep_features, config.seed)
             if processes.is_main:
                 with writing_folder(config.output) as staging:
                     digest = file_hash(*write_reference_set(staging, reference))
-                    facts, seconds = reference_facts(reference, count), time.perf_counter() - started
+                    facts, seconds = reference_facts(reference, images.count), time.perf_counter() - started
                     write_manifest(staging, "reference", resolved, digest, facts=facts, seconds=seconds)
         processes.barrier()  # the artifact is there
     return read_artifact(config.output, "reference")
 
 
-def open_real(
-    config: EvaluateReferenceConfig, processes: Processes
-) -> tuple[int, tuple[int, int], str, Iterable[Pixels]]:
-    """The number of images, their size, their description, and this process's batches of them."""
+def open_real(config: EvaluateReferenceConfig, processes: Processes) -> RealImages:
+    """The images of a source, or those that latents decode to."""
     if config.latents is not None:
         return open_decoded(config, processes)
     dataset = open_dataset(config.images, config.split, augment=False)
-    share = contiguous_share(len(dataset), config.batch_size, processes)
-    batches = pixel_batches(dataset, share, config.batch_size, config.images.workers, "real images")
     split = {"train": "training images", "held_out": "held-out images", "all": "images"}[config.split]
-    size = (dataset.size, dataset.size)
-    description = f"{len(dataset):,} {split} of {dataset.source.description}, centre crops of {dataset.size} pixels"
-    return len(dataset), size, description, batches
+    kind = f"{split} of {dataset.source.description}, centre crops of {dataset.size} pixels"
+    return RealImages.of_dataset(dataset, kind, config.batch_size, config.images.workers, processes)
 
 
-def open_decoded(
-    config: EvaluateReferenceConfig, processes: Processes
-) -> tuple[int, tuple[int, int], str, Iterable[Pixels]]:
+def open_decoded(config: EvaluateReferenceConfig, processes: Processes) -> RealImages:
     """The images that latents decode to: the best that a generator trained on them can do."""
     assert config.latents is not None
     artifact = read_artifact(config.latents, "latents")
@@ -89,11 +80,11 @@ def open_decoded(
     artifact.require_input(tokenizer)
     dataset = LatentDataset(config.latents)
     vae.set_latents_statistics(dataset.mean.flatten(), dataset.std.flatten())
-    side = tuple(extent * vae.downsampling_factor for extent in dataset.shape[1:])
+    height, width = (extent * vae.downsampling_factor for extent in dataset.shape[1:])
     share = contiguous_share(len(dataset), config.batch_size, processes)
     description = f"{len(dataset):,} latents of {config.latents.name}, decoded"
     batches = decoded(vae.to(processes.device).eval(), dataset, share, config, processes.device)
-    return len(dataset), (side[0], side[1]), description, batches
+    return RealImages(description, len(dataset), (height, width), share, batches)
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ class Models(NamedTuple):
 
     @property
     def hashes(self) -> dict[str, str]:
-        """What the images are made with."""
+        """The weights of every network, by kind."""
         return {kind: artifact.hash for kind, artifact in self.artifacts.items()}
 
     @property
@@ -117,12 +117,12 @@ def open_artifacts(config: SampleConfig) -> dict[str, Artifact]:
                     f"The guide in {config.guide} was trained with another {name} than the transformer in "
                     f"{config.transformer}. Give a guide that was trained on the same latents with the same flow."
                 )
-        artifacts["guide"] = replace(guide, kind="guide")  # what it is to the samples
+        artifacts["guide"] = replace(guide, kind="guide")  # its part in making the samples
     return artifacts
 
 
 def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: torch.device) -> Models:
-    """Load what generates, and find out whether it can do what is asked for."""
+    """Load the networks, and check that they can be guided as configured."""
     transformer, tokenizer = artifacts["transformer"], artifacts["tokenizer"].path
     if isinstance(transformer, Snapshot):
         pipeline = pipeline_of_snapshot(transformer, tokenizer).to(device)
@@ -141,8 +141,8 @@ def generate(
 ) -> Iterator[int]:
     """Make this process's share of the images that are missing; yields the size of each batch when it is stored.
 
-    The batches are the same however many processes there are and wherever a run is taken up again. So are the images:
-    what rounding and adaptive step sizes share within a batch, they always share with the same neighbours.
+    The batches are the same for any number of processes and for any point of resumption. So are the images: rounding
+    and adaptive step sizes are shared within a batch, always with the same neighbours.
     """
     numbered = list(enumerate(requests))
     starts = range(0, len(requests), config.batch_size)[processes.rank :: processes.world_size]
@@ -180,7 +180,7 @@ def make_batch(
             **config.sampling.model_dump(),
         )
         frames = [models.pipeline.decode(state) for state in states]
-    if frames:  # before the images, so that whoever finds them finds it, too
+    if frames:  # before the images: where they are complete, it is there too
         strip = torch.stack(frames, dim=1).flatten(0, 1)  # (images * columns, H, W, 3), a row per image
         folder.write_picture(TRAJECTORY, image_grid(strip.cpu().numpy(), len(frames)), software() | common)
     for (number, request), pixels in zip(batch, result.images.cpu().numpy(), strict=True):
@@ -206,7 +206,7 @@ def trajectory_recorder(states: list[Tensor], images: int, steps: int) -> Callab
 def finish(
     models: Models, requests: list[Request], folder: SampleFolder, config: SampleConfig, started: float
 ) -> None:
-    """Add to the images what describes them, the manifest last."""
+    """Write the record, the overview and the manifest beside the images."""
     settings = describe(models, requests, folder, config)
     folder.write_picture(GRID, class_grid(requests, folder), software() | common_settings(models, config))
     with writing_folder(folder.path) as staging:
@@ -214,8 +214,8 @@ def finish(
         if config.npz:
             order = torch.randperm(len(requests), generator=random_stream(config.seed, "npz order")).tolist()
             shuffled = {name: [settings[name][number] for number in order] for name in ("labels", "seeds")}
-            said = software() | settings | shuffled
-            write_images_npz(staging / NPZ, folder.read(order), len(requests), said)  # classes mixed
+            record = software() | settings | shuffled
+            write_images_npz(staging / NPZ, folder.read(order), len(requests), record)  # classes mixed
         images = [folder.image_path(number) for number in range(len(requests))]
         digest, beside = file_hash(*images), [*images, folder.path / GRID]
         facts = {key: settings[key] for key in ("count", "nfe", "label_protocol", "class_names")}
@@ -240,10 +240,9 @@ def describe(models: Models, requests: list[Request], folder: SampleFolder, conf
 
 
 def common_settings(models: Models, config: SampleConfig) -> dict[str, Any]:
-    """What all images have in common: a label and a seed are all that is missing to make one again."""
-    of_sde = set() if config.sampling.stochastic else {"diffusion_form", "last_step"}
+    """The settings that all images share; with its label and its seed they determine each image."""
     return {
-        "sampling": config.sampling.model_dump(exclude=of_sde),
+        "sampling": config.sampling.effective(),
         "precision": config.precision,
         "batch_size": config.batch_size,
         "uint8_rule": UINT8_RULE,

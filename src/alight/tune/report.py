@@ -1,4 +1,4 @@
-"""What a search found: quality against cost, the best settings, and what their images look like."""
+"""The report of a search: quality against cost, the best settings, and their images."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from alight.evaluation.features import SPACES
 from alight.evaluation.generation_report import short_count
 from alight.evaluation.tokenizer_report import magnification
 from alight.reporting.pictures import image_grid
-from alight.reporting.report import Curve, Figure, Picture, Report, Stage
-from alight.tune.settings import brief
+from alight.reporting.report import Conditions, Curve, Figure, Picture, Report, Stage
 from alight.tune.storing import SETTINGS_FILE
 from alight.tune.trial import SettingsSearch, Trial, front
 
@@ -21,73 +20,72 @@ SHOWN_IMAGES = 10  # in each of two rows
 def describe(
     config: TuneConfig, search: SettingsSearch, trials: Sequence[Trial], best: Trial, stored: bool, seconds: float
 ) -> Report:
-    """Quality against cost, the best settings, what their images look like, and where the settings are stored."""
+    """Quality against cost, the best settings, their images, and the place where the settings are stored."""
     images = search.images(best.settings)
     shown = images.pick(range(min(SHOWN_IMAGES * 2, images.count)))
-    name = f"{SPACES[search.key].distance}-{short_count(images.count)}"
-    features = search.reference.statistics[search.key].features or search.key
-    conditions = {
-        **images.conditions,
-        "NFE": best.nfe,
-        "features": features,
-        "reference": search.reference.description,
-        "comparable": search.comparable,
-    }
-    first, optimal = trials[0], front(trials)
-    figures = [
-        Figure(
-            "best_distance",
-            name,
-            best.distance,
-            digits=3,
-            conditions=conditions,
-            reference=("before", first.distance),
-            explanation=f"With {brief(best.settings)}.",
-            better="lower",
-        ),
-        Figure("best_nfe", "Model evaluations per image", best.nfe, digits=0, reference=("before", first.nfe)),
-    ]
-    curves = [
-        Curve(
-            "Quality against cost",
-            "model evaluations per image",
-            name,
-            {
-                "best for its cost": ([trial.nfe for trial in optimal], [trial.distance for trial in optimal]),
-                **by_solver(trials),
-            },
-        ),
-        Curve(
-            "Guidance",
-            "guidance scale",
-            name,
-            {"best of its scale": best_at([(trial.settings.guidance_scale, trial.distance) for trial in trials])},
-        ),
-    ]
+    measure = f"{SPACES[search.key].distance}-{short_count(images.count)}"
     place = f"in {config.pipeline} as recommended_sampling" if stored else f"in {SETTINGS_FILE} beside this page"
     storing = f" They are stored {place}." if config.store else ""
+    cheapest = "; ".join(f"NFE {trial.nfe:g}: {trial.distance:.4g} ({trial.settings})" for trial in front(trials))
     return Report(
         title=f"Sampling settings of {config.pipeline.name}",
         summary=f"{len(trials)} settings were tried on the same {images.count:,} labels and noises. The best: "
-        f"{brief(best.settings)}.{storing}",
-        figures=figures,
+        f"{best.settings}.{storing}",
+        figures=best_figures(search, images.conditions, trials[0], best, measure),
         pictures=[
             Picture(
-                "With the best settings", brief(best.settings), image_grid(shown, SHOWN_IMAGES), magnification(shown)
+                "With the best settings", str(best.settings), image_grid(shown, SHOWN_IMAGES), magnification(shown)
             )
         ],
-        distributions=[curve for curve in curves if finite(curve)],
+        distributions=quality_curves(trials, measure),
         stages=[Stage("tune", seconds, {"trials": len(trials)})],
         configuration={"tune": config.model_dump(mode="json"), "best": best.settings.model_dump(mode="json")},
         versions=library_versions(),
         notes=[
             f"Every trial, with all its settings, is in {TABLE} beside this page.",
             "The best of many trials looks a little better than it is: measure it again with another seed.",
-            "The cheapest settings for every quality: "
-            + "; ".join(f"NFE {trial.nfe:g}: {trial.distance:.4g} ({brief(trial.settings)})" for trial in optimal)
-            + ".",
+            f"The cheapest settings for every quality: {cheapest}.",
         ],
     )
+
+
+def best_figures(
+    search: SettingsSearch, conditions: Conditions, first: Trial, best: Trial, measure: str
+) -> list[Figure]:
+    """Distance and cost of the best settings, beside those of the first."""
+    conditions = {
+        **conditions,
+        "NFE": best.nfe,
+        "features": search.reference.statistics[search.key].features or search.key,
+        "reference": search.reference.description,
+        "comparable": search.comparable,
+    }
+    return [
+        Figure(
+            "best_distance",
+            measure,
+            best.distance,
+            digits=3,
+            conditions=conditions,
+            reference=("before", first.distance),
+            explanation=f"With {best.settings}.",
+            better="lower",
+        ),
+        Figure("best_nfe", "Model evaluations per image", best.nfe, digits=0, reference=("before", first.nfe)),
+    ]
+
+
+def quality_curves(trials: Sequence[Trial], measure: str) -> list[Curve]:
+    """The distance against the cost and against the guidance scale, where there is anything to draw."""
+    optimal = front(trials)
+    cheapest = [trial.nfe for trial in optimal], [trial.distance for trial in optimal]
+    scales = best_at([(trial.settings.guidance_scale, trial.distance) for trial in trials])
+    by_cost = {"best for its cost": cheapest, **by_solver(trials)}
+    curves = [
+        Curve("Quality against cost", "model evaluations per image", measure, by_cost),
+        Curve("Guidance", "guidance scale", measure, {"best of its scale": scales}),
+    ]
+    return [curve for curve in curves if finite(curve)]
 
 
 def by_solver(trials: Sequence[Trial]) -> dict[str, tuple[list[float], list[float]]]:

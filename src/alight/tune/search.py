@@ -4,17 +4,9 @@ import time
 
 from alight.artifacts import Artifact, find_pipeline, read_artifact, write_manifest
 from alight.config import TuneConfig
-from alight.evaluation.features import (
-    SPACES,
-    FeatureNetworks,
-    open_feature_networks,
-)
-from alight.evaluation.reference_set import (
-    ReferenceSet,
-    measure_training_images,
-    open_reference_set,
-    open_training_images,
-)
+from alight.evaluation.features import SPACES, FeatureNetworks, open_feature_networks
+from alight.evaluation.real_images import RealImages, measure_reference, open_training_images
+from alight.evaluation.reference_set import ReferenceSet, open_reference_set
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
@@ -57,9 +49,7 @@ def run(config: TuneConfig) -> Artifact:
         pipeline.to(processes.device)
         size = LiveImages(pipeline, config.pipeline, config.draw, config.seed).size
         networks, key = choose_space(config, size[0], processes)
-        reference = open_reference(config, networks, size, processes)
-        if key not in reference.statistics:
-            raise InputError(f"The reference ({reference.description}) knows nothing of the features of '{key}'.")
+        reference = open_reference(config, networks, key, size, processes)
         search = SettingsSearch(config, pipeline, networks, reference, key, processes)
         trials = search.run()
         best = min(trials, key=lambda trial: trial.distance)
@@ -95,12 +85,22 @@ def choose_space(config: TuneConfig, image_size: int, processes: Processes) -> t
 
 
 def open_reference(
-    config: TuneConfig, networks: FeatureNetworks, size: tuple[int, int], processes: Processes
+    config: TuneConfig, networks: FeatureNetworks, key: str, size: tuple[int, int], processes: Processes
 ) -> ReferenceSet:
-    """Statistics from a file, or the training images looked at now."""
-    if config.reference is not None:
-        reference = open_reference_set(config.reference, networks, processes, config.batch_size)
-        reference.require_size(size, config.pipeline.name)
-        return reference
-    dataset = open_training_images(config.images, size, config.pipeline.name)
-    return measure_training_images(dataset, networks, processes, config.batch_size, config.images.workers, keep=0)
+    """Statistics from a file, or measured on the training images.
+
+    Raises:
+        InputError: the reference is unusable, of another size (H, W), or lacks the space `key`.
+    """
+    if config.reference is None:
+        dataset, workers = open_training_images(config.images, size, config.pipeline.name), config.images.workers
+        images = RealImages.of_dataset(dataset, "training images", config.batch_size, workers, processes)
+        return measure_reference(networks, images, processes, keep=0)
+    reference = open_reference_set(config.reference, networks, processes, config.batch_size)
+    reference.require_size(size, config.pipeline.name)
+    if key not in reference.statistics:
+        raise InputError(
+            f"The reference ({reference.description}) has no statistics of the features '{key}'. Choose another "
+            "--measure, or another reference."
+        )
+    return reference

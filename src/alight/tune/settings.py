@@ -35,11 +35,3 @@ def changed(settings: SolverConfig, **values: object) -> SolverConfig | None:
         return SolverConfig.model_validate(merged)
     except ValueError:  # such as a stochastic solver with a shift
         return None
-
-
-def brief(settings: SolverConfig) -> str:
-    """Such as "heun, 25 steps, guidance 2 on (0.1, 1), shift 0.3"."""
-    text = f"{settings.solver}, {settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}"
-    if settings.guidance_interval:
-        text += " on ({:g}, {:g})".format(*settings.guidance_interval)
-    return text + (f", shift {settings.timestep_shift:g}" if settings.timestep_shift else "")

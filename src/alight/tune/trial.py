@@ -13,11 +13,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from alight.config import DrawConfig, SolverConfig, TuneConfig
 from alight.evaluation.batches import contiguous_share
-from alight.evaluation.features import (
-    SPACES,
-    FeatureNetworks,
-    gather_features,
-)
+from alight.evaluation.features import SPACES, FeatureNetworks, gather_features
 from alight.evaluation.generation_report import comparable
 from alight.evaluation.reference_set import ReferenceSet, statistics_of
 from alight.metrics.frechet import frechet_distance
@@ -28,7 +24,7 @@ from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.files import write_text
 from alight.runtime.reading import read_json
-from alight.tune.settings import brief, changed, choices, grid
+from alight.tune.settings import changed, choices, grid
 
 PROGRESS = "unfinished.json"
 
@@ -60,7 +56,7 @@ class _SearchState(BaseModel, strict=True, extra="forbid"):
 
 
 class SettingsSearch:
-    """Tries settings and remembers what came of them, also beyond an interruption.
+    """Tries settings and keeps their results, also beyond an interruption.
 
     Args:
         config: which settings there are.
@@ -98,7 +94,7 @@ class SettingsSearch:
                 candidate = changed(best.settings, **{name: value})
                 if candidate is not None:
                     best = min(best, self.trial(candidate), key=lambda trial: trial.distance)
-        # what fewer and more steps cost, by every solver, at the guidance and shift that were found
+        # then every solver with every number of steps, at the guidance and shift that were found
         for solver, steps in itertools.product(self.config.solvers, self.config.steps):
             candidate = changed(best.settings, solver=solver, num_inference_steps=steps)
             if candidate is not None:
@@ -106,7 +102,7 @@ class SettingsSearch:
         return list(self._done.values())
 
     def trial(self, settings: SolverConfig) -> Trial:
-        """Generate and measure, or remember."""
+        """Generate and measure; settings that were tried before give their earlier result."""
         name = settings.model_dump_json()
         if name not in self._done:
             started = time.perf_counter()
@@ -115,7 +111,7 @@ class SettingsSearch:
             batches = progress_bar(
                 images.read(*share, self.config.batch_size),
                 total=-(-(share[1] - share[0]) // self.config.batch_size),
-                desc=brief(settings),
+                desc=str(settings),
                 unit="batch",
             )
             seen = gather_features(self.networks, share, batches, self.processes, keep=False)
@@ -124,12 +120,12 @@ class SettingsSearch:
             nfe = float(np.mean([value for part in self.processes.gather(images.evaluations) for value in part]))
             distance = found.value if math.isfinite(found.value) else math.inf  # never the best
             self._done[name] = Trial(settings, distance, nfe, time.perf_counter() - started)
-            log.info("tune: %s: %s %.4g, NFE %g.", brief(settings), SPACES[self.key].distance, distance, nfe)
+            log.info("tune: %s: %s %.4g, NFE %g.", settings, SPACES[self.key].distance, distance, nfe)
             self._save()
         return self._done[name]
 
     def images(self, settings: SolverConfig) -> LiveImages:
-        """What these settings make, not yet made."""
+        """The images of these settings, generated when they are read."""
         draw: DrawConfig = self.config.draw.model_copy(update={"sampling": settings})
         return LiveImages(self.pipeline, self.config.pipeline, draw, self.config.seed)
 
@@ -161,7 +157,7 @@ class SettingsSearch:
                 settings = SolverConfig.model_validate(entry.settings)
             except ValidationError as error:
                 reason = error.errors()[0]["msg"]
-                raise InputError(f"{self._path} holds settings that are none ({reason:.200}). {remedy}") from error
+                raise InputError(f"{self._path} holds invalid settings ({reason:.200}). {remedy}") from error
             distance = math.inf if entry.distance is None else entry.distance
             self._done[settings.model_dump_json()] = Trial(settings, distance, entry.nfe, entry.seconds)
 
