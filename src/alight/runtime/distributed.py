@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(hours=6)  # how long one process may work alone while the others wait; torchrun ends dead jobs
+COLLECTIVE_TIMEOUT = timedelta(hours=6)  # of one process working alone while others wait; torchrun ends dead jobs
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def process_group(device: torch.device) -> Iterator[Processes]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if device.index is None else device.index)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
         yield Processes(rank, world_size, device)
     finally:

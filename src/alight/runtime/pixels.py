@@ -3,11 +3,14 @@
 The rule moves scores in their third digit, so every stage that writes, shows or measures pixels uses this file.
 """
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from alight.runtime.errors import InputError
 
+PixelArray = npt.NDArray[np.uint8]  # one image (H, W, C), or several (N, H, W, C)
 UINT8_RULE = "clamp(127.5 x + 128, 0, 255), truncated"  # as records and reports say it
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from alight.reporting.pictures import image_grid
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
-from alight.runtime.pixels import from_uint8, to_uint8
+from alight.runtime.pixels import PixelArray, from_uint8, to_uint8
 from alight.web.controls import class_control, fragment, in_words, seed_control
-from alight.web.events import Desk, Outputs, connect
+from alight.web.events import AppContext, Outputs, connect
 from alight.web.interpolation import between_classes, between_latents
 from alight.web.markup import Shown, figures, hint, status, summary
-from alight.web.pictures import Picture, png_bytes
+from alight.web.pictures import png_bytes
 from alight.web.sampling import checked_before_each_evaluation
 from alight.web.served import Served
 from alight.web.uploads import SUFFIXES, read_uploads
@@ -23,11 +23,11 @@ from alight.web.uploads import SUFFIXES, read_uploads
 LEAST, AT_FIRST, MOST = 3, 8, 24  # pictures from one end to the other
 
 
-def between_section(desk: Desk) -> None:
+def between_section(app: AppContext) -> None:
     """Lay out the part and connect it."""
     import gradio as gr
 
-    which = desk.served.main
+    which = app.served.main
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
             ends = gr.Radio(["Classes", "Images"], value="Classes", label="Between two", elem_id="between-ends")
@@ -57,13 +57,13 @@ def between_section(desk: Desk) -> None:
 
     def work(stop: threading.Event, ends: str, *values: Any) -> Iterator[Outputs]:
         between = images_between if ends == "Images" else classes_between
-        names, how, latents_of = between(desk.served, *values)
+        names, how, latents_of = between(app.served, *values)
         yield status("Under way"), gr.skip()
-        pictures = decoded(desk.served, latents_of, stop)
-        yield status(f"Done: {how}."), strip(desk, pictures, names)
+        pictures = decoded(app.served, latents_of, stop)
+        yield status(f"Done: {how}."), strip(app, pictures, names)
 
     inputs = {"ends": ends, "first": first, "last": last, "seed": seed, "files": files, "pictures": frames}
-    connect(desk, "between", work, (start, stop), inputs, [state, shown])
+    connect(app, "between", work, (start, stop), inputs, [state, shown])
 
 
 Between = tuple[tuple[str, str], str, Callable[[], Tensor]]
@@ -98,7 +98,7 @@ def images_between(served: Served, _: Any, __: Any, ___: Any, files: list[str] |
 
 
 @torch.no_grad()
-def decoded(served: Served, latents_of: Callable[[], Tensor], stop: threading.Event) -> Picture:
+def decoded(served: Served, latents_of: Callable[[], Tensor], stop: threading.Event) -> PixelArray:
     """The pictures (frames, H, W, 3) of latents that are yet to be computed."""
     pipeline = served.main.pipeline
     with served.lock, checked_before_each_evaluation(pipeline.transformer, stop):
@@ -106,7 +106,7 @@ def decoded(served: Served, latents_of: Callable[[], Tensor], stop: threading.Ev
             return to_uint8(pipeline.decode(latents_of(), "pt").float()).cpu().numpy()
 
 
-def strip(desk: Desk, pictures: Picture, names: tuple[str, str]) -> str:
+def strip(app: AppContext, pictures: PixelArray, names: tuple[str, str]) -> str:
     """The pictures side by side, and all of them in one file."""
     share = [number / (len(pictures) - 1) for number in range(len(pictures))]
     shown = []
@@ -114,10 +114,10 @@ def strip(desk: Desk, pictures: Picture, names: tuple[str, str]) -> str:
         filename = f"between-{number:02d}.png"
         caption = f"{share[number]:.0%}"
         alt = f"{caption} of the way from {names[0]} to {names[1]}"
-        shown.append(Shown(desk.pictures.add(filename, png_bytes(picture)), caption, alt, filename))
+        shown.append(Shown(app.pictures.add(filename, png_bytes(picture)), caption, alt, filename))
     row = png_bytes(image_grid(pictures, len(pictures)))
-    links = [("Download all in one picture", desk.pictures.add("between.png", row), "between.png")]
-    return summary(f"From {names[0]} to {names[1]}", links) + figures(shown, desk.served.main.image_size)
+    links = [("Download all in one picture", app.pictures.add("between.png", row), "between.png")]
+    return summary(f"From {names[0]} to {names[1]}", links) + figures(shown, app.served.main.image_size)
 
 
 def _count(frames: float | None) -> int:

@@ -18,7 +18,7 @@ ERROR_SECONDS = 12  # that a message stays; the status line keeps it
 
 
 @dataclass(frozen=True)
-class Desk:
+class AppContext:
     """What all tabs work with."""
 
     served: Served
@@ -34,12 +34,12 @@ Work = Callable[..., Iterator[Outputs]]
 
 
 def connect(
-    desk: Desk, name: str, work: Work, buttons: tuple[Any, Any], inputs: dict[str, Any], outputs: list[Any]
+    app: AppContext, name: str, work: Work, buttons: tuple[Any, Any], inputs: dict[str, Any], outputs: list[Any]
 ) -> None:
     """Let one button start some work and another one stop it.
 
     Args:
-        desk: what the tabs share.
+        app: what the tabs share.
         name: of the endpoint, for programs.
         work: what is done with the values of the inputs.
         buttons: the one that starts it, and the one that stops it.
@@ -52,7 +52,7 @@ def connect(
 
     def begin(request: gr.Request, *values: Any) -> Iterator[Outputs]:
         session = str(request.session_hash)
-        stop = desk.jobs.start(session)
+        stop = app.jobs.start(session)
         try:
             yield from work(stop, *values)
         except Stopped:
@@ -62,10 +62,10 @@ def connect(
             yield (status(message), *unchanged)
             raise gr.Error(message_text(message), duration=ERROR_SECONDS, print_exception=False) from error
         finally:
-            desk.jobs.finish(session, stop)
+            app.jobs.finish(session, stop)
 
     def end(request: gr.Request) -> Any:
-        return status("Stopped.") if desk.jobs.stop(str(request.session_hash)) else gr.skip()
+        return status("Stopped.") if app.jobs.stop(str(request.session_hash)) else gr.skip()
 
     start, stop = buttons
     started = start.click(

@@ -8,17 +8,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from alight.data.provenance import png_text
+from alight.runtime.pixels import PixelArray
 
 PICTURES = "pictures"  # under this path, relative to the page: it may be mounted anywhere
 STORED_BYTES = 256 * 2**20
 PREVIEW_SIDE = 128
-
-Picture = npt.NDArray[np.uint8]  # (H, W, 3 or 4)
 
 
 class Stored(NamedTuple):
@@ -58,14 +55,14 @@ class PictureStore:
         return self._size
 
 
-def png_bytes(picture: Picture, settings: Mapping[str, object] | None = None) -> bytes:
+def png_bytes(picture: PixelArray, settings: Mapping[str, object] | None = None) -> bytes:
     """A PNG file whose text chunks hold the settings that made it."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="png", pnginfo=png_text(settings or {}))
     return buffer.getvalue()
 
 
-def preview_address(picture: Picture) -> str:
+def preview_address(picture: PixelArray) -> str:
     """A picture as an address that holds the picture itself: small, for what is replaced in a moment."""
     image, buffer = Image.fromarray(picture), io.BytesIO()
     image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -16,11 +15,10 @@ from alight.config import SolverConfig
 from alight.recipes import explain
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
+from alight.runtime.pixels import PixelArray
 from alight.runtime.seeding import derive_seed
 from alight.web.jobs import Stopped, stream
 from alight.web.served import Served, ServedPipeline
-
-Pixels = npt.NDArray[np.uint8]  # (N, H, W, 3)
 
 MAX_STEPS = 250
 SEEDS = 2**63  # as many as there are
@@ -53,13 +51,13 @@ class Progress(NamedTuple):
     under_way: int
     steps: int
     evaluations: int
-    images: Pixels | None
+    images: PixelArray | None
 
 
 class Samples(NamedTuple):
     """The finished images of a request, what each cost, and the time it took."""
 
-    images: Pixels
+    images: PixelArray
     nfe: list[int]
     seconds: float
 
@@ -151,7 +149,7 @@ class _Watch:
         self, served: Served, which: ServedPipeline, request: SampleRequest, tell: Callable[[Progress], None]
     ) -> None:
         self.served, self.which, self.request, self.tell = served, which, request, tell
-        self.done: list[Pixels] = []
+        self.done: list[PixelArray] = []
         self.next_preview = self.last_word = 0.0
         self.evaluations = 0
 
@@ -187,7 +185,7 @@ class _Watch:
         self.next_preview = finished + max(PREVIEW_EVERY, (finished - now) * (1 / PREVIEW_SHARE - 1))
         self._say(steps, np.concatenate([*self.done, preview]))
 
-    def _say(self, steps: int, images: Pixels | None) -> None:
+    def _say(self, steps: int, images: PixelArray | None) -> None:
         now = time.perf_counter()
         if images is not None or now - self.last_word > PREVIEW_EVERY / 2:
             self.last_word = now

@@ -28,7 +28,7 @@ from alight.web.pictures import PICTURES, PictureStore
 from alight.web.routes import Routes
 
 LAST_STEP = 30  # seconds that a computation has to notice that it shall stop
-PATIENCE = 1  # second that open connections have to end
+SHUTDOWN_TIMEOUT = 1  # seconds that open connections get to end
 
 
 def run(config: ServeConfig) -> NoReturn:
@@ -46,7 +46,7 @@ def run(config: ServeConfig) -> NoReturn:
         listening_socket(config.host, config.port) as listener,
         tempfile.TemporaryDirectory(prefix="alight-") as files,
     ):
-        keep_to_ourselves(Path(files))
+        disable_telemetry(Path(files))
         from alight.web.served import open_served
 
         jobs = Jobs()
@@ -94,7 +94,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def keep_to_ourselves(files: Path) -> None:
+def disable_telemetry(files: Path) -> None:
     """Before gradio is imported: no statistics to its makers, and uploads only in a folder that goes when we go."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(files)
@@ -213,7 +213,7 @@ def serve(
         backlog=BACKLOG,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=PATIENCE,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
         server_header=False,
         proxy_headers=room.proxy is not None,
         forwarded_allow_ips=room.proxy,

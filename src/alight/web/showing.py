@@ -3,9 +3,9 @@
 from alight.data.provenance import software
 from alight.reporting.pictures import image_grid
 from alight.runtime.console import duration
-from alight.runtime.pixels import UINT8_RULE
+from alight.runtime.pixels import UINT8_RULE, PixelArray
 from alight.web.markup import Shown, figures, status, summary
-from alight.web.pictures import Picture, PictureStore, png_bytes, preview_address
+from alight.web.pictures import PictureStore, png_bytes, preview_address
 from alight.web.sampling import Progress, SampleRequest, Samples
 from alight.web.served import ServedPipeline
 
@@ -21,7 +21,7 @@ def progress_line(news: Progress, request: SampleRequest) -> str:
     return status(f"{finished}{where}".capitalize(), share)
 
 
-def previews(images: Picture, which: ServedPipeline, request: SampleRequest) -> str:
+def previews(images: PixelArray, which: ServedPipeline, request: SampleRequest) -> str:
     """Images on their way; nobody should keep them."""
     names = [which.class_name(label).split(",")[0] for label in request.labels]
     shown = (
