@@ -1,4 +1,4 @@
-"""The second part of tab *Latents*: from one class to another, or from one image to another."""
+"""The second part of tab *Latents*: interpolation between two classes or two images."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ LEAST, AT_FIRST, MOST = 3, 8, 24  # pictures from one end to the other
 
 
 def between_section(app: AppContext) -> None:
-    """Lay out the part and connect it."""
+    """Lay out the section and connect it."""
     import gradio as gr
 
     which = app.served.main
@@ -45,7 +45,7 @@ def between_section(app: AppContext) -> None:
                 stop = gr.Button("Stop", elem_id="between-stop", min_width=80)
         with gr.Column(scale=8, min_width=320):
             state = fragment(status(""), "between-status")
-            shown = fragment(hint("Choose two ends, and see what lies between them."), "between-images")
+            shown = fragment(hint("Choose two ends to see the images between them."), "between-images")
     ends.change(
         lambda chosen: (gr.update(visible=chosen == "Classes"), gr.update(visible=chosen == "Images")),
         ends,
@@ -67,13 +67,13 @@ def between_section(app: AppContext) -> None:
 
 
 Between = tuple[tuple[str, str], str, Callable[[], Tensor]]
-"""What the two ends are called, how the way is made, and a function that gives its latents (frames, C, h, w)."""
+"""Names of the two ends, a description of the method, and a function that returns the latents (frames, C, h, w)."""
 
 
 def classes_between(
     served: Served, first: int | None, last: int | None, seed: float | None, _: Any, frames: float
 ) -> Between:
-    """From one class to another, with the settings of the pipeline's own samples."""
+    """Interpolate between two classes, with the settings of the pipeline's own samples."""
     if first is None or last is None or seed is None or not 0 <= seed < 2**63:
         raise InputError("Choose two classes, and a seed of at least 0.")
     count, which = _count(frames), served.main
@@ -83,7 +83,7 @@ def classes_between(
 
 
 def images_between(served: Served, _: Any, __: Any, ___: Any, files: list[str] | None, frames: float) -> Between:
-    """From the latent of one image to that of another, straight."""
+    """Interpolate linearly between the latents of two images."""
     originals = read_uploads(files, served.main.image_size, 2)
     if len(originals) != 2:
         raise InputError("Give two images to go from one to the other.")
@@ -99,7 +99,7 @@ def images_between(served: Served, _: Any, __: Any, ___: Any, files: list[str] |
 
 @torch.no_grad()
 def decoded(served: Served, latents_of: Callable[[], Tensor], stop: threading.Event) -> PixelArray:
-    """The pictures (frames, H, W, 3) of latents that are yet to be computed."""
+    """Compute latents and decode them to pictures (frames, H, W, 3)."""
     pipeline = served.main.pipeline
     with served.lock, checked_before_each_evaluation(pipeline.transformer, stop):
         with autocast(served.device, served.config.precision):
@@ -107,7 +107,7 @@ def decoded(served: Served, latents_of: Callable[[], Tensor], stop: threading.Ev
 
 
 def strip(app: AppContext, pictures: PixelArray, names: tuple[str, str]) -> str:
-    """The pictures side by side, and all of them in one file."""
+    """The pictures side by side, and a link to all of them in one file."""
     share = [number / (len(pictures) - 1) for number in range(len(pictures))]
     shown = []
     for number, picture in enumerate(pictures):
@@ -122,5 +122,5 @@ def strip(app: AppContext, pictures: PixelArray, names: tuple[str, str]) -> str:
 
 def _count(frames: float | None) -> int:
     if frames is None or not LEAST <= frames <= MOST:
-        raise InputError(f"Take {LEAST} to {MOST} pictures, not {frames}.")
+        raise InputError(f"Choose {LEAST} to {MOST} pictures, not {frames}.")
     return int(frames)

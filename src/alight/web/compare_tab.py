@@ -1,4 +1,4 @@
-"""Tab *Compare*: the same classes and seeds twice, by two pipelines or with two settings of one."""
+"""Tab *Compare*: the same classes and seeds with two pipelines, or with two settings of one."""
 
 import threading
 from collections.abc import Iterator
@@ -85,7 +85,7 @@ def labels_of(which: ServedPipeline, first: ServedPipeline, labels: list[int]) -
     """The labels of the same classes in another pipeline: by name where both have names.
 
     Raises:
-        InputError: it does not know one of them.
+        InputError: it lacks one of the classes.
     """
     if which is first:
         return labels

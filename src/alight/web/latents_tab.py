@@ -1,4 +1,4 @@
-"""Tab *Latents*: what the transformer works on, channel by channel and beside a foundation model's features."""
+"""Tab *Latents*: latents channel by channel and beside the features of a foundation model."""
 
 import threading
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from alight.web.pictures import png_bytes
 from alight.web.served import Served
 from alight.web.uploads import SUFFIXES, read_uploads
 
-MOST_IMAGES = 8  # whose structure is looked at together
+MOST_IMAGES = 8  # shown together
 
 
 def latents_tab(app: AppContext) -> None:
@@ -61,7 +61,7 @@ def encode(served: Served, originals: PixelArray) -> tuple[Tensor, Tensor | None
 
 
 def structure(app: AppContext, originals: PixelArray, latents: Tensor, features: Tensor | None) -> str:
-    """A row of images, one of their latents in false colours and one of their features."""
+    """Rows of the images, of their latents in false colours, and of their features."""
     note = "Three principal components as red, green and blue: equal colours within a row are similar vectors."
     rows: list[tuple[str, PixelArray]] = [("Images", originals), ("Latents", pca_pictures(latents))]
     if features is None or app.served.foundation is None:

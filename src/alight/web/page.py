@@ -43,7 +43,7 @@ def build_page(served: Served, jobs: Jobs, pictures: PictureStore) -> Any:
 
 
 def head(served: Served) -> str:
-    """What is served, in a line of figures."""
+    """The heading: names and sizes of the served models."""
     which = served.main
     transformer, tokenizer = which.pipeline.transformer, which.pipeline.tokenizer
     size = which.image_size

@@ -1,4 +1,4 @@
-"""Tab *Reconstruct*: images through a tokenizer and back, beside what got lost, by one tokenizer or two."""
+"""Tab *Reconstruct*: images, their reconstructions by one tokenizer or two, and the differences."""
 
 import threading
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ DIFFERENCE_GAIN = 4.0
 
 
 class Reconstruction(NamedTuple):
-    """One image after its way through a tokenizer, with its scores in dB and 1."""
+    """The reconstruction of one image, with PSNR in dB and SSIM."""
 
     pixels: PixelArray
     difference: PixelArray
@@ -35,7 +35,7 @@ class Reconstruction(NamedTuple):
 
 @torch.no_grad()
 def reconstruct(served: Served, vae: VAVAE, original: PixelArray) -> Reconstruction:
-    """Encode and decode an image (H, W, 3) uint8, by the mean of the posterior and so without chance."""
+    """Encode and decode an image (H, W, 3) uint8; deterministic, by the mean of the posterior."""
     image = from_uint8(torch.from_numpy(original)[None]).to(served.device)
     with served.lock, autocast(served.device, served.config.precision):
         raw_latents: Tensor = vae.encode_raw_latents(image)
@@ -47,10 +47,10 @@ def reconstruct(served: Served, vae: VAVAE, original: PixelArray) -> Reconstruct
 
 
 def image_size_for(served: Served) -> int:
-    """The side that all tokenizers can take: the pipeline's, where it divides by their factors.
+    """The image size of the pipeline, checked against all tokenizers.
 
     Raises:
-        InputError: it does not.
+        InputError: it is not a multiple of a tokenizer's downsampling factor.
     """
     size = served.main.image_size
     for name, vae in served.tokenizers.items():
@@ -76,7 +76,7 @@ def reconstruct_tab(app: AppContext) -> None:
             fragment(hint(f"The central square of each image is taken, at {size} x {size} pixels."))
         with gr.Column(scale=8, min_width=320):
             state = fragment(status(""), "reconstruct-status")
-            shown = fragment(hint("Drop images, and see what the tokenizer keeps of them."), "reconstruct-images")
+            shown = fragment(hint("Drop images to see their reconstructions."), "reconstruct-images")
 
     def work(stop: threading.Event, files: list[str] | None) -> Iterator[Outputs]:
         originals = read_uploads(files, image_size_for(served), served.config.max_images)
@@ -93,8 +93,8 @@ def reconstruct_tab(app: AppContext) -> None:
     def show(number: int, original: PixelArray, row: list[Reconstruction]) -> str:
         pictures = [shown_picture(f"original-{number}.png", original, "Original")]
         for name, result in zip(served.tokenizers, row, strict=True):
-            whose = f"{name}: " if len(served.tokenizers) > 1 else ""
-            caption = f"{whose}{result.psnr:.1f} dB, SSIM {result.ssim:.3f}"
+            prefix = f"{name}: " if len(served.tokenizers) > 1 else ""
+            caption = f"{prefix}{result.psnr:.1f} dB, SSIM {result.ssim:.3f}"
             facts = {"tokenizer": name, "psnr": result.psnr, "ssim": result.ssim}
             pictures += [
                 shown_picture(f"reconstruction-{number}.png", result.pixels, caption, facts),
