@@ -41,11 +41,3 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm
         leave=False,
         **options,
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person would say them: 8.3 s, 2 min 05 s, 3 h 20 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

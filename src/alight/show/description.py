@@ -25,12 +25,3 @@ class Description:
     def __str__(self) -> str:
         heading = paint(f"{self.path}: {self.kind}", "bold", sys.stdout)
         return f"{heading}\n{facts(self.details, indent=2)}".rstrip()
-
-
-def size_text(count: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

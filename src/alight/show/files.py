@@ -19,7 +19,8 @@ from alight.recipes import read_recipe
 from alight.runtime.errors import InputError
 from alight.runtime.npz import array_headers
 from alight.runtime.reading import JSON_LIMIT, parse_json, read_bytes, read_json, require_regular
-from alight.show.description import Description, size_text
+from alight.runtime.units import size_text
+from alight.show.description import Description
 
 LONG_TEXT = 200
 JSON: Any = JsonValue  # of any shape

@@ -7,10 +7,10 @@ from typing import Any
 
 from alight.artifacts import CONFIG_FILE, MANIFEST, PIPELINE_INDEX, Artifact, is_complete, read_artifact
 from alight.data.sample_folder import UNFINISHED
-from alight.runtime.console import duration
 from alight.runtime.errors import InputError
 from alight.runtime.reading import read_json_object
-from alight.show.description import Description, size_text
+from alight.runtime.units import duration, size_text
+from alight.show.description import Description
 from alight.show.files import weights_details
 
 TRAINING = "training"

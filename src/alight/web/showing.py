@@ -2,8 +2,8 @@
 
 from alight.data.provenance import software
 from alight.reporting.pictures import image_grid
-from alight.runtime.console import duration
 from alight.runtime.pixels import UINT8_RULE, PixelArray
+from alight.runtime.units import duration
 from alight.web.markup import Shown, figures, status, summary
 from alight.web.pictures import PictureStore, png_bytes, preview_address
 from alight.web.sampling import Progress, SampleRequest, Samples
