@@ -1,4 +1,4 @@
-"""The one rule by which images in [-1, 1] become 8-bit pixels and come back.
+"""Conversion of images in [-1, 1] to 8-bit pixels and back.
 
 The rule moves scores in their third digit, so every stage that writes, shows or measures pixels uses this file.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from alight.runtime.errors import InputError
 
 PixelArray = npt.NDArray[np.uint8]  # one image (H, W, C), or several (N, H, W, C)
-UINT8_RULE = "clamp(127.5 x + 128, 0, 255), truncated"  # as records and reports say it
+UINT8_RULE = "clamp(127.5 x + 128, 0, 255), truncated"  # in records and reports
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What can be said about something on the disk."""
+"""The description of a file or folder, as text and as data."""
 
 import sys
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from alight.show.layout import facts
 
 @dataclass(frozen=True)
 class Description:
-    """A kind in a few words, and what is known, nested where there is much of it."""
+    """The kind of a file or folder in a few words, and its details, which may be nested."""
 
     path: Path
     kind: str

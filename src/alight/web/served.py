@@ -11,7 +11,6 @@ import torch
 from alight.artifacts import PIPELINE_OF_A_RUN, find_pipeline, is_complete, read_artifact
 from alight.config import ServeConfig, SolverConfig
 from alight.data.readable_names import folded, readable
-from alight.evaluation.tokenizers import short_names
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.foundation import FoundationModel
 from alight.models.pretrained import WEIGHTS_FILE
@@ -21,7 +20,7 @@ from alight.pipelines.lightning_dit import latent_shape
 from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
-from alight.runtime.files import file_hash
+from alight.runtime.files import file_hash, short_names
 from alight.sharing.source import Source, records_of
 from alight.web.folders import pipeline_folders
 
