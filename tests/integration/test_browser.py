@@ -102,6 +102,16 @@ def test_generate_and_keep_an_image(page):
     assert json.loads(image.info["labels"]) == [label for label in range(10) for _ in range(2)]
 
 
+def test_nothing_scrolls_sideways(page):
+    scrolls = """each => each.scrollWidth > each.clientWidth && each.clientWidth > 0
+        && ["auto", "scroll"].includes(getComputedStyle(each).overflowX)"""
+    for _ in ("closed", "open", "closed again"):
+        sideways = page.evaluate(f"[...document.querySelectorAll('*')].filter({scrolls}).map(each => each.outerHTML)")
+        assert sideways == []
+        page.get_by_role("button", name="More settings").first.click()
+        page.wait_for_timeout(300)  # milliseconds, until the fold has moved
+
+
 def test_watch_and_stop(page):
     page.fill("#generate-count input", "6")
     set_steps(page, "generate", 250)

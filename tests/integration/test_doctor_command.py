@@ -21,7 +21,7 @@ def test_a_sound_installation(alight, tmp_path):
     assert "network" not in result.stdout  # unless it is asked for
 
 
-def test_a_broken_torchvision_is_named_with_its_mend(alight, tmp_path):
+def test_a_broken_torchvision_is_named_with_its_fix(alight, tmp_path):
     broken = tmp_path / "torchvision"
     broken.mkdir()
     (broken / "__init__.py").write_text("raise ImportError('libc10_cuda.so: cannot open shared object file')\n")
@@ -31,7 +31,7 @@ def test_a_broken_torchvision_is_named_with_its_mend(alight, tmp_path):
     found = findings(result)["torchvision"]
     assert found["verdict"] == "problem"
     assert "libc10_cuda.so" in found["sentence"]
-    assert "pip uninstall torchvision" in found["mend"]
+    assert "pip uninstall torchvision" in found["fix"]
     assert findings(result)["packages"]["verdict"] == "ok"  # the other checks had their say
 
 

@@ -178,7 +178,7 @@ def test_bad_files_get_a_message(refused, tmp_path):
     )
     assert "broken.png is damaged" in refused("/reconstruct", files=[broken])
     assert "Invalid file type" in refused("/reconstruct", files=[notes])
-    assert re.search("bomb.png (is larger than|has 40000 x 40000)", refused("/latents", files=[bomb]))
+    assert re.search("bomb.png (is far too large|has 40000 x 40000)", refused("/latents", files=[bomb]))
     assert "Choose an image first" in refused("/reconstruct", files=None)
     assert "Give two images" in refused("/between", ends="Images", files=[digit(tmp_path)])
     assert "too many" in refused("/latents", files=[digit(tmp_path)] * 9)
@@ -188,7 +188,7 @@ def test_the_server_fetches_and_shows_no_files_of_others(refused):
     def named(path):
         return [{"path": path, "meta": {"_type": "gradio.FileData"}}]
 
-    assert "fetches nothing from elsewhere" in refused("/reconstruct", files=named("http://192.0.2.1/image.png"))
+    assert "does not fetch files from URLs" in refused("/reconstruct", files=named("http://192.0.2.1/image.png"))
     refused("/reconstruct", files=named("/etc/passwd"))
 
 
@@ -266,13 +266,13 @@ def test_credentials_guard_everything_and_a_signal_ends_it(finished_quickstart, 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "Which pipeline? Give its folder"),
+        ([], "Give the folder of a pipeline"),
         (["nowhere"], "There is no folder nowhere"),
         ([str(Path(__file__).parent)], "holds no pipeline"),
         (["nowhere", "--user", "ada"], "both user and password"),
         (["nowhere", "--password", "x"], "both user and password"),
         (["nowhere", "--user", "ada", "--password-file", "nowhere"], "There is no file nowhere"),
-        (["nowhere", "--user", "ada", "--password", "-"], "in a terminal only"),
+        (["nowhere", "--user", "ada", "--password", "-"], "needs a terminal"),
         (["nowhere", "--compare", "nowhere"], "the pipeline itself"),
         (["nowhere", "--port", "70000"], "port"),
     ],

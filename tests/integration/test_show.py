@@ -84,7 +84,7 @@ def test_files_from_elsewhere_have_no_settings(tmp_path):
     np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
     assert read_npz_entry(tmp_path / "arrays.npz") == {}
     Image.new("RGB", (2, 2)).save(tmp_path / "image.jpg")
-    assert about(tmp_path / "image.jpg")["kind"] == "an image that does not say how it was made"
+    assert about(tmp_path / "image.jpg")["kind"] == "an image without metadata of alight"
 
 
 # --- info -------------------------------------------------------------------------------------------------------
@@ -205,5 +205,5 @@ def test_reports_side_by_side_tell_what_differs(finished_quickstart, tmp_path):
 def test_what_is_no_report_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "report.json").write_text(content)
-    with pytest.raises(InputError, match=r"no (finished )?report"):
+    with pytest.raises(InputError, match=r"(not a|no finished) report"):
         reports.run(ReportConfig(folders=(tmp_path,)))

@@ -61,7 +61,7 @@ def test_scientific_notation_is_a_number(tmp_path, text):
         ("job: sample\nseed: 0xffffffffffffffffffff\n", "'seed' is"),
         ("job: sample\noutput: ''\n", "output: the text is empty"),
         ("job: sample\nsampling: {guidance_interval: [0.8, 0.2]}", "guidance_interval"),
-        ("job: tokenizer train\nseed: 1\nseed: 2\n", "'seed' stands twice"),
+        ("job: tokenizer train\nseed: 1\nseed: 2\n", "'seed' is repeated"),
         ("job: [\n", "not valid YAML"),
         ("- 1\n", "holds no keys"),
     ],

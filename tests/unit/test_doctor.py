@@ -67,7 +67,7 @@ def test_a_collapsed_posterior_is_a_problem():
     assert sick(log_of(falling, kl=lambda i: 5000 * math.exp(-i / 5))) == [("problem", "KL")]
 
 
-@pytest.mark.parametrize(("accuracy", "said"), [(0.995, "every reconstruction"), (0.5, "no better than a coin")])
+@pytest.mark.parametrize(("accuracy", "said"), [(0.995, "every reconstruction"), (0.5, "no better than chance")])
 def test_a_game_that_has_been_one_sided_for_long_is_a_warning(accuracy, said):
     found = [f for f in symptoms(log_of(falling, discriminator_accuracy=lambda i: accuracy)) if f.verdict != "ok"]
     assert [f.subject for f in found] == ["discriminator"]

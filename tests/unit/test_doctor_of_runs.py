@@ -77,8 +77,8 @@ def test_a_healthy_run_has_no_problems(run):
     assert not problems(run / "transformer")
     said = " ".join(finding.sentence for finding in examine(run))
     for kind in ("transformer", "tokenizer", "foundation", "latents"):
-        assert f"The {kind} in {run / kind} is what was written" in said
-    assert "2 are whole, the newest of step 300" in said
+        assert f"The files of the {kind} in {run / kind} are intact" in said
+    assert "2 are intact, the newest of step 300" in said
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 60, 0.5, -1])

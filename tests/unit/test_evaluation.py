@@ -29,13 +29,13 @@ from alight.evaluation.tokenizers import (
     MetricNetworks,
     Projection,
     applicable_projection,
-    short_names,
 )
 from alight.losses import marginal_cosine_loss, marginal_distance_matrix_loss
 from alight.metrics import psnr, ssim
 from alight.models.foundation import FoundationModel
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
+from alight.runtime.files import short_names
 from alight.runtime.pixels import from_uint8
 from alight.runtime.seeding import seeded_initialisation
 

@@ -164,14 +164,14 @@ def test_many_skipped_files_are_listed_in_a_file(pets, caplog):
 OPEN_AND_RECORD = """
 import sys, time
 from alight.data.image_folder import ImageFolder
-from alight.data.image_store import ImageFiles
-read = ImageFiles.read
+from alight.data.image_store import FileStore
+read = FileStore.read
 def recorded(store, position):
     time.sleep(0.05)  # so that the processes meet
     with open(sys.argv[2], "a") as file:
         file.write(store.name(position) + "\\n")
     return read(store, position)
-ImageFiles.read = recorded
+FileStore.read = recorded
 print(ImageFolder(sys.argv[1]).fingerprint)
 """
 

@@ -14,7 +14,7 @@ from alight.data.cache import read_cache
 from alight.data.embedded import Digits, Photographs
 from alight.data.image_folder import ImageFolder
 from alight.data.image_index import index_images
-from alight.data.image_store import ImageFiles, list_images
+from alight.data.image_store import FileStore, list_images
 from alight.data.images import ImageSubset, split_source
 from alight.data.loading import open_images
 from alight.runtime.cache_folder import cache_folder
@@ -230,13 +230,13 @@ def decoded(monkeypatch):
         seen.append(os.path.basename(store.name(position)))
         return read(store, position)
 
-    read = ImageFiles.read
-    monkeypatch.setattr(ImageFiles, "read", recording)
+    read = FileStore.read
+    monkeypatch.setattr(FileStore, "read", recording)
     return seen
 
 
 def index(folder):
-    return index_images(ImageFiles(folder, folder, list_images(folder)))
+    return index_images(FileStore(folder, folder, list_images(folder)))
 
 
 def index_file():
@@ -325,18 +325,18 @@ def test_cache_that_cannot_be_written_is_no_error(pets, tmp_path, monkeypatch):
 
 def test_interrupted_indexing_keeps_what_it_reached(pets, monkeypatch, decoded):
     monkeypatch.setattr(image_index, "_IMAGES_PER_TASK", 1)
-    recording = ImageFiles.read
+    recording = FileStore.read
 
     def interrupted(store, position):
         if store.name(position) == "dog/a.JPG":  # the last name
             raise MemoryError
         return recording(store, position)
 
-    monkeypatch.setattr(ImageFiles, "read", interrupted)
+    monkeypatch.setattr(FileStore, "read", interrupted)
     with pytest.raises(MemoryError):
         index(pets)
     decoded.clear()
-    monkeypatch.setattr(ImageFiles, "read", recording)
+    monkeypatch.setattr(FileStore, "read", recording)
     assert len(index(pets).images) == 3
     assert decoded == ["a.JPG"]
 

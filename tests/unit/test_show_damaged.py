@@ -165,7 +165,7 @@ def test_a_report_of_the_wrong_shape_is_a_sentence(case, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     assert "PSNR" in str(reports.run(ReportConfig(folders=(tmp_path,))))
     (tmp_path / "report.json").write_text(json.dumps(REPORT | WRONG[case]))
-    with pytest.raises(InputError, match="no report of alight"):
+    with pytest.raises(InputError, match="not a report of alight"):
         str(reports.run(ReportConfig(folders=(tmp_path,))))
 
 

@@ -85,9 +85,9 @@ def test_texts_cannot_become_markup(made):
 def test_a_foundation_models_name_cannot_become_markup():
     foundation = SimpleNamespace(name="folder/<img src=x onerror=alert(1)>")
     which = SimpleNamespace(foundation=foundation, main=SimpleNamespace(image_size=8))
-    desk = SimpleNamespace(served=which, pictures=PictureStore())
+    app = SimpleNamespace(served=which, pictures=PictureStore())
     grids = torch.randn(2, 4, 8, 8)
-    page = structure(desk, np.zeros((2, 8, 8, 3), np.uint8), grids, grids)
+    page = structure(app, np.zeros((2, 8, 8, 3), np.uint8), grids, grids)
     assert "Features of" in page
     assert "<img src=x" not in page
 

@@ -131,7 +131,7 @@ def test_a_call_is_passed_on_with_nothing_but_what_was_checked(calls, store):
         (2, "x", "files"),
         (2, [{"path": 3}], "path"),
         (2, [{"path": "/etc/passwd"}], "Choose it again"),
-        (2, [{"path": "HTTPS://192.0.2.1/a.png"}], "nothing from elsewhere"),
+        (2, [{"path": "HTTPS://192.0.2.1/a.png"}], "does not fetch files"),
     ],
 )
 def test_a_value_of_another_type_is_refused_and_named(calls, position, value, said):

@@ -59,9 +59,9 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"a: 1\nb: 2\na: 3", "'a' stands twice, again in line 3"),
-        (b"a: &t {x: 1}\nb: {<<: *t, <<: *t}", "'<<' stands twice, again in line 2"),
-        (b"a: &t {x: 1}\nb: {<<: *t, y: 1, y: 2}", "'y' stands twice"),
+        (b"a: 1\nb: 2\na: 3", "'a' is repeated in line 3"),
+        (b"a: &t {x: 1}\nb: {<<: *t, <<: *t}", "'<<' is repeated in line 2"),
+        (b"a: &t {x: 1}\nb: {<<: *t, y: 1, y: 2}", "'y' is repeated"),
         (b"a:\n  b: !!int abc", "'abc' in line 2 is not a value of the type int"),
         (b"a: !!int ''", "'' in line 1 is not a value of the type int"),
         (b"a: !!bool maybe", "'maybe' in line 1"),
@@ -80,8 +80,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key():
         (b"x:\n\t- 1", "line 2, column 1"),
         (b"x: 1\n? [1]\n: 2", "the key in line 2 is a list or a mapping"),
         (b"{a: 1}: 2", "the key in line 1 is a list or a mapping"),
-        (b"a: &a [*a]", "the alias in line 1 leads back to itself"),
-        (b"a: &a {b: *a}", "the alias in line 1 leads back to itself"),
+        (b"a: &a [*a]", "the alias in line 1 refers to itself"),
+        (b"a: &a {b: *a}", "the alias in line 1 refers to itself"),
         (b"a: *b", "line 1, column 4: found undefined alias"),
         (b"a: {<<: 3}", "line 1, column 9"),
         (b"a: {<<: [1]}", "expected a mapping for merging"),

@@ -9,11 +9,11 @@ import math
 import numpy as np
 from PIL import Image
 
-from alight.data.decode import Pixels
+from alight.data.decode import RgbImage
 from alight.runtime.errors import InputError
 
 
-def center_crop(image: Pixels, size: int) -> Pixels:
+def center_crop(image: RgbImage, size: int) -> RgbImage:
     """The central square of the image, scaled so that the short side fits: the crop of the published latents.
 
     Args:
@@ -29,12 +29,12 @@ def center_crop(image: Pixels, size: int) -> Pixels:
 
 
 def random_crop(
-    image: Pixels,
+    image: RgbImage,
     size: int,
     generator: np.random.Generator,
     min_fraction: float = 0.8,
     max_fraction: float = 1.0,
-) -> Pixels:
+) -> RgbImage:
     """A square at a random place, whose side is a random share of the image's short side.
 
     Args:
@@ -61,12 +61,12 @@ def random_crop(
     return _square(resized, int(top), int(left), size)
 
 
-def horizontal_flip(image: Pixels) -> Pixels:
+def horizontal_flip(image: RgbImage) -> RgbImage:
     """The mirror image, (H, W, 3) uint8 and contiguous."""
     return np.ascontiguousarray(image[:, ::-1])
 
 
-def _resize_short_side(image: Pixels, short_side: int) -> Pixels:
+def _resize_short_side(image: RgbImage, short_side: int) -> RgbImage:
     picture = Image.fromarray(image)
     while min(picture.size) >= 2 * short_side:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
@@ -75,5 +75,5 @@ def _resize_short_side(image: Pixels, short_side: int) -> Pixels:
     return np.asarray(picture)
 
 
-def _square(image: Pixels, top: int, left: int, size: int) -> Pixels:
+def _square(image: RgbImage, top: int, left: int, size: int) -> RgbImage:
     return image[top : top + size, left : left + size].copy()

@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from alight.data.metadata import UPRIGHT, exif_orientation, without_metadata
 
-Pixels = npt.NDArray[np.uint8]  # (H, W, 3) RGB
+RgbImage = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 
 _BACKGROUND = "white"  # what a page shows behind a transparent logo; dropping alpha would reveal arbitrary colours
 _TWELVE_BITS, _SIXTEEN_BITS = 4095, 65535
@@ -38,11 +38,11 @@ class DecodedImage(NamedTuple):
             of which only the upper 8 bits are read, it is the largest that the lower ones allow.
     """
 
-    pixels: Pixels
+    pixels: RgbImage
     peak: int
 
 
-def decode_image(file: str | os.PathLike[str] | BinaryIO) -> Pixels:
+def decode_image(file: str | os.PathLike[str] | BinaryIO) -> RgbImage:
     """Read a whole image: turned upright by its EXIF orientation, the first frame of an animation.
 
     Other metadata is not needed, so none that is damaged, odd or large costs an image.
@@ -117,7 +117,7 @@ def _content(file: str | os.PathLike[str] | BinaryIO) -> bytes:
     return file.read()
 
 
-def to_rgb(image: Image.Image, white: int = _SIXTEEN_BITS) -> Pixels:
+def to_rgb(image: Image.Image, white: int = _SIXTEEN_BITS) -> RgbImage:
     """Show any Pillow image as 8-bit RGB.
 
     - Transparency (RGBA, LA, transparent palettes and colours) is laid over white.
@@ -148,7 +148,7 @@ def to_rgb(image: Image.Image, white: int = _SIXTEEN_BITS) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def _grey_to_rgb(values: npt.NDArray[np.generic], white: int) -> Pixels:
+def _grey_to_rgb(values: npt.NDArray[np.generic], white: int) -> RgbImage:
     """Grey values 0..white to 0..255, rounded to the nearest, in three equal channels."""
     grey = values.astype(np.float64)
     if not (grey.min() >= 0 and grey.max() <= white):  # also refuses NaN

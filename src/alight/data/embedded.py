@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from alight.data.decode import Pixels
+from alight.data.decode import RgbImage
 from alight.data.images import ImageSource
 from alight.runtime.errors import InputError
 
@@ -18,7 +18,7 @@ _DIGIT_WHITE = 16  # 8x8 digits count the inked pixels of 4x4 cells
 _HELD_OUT_COLUMN = 384  # of 640: what lies to the right of it in each photograph is held out
 
 
-def enlarge(digit: npt.NDArray[np.floating], size: int = 32) -> Pixels:
+def enlarge(digit: npt.NDArray[np.floating], size: int = 32) -> RgbImage:
     """Show an 8x8 digit with values 0..16 as white ink on black.
 
     Returns:
@@ -51,7 +51,7 @@ class Digits(ImageSource):
         """The place in scikit-learn's order."""
         return f"digit-{range(len(self))[index]:04d}"
 
-    def load(self, index: int) -> Pixels:
+    def load(self, index: int) -> RgbImage:
         """(32, 32, 3) uint8."""
         return enlarge(self._digits[index])
 
@@ -110,7 +110,7 @@ class Photographs(ImageSource):
         label, top, left = self._corners[index]
         return f"{self.class_names[label]}-{top:03d}-{left:03d}"
 
-    def load(self, index: int) -> Pixels:
+    def load(self, index: int) -> RgbImage:
         """(crop_size, crop_size, 3) uint8."""
         label, top, left = self._corners[index]
         return self._photographs[label][top : top + self.crop_size, left : left + self.crop_size].copy()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from alight.data.crops import center_crop, random_crop
-from alight.data.decode import Pixels
+from alight.data.decode import RgbImage
 from alight.data.images import ImageSource
 from alight.data.sampling import epoch_of
 from alight.runtime.console import progress_bar
@@ -136,7 +136,7 @@ class ImageDataset(Dataset[ImageSample]):
         return crops
 
 
-def _channels_first(image: Pixels) -> Tensor:
+def _channels_first(image: RgbImage) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 

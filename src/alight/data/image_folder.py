@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alight.data.image_store import ImageFiles, list_images, visible_folders
+from alight.data.image_store import FileStore, list_images, visible_folders
 from alight.data.readable_names import readable, readable_classes
 from alight.data.stored_images import StoredImages
 from alight.runtime.errors import InputError
@@ -54,7 +54,7 @@ class ImageFolder(StoredImages):
             classes = [shown[name] for name in folders]
         class_names, labels = np.unique(classes, return_inverse=True)
         super().__init__(
-            ImageFiles(folder, folder, names),
+            FileStore(folder, folder, names),
             labels.astype(np.int64),
             tuple(class_names.tolist()),
             max_skipped_fraction,

@@ -19,7 +19,7 @@ from alight.data.columns import (
     wanted_column,
     warn_of_unused,
 )
-from alight.data.image_store import ImageFiles, is_image_name
+from alight.data.image_store import FileStore, is_image_name
 from alight.data.readable_names import readable
 from alight.data.stored_images import StoredImages
 from alight.runtime.errors import InputError
@@ -75,7 +75,7 @@ class ImageList(StoredImages):
             raise InputError(f"The list {file} is empty; it should name one image per line.")
         names = [path for path, _ in table.entries]
         _require_unique(file, names)
-        store = ImageFiles(file, file.parent, names)
+        store = FileStore(file, file.parent, names)
         labels = number_classes([None if unconditional else label for _, label in table.entries], store)
         if not unconditional and all(label in (None, "") for _, label in table.entries):
             warn_of_unused(table.unused, str(file))

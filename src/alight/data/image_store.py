@@ -63,7 +63,7 @@ class ImageStore(ABC):
         """
 
 
-class ImageFiles(ImageStore):
+class FileStore(ImageStore):
     """Image files, each found from one folder.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from alight.data.decode import Pixels
+from alight.data.decode import RgbImage
 from alight.data.image_index import SkippedImage
 from alight.runtime.errors import InputError
 
@@ -68,7 +68,7 @@ class ImageSource(ABC):
         return digest.hexdigest()[:16]
 
     @abstractmethod
-    def load(self, index: int) -> Pixels:
+    def load(self, index: int) -> RgbImage:
         """The image as (H, W, 3) uint8 RGB, upright."""
 
     def held_out(self, fraction: float) -> npt.NDArray[np.bool_]:
@@ -111,7 +111,7 @@ class ImageSubset(ImageSource):
         """The hash that the image has in the whole."""
         return self.source.content_hash(int(self.indices[index]))
 
-    def load(self, index: int) -> Pixels:
+    def load(self, index: int) -> RgbImage:
         """The image as (H, W, 3) uint8 RGB, upright."""
         return self.source.load(int(self.indices[index]))
 

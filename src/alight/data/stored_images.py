@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 import numpy.typing as npt
 
-from alight.data.decode import Pixels, decode_image
+from alight.data.decode import RgbImage, decode_image
 from alight.data.image_index import ImageIndex, index_images
 from alight.data.image_store import ImageStore
 from alight.data.images import ImageSource
@@ -70,7 +70,7 @@ class StoredImages(ImageSource):
         """Of the encoded bytes, as they were when they were indexed."""
         return self._hashes[index].decode()
 
-    def load(self, index: int) -> Pixels:
+    def load(self, index: int) -> RgbImage:
         """The decoded image; see `decode_image`.
 
         Raises:

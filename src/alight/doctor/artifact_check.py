@@ -1,4 +1,4 @@
-"""Are the files of a run what was written: weights by their structure and hash, shards by their checksums."""
+"""Check the integrity of a run's files: weights by their structure and hash, shards by their checksums."""
 
 import json
 import math
@@ -17,16 +17,16 @@ from alight.runtime.reading import require_regular
 from alight.training.checkpoint import is_whole, list_checkpoints
 
 HASHED = {"foundation": "model.safetensors", "tokenizer": WEIGHTS_FILE, "transformer": WEIGHTS_FILE}  # by the manifest
-HEADER_LIMIT = 100 * 2**20  # bytes, as the format says
+HEADER_LIMIT = 100 * 2**20  # bytes, the limit of the format
 BITS = {
     **{"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16},
     **{"I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8},
 }
-AGAIN = "Restore the file from a copy, or make the {kind} again."
+AGAIN = "Restore the file from a copy, or create the {kind} again."
 
 
 def artifact_findings(folder: Path) -> Iterator[Finding]:
-    """Everything about the files of the artifacts in a folder: its own, and those of a whole run below it."""
+    """Check the files of the artifact in a folder, and of the artifacts below it."""
     for place in [folder, *sorted(each for each in folder.iterdir() if each.is_dir())]:
         if (place / MANIFEST).exists():
             yield from attempt("files", partial(_artifact, place))
@@ -36,7 +36,7 @@ def artifact_findings(folder: Path) -> Iterator[Finding]:
 
 
 def checkpoint_findings(place: Path) -> Iterator[Finding]:
-    """Tell if the run can go on from its newest checkpoint.
+    """Check if the run can resume from its newest checkpoint.
 
     Args:
         place: the folder of the checkpoints.
@@ -46,7 +46,7 @@ def checkpoint_findings(place: Path) -> Iterator[Finding]:
     if not found:
         return
     if not damaged:
-        yield Finding("ok", "checkpoints", f"{len(found)} are whole, the newest of step {found[-1][0]:,}.")
+        yield Finding("ok", "checkpoints", f"{len(found)} are intact, the newest of step {found[-1][0]:,}.")
         return
     steps = ", ".join(f"{step:,}" for step in damaged)
     hopeless = len(damaged) == len(found)
@@ -54,44 +54,44 @@ def checkpoint_findings(place: Path) -> Iterator[Finding]:
         "problem" if hopeless else "warning",
         "checkpoints",
         f"{len(damaged)} of {len(found)} are damaged (of step {steps}).",
-        "Restore one of them with its .sha256 file; the run cannot go on without."
+        "Restore one of them with its .sha256 file; the run cannot resume without it."
         if hopeless
-        else "The run goes on from the newest one that is whole.",
+        else "The run resumes from the newest one that is intact.",
     )
 
 
 def _artifact(folder: Path) -> Iterator[Finding]:
-    """An artifact: its manifest, the structure of its weights, and the hash that the manifest records."""
+    """Check an artifact: its manifest, the structure of its weights, and the hash that the manifest records."""
     artifact = read_manifest(folder)
     kind = artifact.kind
     broken = list(_structures(folder, kind))
     yield from broken
     if broken:
         return
-    verify_files(artifact)  # raises a sentence, which becomes a problem
+    verify_files(artifact)  # an InputError becomes a problem
     if kind in HASHED:
         path = folder / HASHED[kind]
         if not path.is_file():
             yield Finding("problem", "files", f"The {kind} in {folder} lacks {path.name}.", AGAIN.format(kind=kind))
             return
         if file_hash(path) != artifact.hash:
-            sentence = f"{path} is damaged: its hash is not the one that {MANIFEST} records."
+            sentence = f"{path} is damaged: its hash differs from the one in {MANIFEST}."
             yield Finding("problem", "files", sentence, AGAIN.format(kind=kind))
             return
     elif kind == "latents":
-        LatentDataset(folder).check_bytes(artifact.hash)  # raises one, too
-    yield Finding("ok", "files", f"The {kind} in {folder} is what was written.")
+        LatentDataset(folder).check_bytes(artifact.hash)  # likewise
+    yield Finding("ok", "files", f"The files of the {kind} in {folder} are intact.")
 
 
 def _structures(folder: Path, kind: str) -> Iterator[Finding]:
-    """A problem for each safetensors file that is cut off or no such file."""
+    """A problem for each safetensors file that is truncated or malformed."""
     for path in sorted(folder.glob("*.safetensors")):
         if (complaint := safetensors_complaint(path)) is not None:
             yield Finding("problem", "files", f"{path} is damaged: {complaint}.", AGAIN.format(kind=kind))
 
 
 def safetensors_complaint(path: Path) -> str | None:
-    """Why a file is no complete safetensors file; None if it is one. The values of the tensors are not read.
+    """The reason why a file is not a complete safetensors file; None if it is one. Tensor values are not read.
 
     The format: eight bytes with the length of a header, the header as JSON, and the tensors without gaps.
     """
@@ -100,7 +100,7 @@ def safetensors_complaint(path: Path) -> str | None:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))[0]
             if length > min(size - 8, HEADER_LIMIT):
-                return "it ends within its header, or is no safetensors file"
+                return "it ends within its header, or is not a safetensors file"
             header = json.loads(file.read(length).decode("utf-8"))
     except InputError as error:
         return str(error)
@@ -109,7 +109,7 @@ def safetensors_complaint(path: Path) -> str | None:
     except (ValueError, RecursionError):
         return "its header is not valid JSON"
     if not isinstance(header, dict):
-        return "its header is no object"
+        return "its header is not a JSON object"
     header.pop("__metadata__", None)
     spans = [_span(entry) for entry in header.values()]
     if None in spans:

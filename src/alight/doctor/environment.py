@@ -1,4 +1,4 @@
-"""Is the installation sound: versions, torchvision, device, threads, disk, network."""
+"""Checks of the installation: versions, torchvision, device, threads, disk, network."""
 
 import os
 import shutil
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from alight.doctor.findings import Finding
 
-NAMED = ("torch", "diffusers", "transformers")  # whose versions are always shown
-LITTLE_DISK, SCARCE_DISK = 1 << 30, 10 << 30  # bytes that are a problem, and a warning
+NAMED = ("torch", "diffusers", "transformers")  # their versions are always shown
+LITTLE_DISK, SCARCE_DISK = 1 << 30, 10 << 30  # free bytes below which there is a problem, or a warning
 FIRST_TORCHVISION = 15  # torch 2.N belongs to torchvision 0.(N + 15)
 TIMEOUT = 10.0  # seconds
 
 
 def packages() -> Iterator[Finding]:
-    """Python and every package in the versions that this package asks for."""
+    """Check Python and every package against the required versions."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -57,11 +57,11 @@ def packages() -> Iterator[Finding]:
 
 
 def torchvision() -> Iterator[Finding]:
-    """A torchvision that cannot be imported breaks diffusers and transformers; one that is absent does no harm."""
+    """Check torchvision: a broken one breaks diffusers and transformers, a missing one does no harm."""
     if util.find_spec("torchvision") is None:
         yield Finding("ok", "torchvision", "Not installed, and not needed.")
         return
-    # in a process of its own, since a library that does not fit can take the whole process with it
+    # in a separate process, since a mismatched library can crash the process
     result = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False)
     if result.returncode == 0:
         yield Finding("ok", "torchvision", "Installed, not needed, and importable.")
@@ -80,7 +80,7 @@ def torchvision() -> Iterator[Finding]:
 
 
 def accelerator(name: str) -> Iterator[Finding]:
-    """The device is seen, and multiplies matrices rightly."""
+    """Check that the device is found, and multiplies matrices correctly."""
     import torch
 
     from alight.runtime.device import resolve_device
@@ -91,7 +91,7 @@ def accelerator(name: str) -> Iterator[Finding]:
     error = (torch.mm(a.to(device), b.to(device)).cpu() - a @ b).abs().max().item()
     if not error < 0.5:  # entries have size 16; TF32 and bf16 shortcuts are far below
         yield Finding(
-            "problem", "device", f"{device} multiplies matrices wrongly, by up to {error:.3g}.", "Update its driver."
+            "problem", "device", f"{device} multiplies matrices with an error of {error:.3g}.", "Update its driver."
         )
         return
     if device.type == "cuda":
@@ -117,7 +117,7 @@ def accelerator(name: str) -> Iterator[Finding]:
 
 
 def threads() -> Iterator[Finding]:
-    """No more threads than cores, or they wait for each other."""
+    """Check that there are no more threads than cores; otherwise they wait for each other."""
     import torch
 
     from alight.runtime.hardware import available_cores
@@ -135,8 +135,9 @@ def threads() -> Iterator[Finding]:
 
 
 def disk(subject: str, folder: Path) -> Iterator[Finding]:
-    """A folder, or what will hold it, can be written and has room."""
+    """Check that a folder, or its future parent, can be written and has free space."""
     from alight.runtime.hardware import existing_folder, free_disk
+    from alight.runtime.units import size_text
 
     place = existing_folder(folder)
     try:
@@ -147,25 +148,25 @@ def disk(subject: str, folder: Path) -> Iterator[Finding]:
             "problem",
             subject,
             f"{place} cannot be written: {error.strerror}.",
-            "Mend its permissions, free some space, or choose another folder "
+            "Change its permissions, free some space, or choose another folder "
             f"({'ALIGHT_CACHE' if subject == 'cache' else '--output'}).",
         )
         return
     free = free_disk(folder)
-    sentence = f"{folder} can be written, and has {free / 2**30:,.1f} GiB free."
+    sentence = f"{folder} can be written, and has {size_text(free)} free."
     if free >= SCARCE_DISK:
         yield Finding("ok", subject, sentence)
     else:
-        mend = "Checkpoints of large models need tens of GiB: free some space, or choose another disk."
-        yield Finding("problem" if free < LITTLE_DISK else "warning", subject, sentence, mend)
+        fix = "Checkpoints of large models need tens of GiB: free some space, or choose another disk."
+        yield Finding("problem" if free < LITTLE_DISK else "warning", subject, sentence, fix)
 
 
 def network() -> Iterator[Finding]:
-    """The Hugging Face hub answers."""
+    """Check that the Hugging Face hub answers."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        yield Finding("warning", "network", "HF_HUB_OFFLINE is set, so nothing is fetched.", "Unset it to download.")
+        yield Finding("warning", "network", "HF_HUB_OFFLINE is set: no downloads.", "Unset it to download.")
         return
     try:
         with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT):
@@ -176,5 +177,5 @@ def network() -> Iterator[Finding]:
             "warning",
             "network",
             f"{constants.ENDPOINT} cannot be reached ({error}){f' through the proxy {proxy}' if proxy else ''}.",
-            "Work from local folders, or mend the network; HF_HUB_OFFLINE=1 keeps libraries from trying.",
+            "Check the network, or work from local folders with HF_HUB_OFFLINE=1.",
         )

@@ -1,4 +1,4 @@
-"""`alight doctor`: all checks, each of which may fail without keeping the others from their say."""
+"""`alight doctor`: all checks; one that fails does not prevent the others."""
 
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from alight.runtime.cache_folder import cache_folder
 def run(config: DoctorConfig) -> Examination:
     """Examine the installation, and a recipe, a run and a tokenizer if they are given.
 
-    Nothing is sent over the network unless the configuration asks for it.
+    Uses the network only if the configuration asks for it.
 
     Returns:
         The findings; their exit code is 1 if there is a problem.
@@ -42,5 +42,5 @@ def run(config: DoctorConfig) -> Examination:
 
 
 def _part(name: str) -> Any:
-    """A module that needs torch and diffusers: imported within an attempt, since they may be what is broken."""
+    """Import a module that needs torch and diffusers; within an attempt, since these may be broken."""
     return import_module(f"alight.doctor.{name}")

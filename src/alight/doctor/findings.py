@@ -1,4 +1,4 @@
-"""What a check says, and all of them together."""
+"""Results of checks."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -14,19 +14,19 @@ COLOURS: dict[Verdict, Colour] = {"ok": "green", "warning": "yellow", "problem":
 
 
 class Finding(NamedTuple):
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        verdict: `problem` = something will fail or mislead; `warning` = worth a look.
+        verdict: `problem` = a failure or a wrong result is certain; `warning` = possible.
         subject: what was checked, in a word or two.
-        sentence: what was found.
-        mend: what to do about it; empty where nothing has to be done.
+        sentence: the result.
+        fix: the remedy; empty if none is needed.
     """
 
     verdict: Verdict
     subject: str
     sentence: str
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,22 @@ class Examination:
         for finding in self.findings:
             verdict = paint(f"{finding.verdict:<9}", COLOURS[finding.verdict], sys.stdout)
             lines.append(f"{verdict}{finding.subject:<{width}}  {finding.sentence}")
-            if finding.mend:
-                lines.append(f"{'':<9}{'':<{width}}  -> {finding.mend}")
+            if finding.fix:
+                lines.append(f"{'':<9}{'':<{width}}  -> {finding.fix}")
         counts = {name: sum(finding.verdict == name for finding in self.findings) for name in ("problem", "warning")}
         summary = ", ".join(f"{count} {name}{'s' if count != 1 else ''}" for name, count in counts.items())
         return "\n".join([*lines, "", f"{len(self.findings)} checks: {summary}."])
 
 
 def attempt(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Run a check; one that cannot be carried out to its end is a problem, too."""
+    """Run a check; an exception becomes a problem."""
     findings: list[Finding] = []
     try:
         findings.extend(check())
     except InputError as error:
         findings.append(Finding("problem", subject, str(error)))
-    except Exception as error:  # a broken library must not keep the other checks from their say
+    except Exception as error:  # a broken library must not prevent other checks
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         sentence = f"This could not be checked ({reason})."
-        findings.append(Finding("problem", subject, sentence, "Mend the other problems first."))
+        findings.append(Finding("problem", subject, sentence, "Fix the other problems first."))
     return findings

@@ -1,4 +1,4 @@
-"""Does a recipe load, and is everything there that it names: weights with the right checksum, artifacts, models."""
+"""Check that a recipe loads, and that everything it names is available: weights, artifacts, models."""
 
 import os
 import re
@@ -25,14 +25,14 @@ ARTIFACTS = ("tokenizer", "latents", "transformer", "samples")
 
 
 def needs(name: str) -> Iterator[Finding]:
-    """Everything about a recipe that can be known before it runs.
+    """Check everything about a recipe that can be known before it runs.
 
     Raises:
         InputError: it does not load.
     """
     config = load_config(name)
     yield Finding("ok", "recipe", f"{name} loads.")
-    # a job that is made of jobs makes its artifacts and its foundation model itself
+    # a composite job creates its artifacts and its foundation model itself
     composed = any(isinstance(value, Job) for _, value in config)
     for section in _sections(config):
         for key, file in PUBLIC_FILES.items():
@@ -56,15 +56,15 @@ def _sections(config: Section) -> Iterator[Section]:
 
 def _public_file(file: PublicFile, given: Path | str) -> Iterator[Finding]:
     if str(given) == DOWNLOAD and not file.cached.is_file():
-        sentence = f"The {file.what} are not here yet; they are fetched from {file.url} when they are first needed."
-        yield Finding("warning", "weights", sentence, f"Without a network, put them to {file.cached}.")
+        sentence = f"The {file.what} are not cached yet; they are downloaded from {file.url} on first use."
+        yield Finding("warning", "weights", sentence, f"Without a network, save them as {file.cached}.")
     else:
         yield Finding("ok", "weights", f"{file.locate(given)} has the right checksum.")
 
 
 def _artifact(kind: str, folder: Path) -> Iterator[Finding]:
     if kind == "tokenizer" and (folder.is_file() or (folder / CONFIG_FILE).is_file()):
-        yield Finding("ok", kind, f"{folder} is there.")
+        yield Finding("ok", kind, f"{folder} exists.")
     else:
         yield Finding("ok", kind, f"{read_artifact(folder, kind).path} is finished.")
 
@@ -73,10 +73,10 @@ def _foundation(name: str) -> Iterator[Finding]:
     if Path(name).is_dir():
         lacking = [file for file in (CONFIG_FILE, FOUNDATION_FILE) if not (Path(name) / file).is_file()]
         if not lacking:
-            yield Finding("ok", "foundation", f"{name} is there.")
+            yield Finding("ok", "foundation", f"{name} exists.")
         else:
-            mend = "Write it again with save_pretrained, or train one with 'alight foundation train'."
-            yield Finding("problem", "foundation", f"{name} has no {' and no '.join(lacking)}.", mend)
+            fix = "Save it again with save_pretrained, or train one with 'alight foundation train'."
+            yield Finding("problem", "foundation", f"{name} has no {' and no '.join(lacking)}.", fix)
         return
     row = find_row(name)
     cached = try_to_load_from_cache(row.hub_id if row is not None else name, FOUNDATION_FILE)
@@ -84,9 +84,8 @@ def _foundation(name: str) -> Iterator[Finding]:
         yield Finding(
             "problem" if constants.HF_HUB_OFFLINE else "warning",
             "foundation",
-            f"{name} is no folder, and its weights are not in the hub's cache {constants.HF_HUB_CACHE}.",
-            "They are fetched when they are first needed. Without a network, download them elsewhere and give the "
-            "folder.",
+            f"{name} is not a folder, and its weights are not in the hub's cache {constants.HF_HUB_CACHE}.",
+            "They are downloaded on first use. Without a network, download them elsewhere and give the folder.",
         )
         return
     digest = Path(os.path.realpath(cached)).name  # the cache names large files by their SHA-256

@@ -1,4 +1,4 @@
-"""Does a tokenizer give images back, and are its latents as its recorded statistics say."""
+"""Check that a tokenizer reconstructs images, and that its latents match its recorded statistics."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +14,8 @@ from alight.metrics.reconstruction import psnr
 from alight.runtime.device import resolve_device
 from alight.runtime.pixels import to_uint8, unit_range
 
-IMAGE_SIZE = 256  # where the tokenizer does not say what it is for
-BAD_PSNR, LOW_PSNR = 15.0, 20.0  # dB: what noise images have, and what no tokenizer worth training on has
+IMAGE_SIZE = 256  # if the tokenizer records none
+BAD_PSNR, LOW_PSNR = 15.0, 20.0  # dB: at noise level; too low for training
 
 
 @torch.no_grad()
@@ -25,8 +25,8 @@ def round_trip(tokenizer: Path, images: str, count: int, device_name: str) -> It
     Args:
         tokenizer: a folder, a hub id or a published checkpoint.
         images: a folder, or anything that `images.source` may be.
-        count: how many of them, from all over the source.
-        device_name: where.
+        count: number of images, spread over the source.
+        device_name: as in the configuration.
 
     Raises:
         InputError: there is no such tokenizer, or there are no such images.
@@ -43,21 +43,21 @@ def round_trip(tokenizer: Path, images: str, count: int, device_name: str) -> It
         latents.append(raw)
         quality.append(psnr(to_uint8(image), to_uint8(vae.decode_raw_latents(raw))).item())
     mean_psnr = float(np.mean(quality))
-    sentence = f"{len(chosen)} images of {size} pixels come back with PSNR {mean_psnr:.1f} dB"
+    sentence = f"{len(chosen)} images of {size} pixels are reconstructed with PSNR {mean_psnr:.1f} dB"
     if mean_psnr >= LOW_PSNR:
         yield Finding("ok", "reconstruction", f"{sentence}.")
     else:
-        mend = "Check that these are the weights you mean, and that they were trained for such images."
-        yield Finding("problem" if mean_psnr < BAD_PSNR else "warning", "reconstruction", f"{sentence}.", mend)
+        fix = "Check that these are the weights you mean, and that they were trained for such images."
+        yield Finding("problem" if mean_psnr < BAD_PSNR else "warning", "reconstruction", f"{sentence}.", fix)
 
     raw_latents = torch.cat(latents)
     if not vae.has_latents_statistics:
         mean, std = raw_latents.mean().item(), raw_latents.std().item()
-        mend = "Extract latents with 'alight latents extract --statistics data'."
-        said = f"The tokenizer records no statistics; raw latents have mean {mean:.3g} and std {std:.3g}."
-        yield Finding("warning", "latents", said, mend)
+        fix = "Extract latents with 'alight latents extract --statistics data'."
+        sentence = f"The tokenizer records no statistics; raw latents have mean {mean:.3g} and std {std:.3g}."
+        yield Finding("warning", "latents", sentence, fix)
         return
     normalised = vae.normalize(raw_latents)
     vae.check_latents_statistics(raw_latents)
-    said = f"Normalised as recorded, they have mean {normalised.mean():.3g} and std {normalised.std():.3g}."
-    yield Finding("ok", "latents", said)
+    sentence = f"Normalised as recorded, they have mean {normalised.mean():.3g} and std {normalised.std():.3g}."
+    yield Finding("ok", "latents", sentence)

@@ -1,4 +1,4 @@
-"""Is a training run on its way: its log, its latents, its configuration, and its loss beside a known curve."""
+"""Check a training run: its log, its latents, its configuration, and its loss against a known curve."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,15 +21,15 @@ from alight.training.checkpoint import list_checkpoints, read_checkpoint
 from alight.training.ema import long_average
 from alight.training.longer import TRAINING_FOLDER
 
-# (step, MSE of the velocity) where published logs and users' reports tell it, for the released tokenizer's latents
+# (step, MSE of the velocity) from published logs and users' reports, for the released tokenizer's latents
 KNOWN_CURVES = {
     "imagenet/transformer_xl_64ep": ((1_000, 0.385), (80_000, 0.305)),
     "imagenet/transformer_xl_800ep": ((1_000, 0.385), (80_000, 0.305)),
     "imagenet/transformer_b_160ep": ((100_000, 0.31), (200_000, 0.31)),
 }
-BAND = 0.02  # about a known curve
+BAND = 0.02  # around a known curve
 RECENT = 10  # the last tenth of the log is averaged
-LATENTS = 256  # that are looked at
+LATENTS = 256  # sample size
 _NO_LOG = (
     "There is no training log in {folder}: neither training/{log} nor {log} has a line. Give the --output of a "
     "training run."
@@ -37,11 +37,11 @@ _NO_LOG = (
 
 
 def run_findings(folder: Path, recipe: str | None) -> Iterator[Finding]:
-    """Everything about one run, or about the runs in a folder.
+    """Check one run, or all runs in a folder.
 
     Args:
         folder: of the run, finished or not; its `training` folder; or one that holds runs, such as a quickstart's.
-        recipe: that the run is meant to follow.
+        recipe: to compare the run with.
 
     Raises:
         InputError: there is no such folder, or no log and no artifact in it.
@@ -63,12 +63,12 @@ def run_findings(folder: Path, recipe: str | None) -> Iterator[Finding]:
 
 
 def log_findings(folder: Path, place: Path, recipe: str | None) -> Iterator[Finding]:
-    """Findings from the log, the checkpoints and the configuration of a run.
+    """Check the log, the checkpoints and the configuration of a run.
 
     Args:
         folder: of the run.
         place: of its log and checkpoints.
-        recipe: that it is meant to follow.
+        recipe: to compare it with.
 
     Raises:
         InputError: the log has no line.
@@ -95,7 +95,7 @@ def log_findings(folder: Path, place: Path, recipe: str | None) -> Iterator[Find
 
 
 def run_config(folder: Path, place: Path) -> dict[str, Any] | None:
-    """The configuration of a run: of the artifact, else of its newest checkpoint, which is mapped and not read.
+    """The configuration of a run: of the artifact, else of its newest checkpoint (memory-mapped).
 
     Raises:
         InputError: the manifest or the checkpoint cannot be read.
@@ -107,10 +107,10 @@ def run_config(folder: Path, place: Path) -> dict[str, Any] | None:
 
 
 def average_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
-    """An average of the weights that remembers how the run began, where the run keeps one.
+    """Warn of an EMA so long that it still contains the initial weights.
 
     Args:
-        config: of the run; what is no configuration of this version is passed over.
+        config: of the run; skipped if it is not valid in this version.
     """
     try:
         complaint = long_average(TrainingConfig.model_validate(config.get("training")))
@@ -125,7 +125,7 @@ def _log_folder(folder: Path) -> Path | None:
 
 
 def normalisation(folder: Path) -> Finding:
-    """Latents as training reads them have mean 0 and size 1."""
+    """Check that latents as training reads them have mean 0 and size 1."""
     dataset = LatentDataset(folder)
     step = max(len(dataset) // LATENTS, 1)
     latents = dataset.gather(list(range(0, len(dataset), step))[:LATENTS]).latents.double()
@@ -134,19 +134,19 @@ def normalisation(folder: Path) -> Finding:
     sentence = f"Normalised, {len(latents)} of {folder} have mean {mean:.2g} and size {size:.3g}"
     if mean <= MEAN_LIMIT and 1 / SIZE_LIMIT <= size <= SIZE_LIMIT:
         return Finding("ok", "latents", f"{sentence}.")
-    mend = "Extract them again with 'alight latents extract --statistics data'."
-    return Finding("problem", "latents", f"{sentence}, instead of 0 and 1.", mend)
+    fix = "Extract them again with 'alight latents extract --statistics data'."
+    return Finding("problem", "latents", f"{sentence}, instead of 0 and 1.", fix)
 
 
 def configuration(config: Mapping[str, Any] | None, recipe: str) -> Iterator[Finding]:
-    """Every key in which the run is not as the recipe."""
+    """List every key in which the run differs from the recipe."""
     wanted = load_config(recipe).model_dump(mode="json")
     if config is None:
-        mend = "Look again when the first checkpoint is written."
-        yield Finding("warning", "configuration", "The run has no checkpoint yet that says its configuration.", mend)
+        fix = "Check again when the first checkpoint is written."
+        yield Finding("warning", "configuration", "The run has no checkpoint yet that records its configuration.", fix)
     elif config.keys() != wanted.keys():
-        mend = "Give the recipe that the run was started with."
-        yield Finding("problem", "configuration", f"The run is of another command than the recipe {recipe}.", mend)
+        fix = "Give the recipe that the run was started with."
+        yield Finding("problem", "configuration", f"The run and the recipe {recipe} are of different commands.", fix)
     elif different := differences(wanted, config):
         yield from (Finding("warning", "configuration", f"{each} (recipe -> run).") for each in different)
     else:
@@ -154,7 +154,7 @@ def configuration(config: Mapping[str, Any] | None, recipe: str) -> Iterator[Fin
 
 
 def known_curve(lines: Sequence[Line], recipe: str) -> Iterator[Finding]:
-    """The end of the log beside what is known of this recipe, on a line over the logarithm of the step."""
+    """Compare the end of the log with the known curve of this recipe, interpolated over the logarithm of the step."""
     path = find_recipe(recipe).resolve()
     known = {(recipes_folder() / f"{name}.yaml").resolve(): curve for name, curve in KNOWN_CURVES.items()}
     curve, values = known.get(path), series(lines, "mse")
@@ -164,16 +164,16 @@ def known_curve(lines: Sequence[Line], recipe: str) -> Iterator[Finding]:
     step, found = last[-1][0], fmean(value for _, value in last)
     (first_step, first), (last_step, final) = curve
     if not first_step <= step <= last_step:
-        sentence = f"Nothing is known of step {step:,}; between {first_step:,} and {last_step:,} it would be."
+        sentence = f"The curve covers steps {first_step:,} to {last_step:,}, and not step {step:,}."
         yield Finding("ok", "known curve", sentence)
         return
     expected = first + (final - first) * math.log(step / first_step) / math.log(last_step / first_step)
-    sentence = f"mse is {found:.3f} about step {step:,}, where {expected:.3f} is known"
+    sentence = f"mse is {found:.3f} around step {step:,}, where {expected:.3f} is expected"
     if abs(found - expected) <= BAND:
         yield Finding("ok", "known curve", f"{sentence}.")
     elif found > expected:
-        mend = "Look at the differences of the configuration, and at the latents."
-        yield Finding("problem", "known curve", f"{sentence}; it should be within {BAND}.", mend)
+        fix = "Check the differences in the configuration, and the latents."
+        yield Finding("problem", "known curve", f"{sentence}; it should be within {BAND}.", fix)
     else:
-        mend = "Lower is not better: latents of another tokenizer, or of another normalisation, are easier to predict."
-        yield Finding("warning", "known curve", f"{sentence}; it should be within {BAND}.", mend)
+        fix = "Lower is not better: latents of another tokenizer, or of another normalisation, are easier to predict."
+        yield Finding("warning", "known curve", f"{sentence}; it should be within {BAND}.", fix)

@@ -1,4 +1,4 @@
-"""What the log of a training run shows: values that are not finite, a rising loss, a collapse, a one-sided game."""
+"""Symptoms in the log of a training run: non-finite values, a rising loss, KL collapse, a one-sided discriminator."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,31 +10,31 @@ from alight.training.discriminator_watch import LOSES, PATIENCE, WINS
 
 Line = Mapping[str, float]
 
-MAIN_LOSSES = ("mse", "l1", "loss")  # the first of them that is in the log tells how training goes
-PARTS, RISE = 10, 1.2  # the last of so many parts of the log may have so many times the lowest loss before it
+MAIN_LOSSES = ("mse", "l1", "loss")  # the first of them in the log is used
+PARTS, RISE = 10, 1.2  # of the log; the last part may have at most 1.2 times the lowest loss before it
 FIRST_MSE = 3.0  # an untrained velocity network has 1 + size^2, so 2 on normalised latents
-FEW_STEPS = 200  # in which a network is still untrained
-KL_SHARE = 0.01  # of its highest value, at which the latent says nothing any more
+FEW_STEPS = 200  # after which a network is still untrained
+KL_SHARE = 0.01  # of its highest value, below which the latent carries no information
 
 
 def symptoms(lines: Sequence[Line]) -> Iterator[Finding]:
-    """All signs of trouble in the lines of a log, oldest first."""
-    for look in (non_finite, rising_loss, kl_collapse, one_sided_game, first_loss):
+    """All symptoms in the lines of a log, oldest first."""
+    for look in (non_finite, rising_loss, kl_collapse, one_sided_discriminator, first_loss):
         yield from look(lines)
 
 
 def series(lines: Sequence[Line], name: str) -> list[tuple[int, float]]:
-    """(step, value) wherever a value is in the log and finite."""
+    """(step, value) for all finite values in the log."""
     return [(int(line["step"]), line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
 
 
 def main_loss(lines: Sequence[Line]) -> str:
-    """The name of the loss that tells most."""
+    """The name of the loss to check."""
     return next((name for name in MAIN_LOSSES if series(lines, name)), MAIN_LOSSES[-1])
 
 
 def non_finite(lines: Sequence[Line]) -> Iterator[Finding]:
-    """Values that are not finite are left out of the log."""
+    """Find lines without a finite loss or gradient norm; the log omits non-finite values."""
     names = [name for name in (main_loss(lines), "grad_norm") if series(lines, name)]
     holes = [line for line in lines if any(not math.isfinite(line.get(name, math.nan)) for name in names)]
     if not holes:
@@ -50,7 +50,7 @@ def non_finite(lines: Sequence[Line]) -> Iterator[Finding]:
 
 
 def rising_loss(lines: Sequence[Line]) -> Iterator[Finding]:
-    """Medians over parts of the log, so that a spike that recovers does not count."""
+    """Compare medians over parts of the log, so that a spike that recovers does not count."""
     name = main_loss(lines)
     values = [value for _, value in series(lines, name)]
     if len(values) < 2 * PARTS:
@@ -71,33 +71,33 @@ def rising_loss(lines: Sequence[Line]) -> Iterator[Finding]:
 
 
 def kl_collapse(lines: Sequence[Line]) -> Iterator[Finding]:
-    """A posterior that has become the prior."""
+    """Find a posterior that has collapsed to the prior."""
     values = [value for _, value in series(lines, "kl")]
     if values and values[-1] <= KL_SHARE * max(values):
         yield Finding(
             "problem",
             "KL",
-            f"The KL divergence fell from {max(values):.4g} to {values[-1]:.4g}: the latent no longer says anything.",
-            "Lower reconstruction.kl_weight; 1e-6 is for reduction 'sum' alone.",
+            f"The KL divergence fell from {max(values):.4g} to {values[-1]:.4g}: the posterior has collapsed.",
+            "Lower reconstruction.kl_weight; 1e-6 is for reduction 'sum' only.",
         )
 
 
-def one_sided_game(lines: Sequence[Line]) -> Iterator[Finding]:
-    """A discriminator that has been always right, or no better than a coin, up to the end of the log."""
+def one_sided_discriminator(lines: Sequence[Line]) -> Iterator[Finding]:
+    """Find a discriminator that is always right, or no better than chance, up to the end of the log."""
     accuracies = series(lines, "discriminator_accuracy")
     wins = [(step, accuracy > WINS) for step, accuracy in accuracies]
     if (since := lasting_since(wins)) is not None:
-        mend = "Lower reconstruction.adversarial_weight, or start it later."
-        sentence = f"Since step {since:,} it tells every reconstruction from its image."
-        yield Finding("warning", "discriminator", sentence, mend)
+        fix = "Lower reconstruction.adversarial_weight, or start it later."
+        sentence = f"Since step {since:,} it recognises every reconstruction."
+        yield Finding("warning", "discriminator", sentence, fix)
     loses = [(step, accuracy < LOSES) for step, accuracy in accuracies]
     if (since := lasting_since(loses)) is not None:
-        mend = "Raise optimizer.lr, or check that images reach it undamaged."
-        yield Finding("warning", "discriminator", f"Since step {since:,} it is no better than a coin.", mend)
+        fix = "Raise optimizer.lr, or check that images reach it undamaged."
+        yield Finding("warning", "discriminator", f"Since step {since:,} it is no better than chance.", fix)
 
 
 def lasting_since(spells: Sequence[tuple[int, bool]]) -> int | None:
-    """The step since which something has held to the end, if that is long enough."""
+    """The step since which a condition has held to the end, if that is long enough."""
     since = None
     for step, holds in spells:
         since = (step if since is None else since) if holds else None
@@ -105,13 +105,13 @@ def lasting_since(spells: Sequence[tuple[int, bool]]) -> int | None:
 
 
 def first_loss(lines: Sequence[Line]) -> Iterator[Finding]:
-    """The velocity error of an untrained network tells the size of the latents."""
+    """Check the size of the latents by the velocity error of the untrained network."""
     values = series(lines, "mse")
     if values and values[0][0] <= FEW_STEPS and values[0][1] > FIRST_MSE:
         yield Finding(
             "problem",
             "latents",
             f"The first mse is {values[0][1]:.3g}, where normalised latents give about 2: they are not normalised, or "
-            "by the statistics of others.",
+            "with the wrong statistics.",
             "Extract them again with 'alight latents extract --statistics data'.",
         )

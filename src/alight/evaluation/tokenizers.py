@@ -17,6 +17,7 @@ from alight.models.inception import InceptionV3
 from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
 from alight.runtime.errors import InputError
+from alight.runtime.files import short_names
 
 PROJECTION_FILE = "projection.safetensors"
 
@@ -92,16 +93,6 @@ def open_evaluated(sources: Sequence[Path]) -> list[EvaluatedTokenizer]:
         vae, artifact = open_tokenizer(source)
         tokenizers.append(EvaluatedTokenizer(name, vae, artifact, _projection(artifact)))
     return tokenizers
-
-
-def short_names(sources: Sequence[Path]) -> list[str]:
-    """The last parts of paths, as many as tell them apart."""
-    depth = 1
-    while True:
-        names = ["/".join(source.parts[-depth:]) for source in sources]
-        if len(set(names)) == len(names) or depth >= max(len(source.parts) for source in sources):
-            return names
-        depth += 1
 
 
 def open_metric_networks(

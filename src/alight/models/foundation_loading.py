@@ -31,7 +31,7 @@ SIDE_LIMIT = 16_384  # pixels
 
 
 @with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
-class _Pixels(TypedDict):
+class _Preprocessing(TypedDict):
     """`preprocessor_config.json`, as far as it is used here."""
 
     image_mean: NotRequired[Annotated[list[float], Field(min_length=3, max_length=3)]]
@@ -138,7 +138,7 @@ def _pixel_statistics(origin: str, row: FoundationRow | None) -> tuple[tuple[flo
             _raise_exceptions_for_connection_errors=False,
         )
     if found and Path(found).is_file():
-        values = read_json(Path(found), _Pixels, "Get it again, with the weights it belongs to.")
+        values = read_json(Path(found), _Preprocessing, "Get it again, with the weights it belongs to.")
         if "image_mean" in values and "image_std" in values:
             return tuple(values["image_mean"]), tuple(values["image_std"])
     if row is not None:

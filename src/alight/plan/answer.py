@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from alight.runtime.console import duration
+from alight.runtime.units import duration
 
 MEANINGS = {"average": "average (EMA)", "activations": "activations, measured"}
 

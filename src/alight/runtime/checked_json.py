@@ -1,6 +1,6 @@
-"""JSON files that hold a checksum of their own values, so that damage and edits by hand are found.
+"""JSON files with a checksum of their values, which reveals damage and edits by hand.
 
-A wrong bit in a mean or a count would be read as a number like any other.
+Without it, a flipped bit in a mean or a count would go unnoticed.
 """
 
 import json
@@ -15,7 +15,7 @@ from alight.runtime.reading import JSON_LIMIT, parse_json, read_bytes
 
 CHECKSUM = "checksum"  # SHA-256 over the text of the other values
 _FORMER_NAME = "seal"  # of the checksum, in files of version 0.1
-REMEDY = "Restore it, or make its folder again."
+REMEDY = "Restore it, or create its folder again."
 
 
 def write_checked(path: Path, values: Mapping[str, Any]) -> None:
@@ -32,11 +32,11 @@ def read_checked(path: Path) -> dict[str, Any]:
     """Read values that `write_checked` wrote.
 
     Raises:
-        InputError: the file cannot be read, holds no checksum, or differs in a single bit from what was written.
+        InputError: the file cannot be read, has no checksum, or does not match it.
     """
     values, checked = read_perhaps_checked(path)
     if not checked:
-        raise InputError(f"{path} holds no checksum, so it is not what was written. {REMEDY}")
+        raise InputError(f"{path} has no checksum, so it is not what was written. {REMEDY}")
     return values
 
 
@@ -44,7 +44,7 @@ def read_perhaps_checked(path: Path) -> tuple[dict[str, Any], bool]:
     """Read values from a file that may be older than checksums.
 
     Returns:
-        The values, and whether they were compared with a checksum.
+        The values, and True if the file has a checksum.
 
     Raises:
         InputError: the file cannot be read, or does not match its checksum.

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: one logger, and progress bars that keep quiet when it does.
+"""Progress for the user: one logger, and progress bars that are off unless it is on.
 
 The library never configures logging; the command line does, through `show_progress`. Until then bars are off.
 """
@@ -31,7 +31,7 @@ def show_progress(level: int = logging.INFO) -> None:
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm[Any]":
-    """A bar with rate and ETA; off unless `show_progress` was called, and sparing where output goes to a file."""
+    """A progress bar with rate and ETA; off unless `show_progress` was called, and rarely updated in a file."""
     terminal = sys.stderr.isatty()
     return tqdm(
         iterable,
@@ -41,11 +41,3 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> "tqdm
         leave=False,
         **options,
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person would say them: 8.3 s, 2 min 05 s, 3 h 20 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

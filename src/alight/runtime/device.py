@@ -22,11 +22,11 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"Device {name} was asked for, but this machine shows {torch.cuda.device_count()} CUDA devices; "
+            f"Device {name} is not available: PyTorch finds {torch.cuda.device_count()} CUDA devices; "
             "use --device auto, or install a PyTorch build that fits the driver."
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("Device mps was asked for, but it is not available here; use --device auto.")
+        raise InputError("Device mps is not available on this machine; use --device auto.")
     return device
 
 
@@ -36,13 +36,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """An island in a forward pass where matrix products keep the precision of what they are given."""
+    """A part of a forward pass whose matrix products keep the precision of their inputs."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)  # meta has none
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Convolutions and matrix products with all digits of float32: on CUDA, convolutions have ten bits by default."""
+    """Convolutions and matrix products in full float32: on CUDA, convolutions use TF32 by default."""
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32
     convolutions.allow_tf32 = products.allow_tf32 = False
@@ -53,6 +53,6 @@ def full_float32() -> Iterator[None]:
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compile each of some modules in place: for a transformer's blocks, near full-graph speed for one's time."""
+    """Compile modules in place; equal blocks share one compilation and run nearly as fast as one full graph."""
     for block in blocks:
         block.compile()

@@ -1,7 +1,7 @@
-"""Several processes of one job: who am I, how many are we, and wait for the others.
+"""The processes of a distributed job: ranks, barriers and collectives.
 
-`torchrun` starts the processes and tells each its place through the environment; without it there is one process, and
-the same code runs with nothing to wait for.
+`torchrun` starts the processes and sets their ranks in the environment; without it there is one process, which runs
+the same code.
 """
 
 import os
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(hours=6)  # how long one process may work alone while the others wait; torchrun ends dead jobs
+COLLECTIVE_TIMEOUT = timedelta(hours=6)  # of one process working alone while others wait; torchrun ends dead jobs
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Processes:
     """This process among those of the job.
 
     Attributes:
-        rank: which one this is, from 0.
-        world_size: how many there are.
-        device: where this one computes.
+        rank: of this process, from 0.
+        world_size: number of processes.
+        device: of this process.
     """
 
     rank: int
@@ -34,11 +34,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """True for the process that writes the files of which there is one."""
+        """True for the process that writes the shared files."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has reached this point."""
         if self.world_size > 1:
             dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
@@ -56,7 +56,7 @@ class Processes:
         return total / self.world_size
 
     def largest(self, value: int) -> int:
-        """The largest of the processes' numbers; it travels between the hosts, so no accelerator waits for it."""
+        """The largest of the processes' numbers; exchanged on the CPU, so no accelerator waits for it."""
         if self.world_size == 1:
             return value
         number = torch.tensor(value)
@@ -64,7 +64,7 @@ class Processes:
         return int(number)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in the order of their ranks; tensors in them lie on the CPU."""
+        """The values of all processes, in the order of their ranks; tensors in them must be on the CPU."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -87,12 +87,12 @@ class Processes:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Processes]:
-    """Join the other processes that torchrun started, for the length of the block.
+    """Join the processes that torchrun started, for the length of the block.
 
-    They talk through NCCL about what lies on CUDA devices, each on the one of its local rank, else through gloo.
+    CUDA tensors are exchanged through NCCL, each process using the device of its local rank, others through gloo.
 
     Args:
-        device: of the job; `cuda` without a number is spread over the processes of a machine.
+        device: of the job; `cuda` without an index gives each process on a machine its own device.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
@@ -101,7 +101,7 @@ def process_group(device: torch.device) -> Iterator[Processes]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if device.index is None else device.index)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
         yield Processes(rank, world_size, device)
     finally:

@@ -1,4 +1,4 @@
-"""Public files such as pretrained weights: taken from where the user has them, or downloaded once and checked."""
+"""Public files such as pretrained weights: given by the user, or downloaded once; always verified."""
 
 import hashlib
 import os
@@ -14,20 +14,20 @@ from alight.runtime.console import log, progress_bar
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 
-DOWNLOAD = "download"  # said in place of a path
+DOWNLOAD = "download"  # in place of a path
 _TIMEOUT = 60.0  # seconds without a byte
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class PublicFile:
-    """A file that anyone can get, and that is known by its checksum.
+    """A public file with a known checksum.
 
     Attributes:
-        what: it is, for messages.
+        what: a description for messages.
         name: of the file in the cache folder.
-        url: where it comes from.
-        sha256: its SHA-256 in hexadecimal digits, or how that begins.
+        url: of the download.
+        sha256: its SHA-256 in hexadecimal digits, or the beginning of it.
     """
 
     what: str
@@ -37,17 +37,17 @@ class PublicFile:
 
     @property
     def cached(self) -> Path:
-        """The path in the cache, for the downloaded file or one that is put there by hand."""
+        """The path in the cache, of the downloaded file or one that was put there by hand."""
         return cache_folder() / "weights" / self.name
 
     def locate(self, given: str | Path | None = None) -> Path:
-        """The file, whole and unchanged.
+        """Find or download the file, and verify its checksum.
 
         Args:
-            given: where the user has it; None or `download` = take it from the cache folder, or else the network.
+            given: a local path; None or `download` = take it from the cache folder, or else the network.
 
         Raises:
-            InputError: if it is not there, cannot be downloaded, or is another file.
+            InputError: if it does not exist, cannot be downloaded, or has another checksum.
         """
         if given is None or str(given) == DOWNLOAD:
             path = self.cached
@@ -57,8 +57,8 @@ class PublicFile:
             path = Path(given)
             if not path.is_file():
                 raise InputError(
-                    f"There is no file {path}, where the {self.what} should be. Get it from {self.url} and give its "
-                    f"path, or give '{DOWNLOAD}' to have it fetched."
+                    f"There is no file {path} with the {self.what}. Get it from {self.url} and give its path, or give "
+                    f"'{DOWNLOAD}' to download it."
                 )
         if not (found := file_hash(path)).startswith(self.sha256):
             raise InputError(
@@ -70,19 +70,19 @@ class PublicFile:
     def _download(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):  # another process that wants it waits, and finds it there
+            with FileLock(path.with_suffix(".lock")):  # other processes wait for the download
                 if not path.is_file():
                     log.info("Downloading the %s from %s to %s.", self.what, self.url, path)
                     self._fetch(path)
         except (OSError, HTTPException, ValueError) as error:
             reason = str(error).removeprefix("<urlopen error ").removesuffix(">")
             raise InputError(
-                f"The {self.what} could not be downloaded from {self.url} to {path} ({reason}). Get the file where "
-                "there is a network, then put it there or give its path. The folder follows ALIGHT_CACHE."
+                f"The {self.what} could not be downloaded from {self.url} to {path} ({reason}). Download the file on "
+                "another machine, then put it there or give its path. ALIGHT_CACHE sets the folder."
             ) from error
 
     def _fetch(self, path: Path) -> None:
-        """Write under a temporary name, and give it its own when all of it has come and is right."""
+        """Download to a temporary file, and rename it when it is complete and verified."""
         partial, digest = path.with_name(f".{path.name}.partial"), hashlib.sha256()
         try:
             with urllib.request.urlopen(self.url, timeout=_TIMEOUT) as response, partial.open("wb") as file:

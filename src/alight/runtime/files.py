@@ -1,11 +1,11 @@
-"""Files on disk: replaced atomically, hashed, and locked; every refusal of the disk becomes one sentence."""
+"""Files on disk: hashes, atomic replacement, locks, and explained disk errors."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +35,14 @@ _REASONS = {
     errno.ENAMETOOLONG: "the path is too long; choose a shorter --output",
     errno.ELOOP: "the path leads through a symbolic link that is not followed; choose another --output",
 }
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of paths that distinguish them."""
+    depth, longest = 1, max((len(path.parts) for path in paths), default=1)
+    while len(set(names := ["/".join(path.parts[-depth:]) for path in paths])) < len(names) and depth < longest:
+        depth += 1
+    return names
 
 
 # --- hashes -------------------------------------------------------------------------------------------------------
@@ -82,12 +90,12 @@ def _segment_digest(path: Path, start: int) -> bytes:
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path`; its file takes the place of `path` when the block ends well.
+    """Yield a temporary path beside `path`; its file replaces `path` when the block ends without an error.
 
     Args:
-        path: of the file that is written.
-        durable: whether it is synchronised with the disk first, so that it survives a power failure. Many small files
-            that can be made again need not be.
+        path: of the file to write.
+        durable: synchronise it with the disk first, so that it survives a power failure; not needed for many small
+            files that can be created again.
 
     Raises:
         InputError: the disk refuses; an earlier file at `path` is unchanged.
@@ -116,7 +124,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power failure, where the file system can do that."""
+    """Make renames in a folder survive a power failure, if the file system supports that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -132,12 +140,12 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to a folder; it is made if it does not exist.
+    """Keep other processes from writing to a folder; it is created if it does not exist.
 
     The operating system releases the lock of a process that dies.
 
     Raises:
-        InputError: the folder is locked already, or the folder cannot be made.
+        InputError: the folder is already locked, or cannot be created.
     """
     lock = FileLock(folder / LOCK_FILE, blocking=False)
     with explained_disk_errors(folder):
@@ -165,7 +173,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     finally:
         if lock.is_locked:
             with suppress(OSError):
-                (folder / LOCK_FILE).unlink(missing_ok=True)  # a process that waits for this file makes a new one
+                (folder / LOCK_FILE).unlink(missing_ok=True)  # a process that waits for this file creates a new one
             lock.release()
 
 
@@ -174,9 +182,9 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def explained_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn every refusal of the operating system into a sentence about the folder.
+    """Turn every disk error into an explanation about the folder.
 
-    Writers of other libraries wrap such refusals in exceptions of their own, so their text is read too.
+    Other libraries wrap disk errors in their own exceptions, so their text is searched too.
 
     Raises:
         InputError: in place of an `OSError`.
@@ -193,12 +201,12 @@ def explained_disk_errors(folder: Path) -> Iterator[None]:
 
 
 def disk_reason(error: BaseException) -> str | None:
-    """Why the operating system refused, and the remedy; None if the error is of another kind."""
+    """The reason of a disk error and its remedy; None for another kind of error."""
     if isinstance(error, OSError) and error.errno is not None:
         return _REASONS.get(error.errno, f"{error.strerror}; choose another --output")
     if type(error).__name__ in ("SafetensorError", "RuntimeError"):
         for number, reason in _REASONS.items():
             if os.strerror(number) in str(error):
                 return reason
-    # a writer that fails to close what it failed to write hides the refusal behind an error of its own
+    # a writer that fails to close a file after a failed write hides the first error behind a second one
     return disk_reason(error.__context__) if error.__context__ is not None else None

@@ -26,12 +26,12 @@ def available_cores() -> int:
 
 
 def existing_folder(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there already."""
+    """The folder, or its nearest existing parent."""
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that can still be written below a folder, which need not be there yet."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(existing_folder(folder)).free
 
 
@@ -53,7 +53,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done what it was told, so that a clock means something."""
+    """Wait until a device has finished its work; needed before reading a clock."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -65,7 +65,7 @@ def matrix_product_rate(device: torch.device, precision: str) -> float:
 
     Args:
         device: that multiplies.
-        precision: `fp32`, with whatever shortcuts torch is set to, or `bf16`.
+        precision: `fp32`, with torch's current TF32 settings, or `bf16`.
     """
     size = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -84,8 +84,8 @@ def matrix_product_rate(device: torch.device, precision: str) -> float:
 class PeakMemory:
     """Measure the rise of the memory in use within a block, above its start.
 
-    CUDA counts for itself. Elsewhere a thread looks at the memory many times a second: of a CPU, the resident set,
-    after what was freed before has been given back to the system.
+    CUDA keeps count itself. On other devices a thread samples the memory in use: on the CPU, the resident set, after
+    freed memory has been returned to the system.
 
         with PeakMemory(device) as peak:
             ...
@@ -128,7 +128,7 @@ class PeakMemory:
 
 
 def resident_set() -> int:
-    """Bytes of memory that this process occupies now; where the system does not say, the most it ever occupied."""
+    """Resident bytes of this process; their maximum so far on systems that do not report the current value."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:  # not Linux; macOS counts bytes here

@@ -1,4 +1,4 @@
-"""Let an interrupt wait until the current step is whole."""
+"""Defer an interrupt until the current step is complete."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work in good order.
+    """A signal ended the work gracefully.
 
     Attributes:
         exit_code: the shell's convention for a process that a signal ended: 130 for SIGINT, 143 for SIGTERM.
@@ -20,9 +20,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], int]]:
-    """Within the block, SIGINT and SIGTERM are only remembered; the yielded function gives the number, 0 = none came.
+    """Within the block, SIGINT and SIGTERM are only recorded; the yielded function returns the number, 0 = none.
 
-    A second signal acts at once, for those who are in a hurry. Outside the main thread it does nothing.
+    A second signal acts at once. Outside the main thread, signals are not deferred.
     """
     came = 0
 
@@ -34,7 +34,7 @@ def deferred_interrupt() -> Iterator[Callable[[], int]]:
 
     try:
         previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's business
+    except ValueError:  # not the main thread, which alone may set handlers
         previous = {}
     try:
         yield lambda: came

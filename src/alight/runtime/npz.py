@@ -1,7 +1,7 @@
-"""Archives of arrays, `.npz`, read within bounds: headers before data, no objects, nothing larger than was agreed.
+"""Bounded reading of `.npz` archives: headers before data, no Python objects, limited sizes.
 
-A few bytes of an archive may announce, or really unpack to, more than any memory holds. What an array is therefore
-comes from its header, which must agree with the directory of the archive, before a single number is read.
+A few bytes of an archive may announce, or unpack to, more than any memory holds. Before any data is read, the header
+of an array must therefore agree with the directory of the archive.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.reading import require_regular
 
 SUFFIX = ".npy"
-UNREADABLE = "cannot be read as a .npz archive"  # what a message says of the file, unless the caller says more
+UNREADABLE = "cannot be read as a .npz archive"  # the default beginning of messages
 _HEADER_LIMIT = 10_000  # bytes, as in NumPy
 _ENTRIES_LIMIT = 10_000
 _DAMAGE = (
@@ -40,7 +40,7 @@ class ArrayHeader:
     Attributes:
         shape: of the array.
         dtype: of its elements.
-        fortran_order: whether columns, not rows, lie together.
+        fortran_order: True for column-major order.
         size: of all elements in bytes.
     """
 
@@ -62,8 +62,8 @@ def array_headers(path: Path, refusal: str = UNREADABLE) -> dict[str, ArrayHeade
         refusal: how a message begins, after the path.
 
     Raises:
-        InputError: the file is no `.npz`, is damaged or encrypted, or an array holds Python objects or is not as
-            large as its header says.
+        InputError: the file is not an `.npz`, is damaged or encrypted, or an array holds Python objects or does not
+            have the size in its header.
     """
     with _opened(path, refusal) as archive:
         headers = {}
@@ -77,7 +77,7 @@ def array_names(path: Path, refusal: str = UNREADABLE) -> list[str]:
     """The names of the arrays in an archive, by its directory.
 
     Raises:
-        InputError: the file is no `.npz`, or is damaged.
+        InputError: the file is not an `.npz`, or is damaged.
     """
     with _opened(path, refusal) as archive:
         return _names(archive)
@@ -86,13 +86,13 @@ def array_names(path: Path, refusal: str = UNREADABLE) -> list[str]:
 def read_array(
     path: Path, name: str, limit: int, shape: Sequence[int | None] | None = None, refusal: str = UNREADABLE
 ) -> npt.NDArray[Any]:
-    """One array of limited size.
+    """Read one array of limited size.
 
     Args:
         path: of the archive.
         name: of the array.
         limit: bytes that its elements may have.
-        shape: what it must be, None = any length; checked before elements are read.
+        shape: the required shape, None = any length; checked before elements are read.
         refusal: how a message begins, after the path.
 
     Raises:
@@ -102,13 +102,13 @@ def read_array(
         if header.size > limit:
             raise InputError(
                 f"{path} {refusal}: its '{name}' has {header.size:,} bytes, more than the {limit:,} that it may have. "
-                "Give the file that you meant."
+                "Check the path."
             )
         if shape is not None and not _fits(header.shape, shape):
             wanted = ", ".join("any" if length is None else str(length) for length in shape)
             raise InputError(
-                f"{path} {refusal}: its '{name}' has the shape {header.shape}, where ({wanted}) is needed. Give "
-                "the file that you meant."
+                f"{path} {refusal}: its '{name}' has the shape {header.shape}, where ({wanted}) is needed. Check the "
+                "path."
             )
         content = file.read(header.size)
         if len(content) < header.size or file.read(1):  # reading to the end compares the checksum
@@ -119,15 +119,15 @@ def read_array(
 
 @contextmanager
 def open_array(path: Path, name: str, refusal: str = UNREADABLE) -> Iterator[tuple[ArrayHeader, IO[bytes]]]:
-    """The header of an array, and the file where its elements begin, to be read in parts.
+    """The header of an array, and the file positioned at its elements, to be read in parts.
 
     Raises:
-        InputError: as `array_headers`; or there is no such array. Whatever fails while the file is read becomes one.
+        InputError: as `array_headers`; or there is no such array, or reading the file fails within the block.
     """
     with _opened(path, refusal) as archive:
         if name not in _names(archive):
             held = ", ".join(_names(archive)[:5]) or "nothing"
-            raise InputError(f"{path} {refusal}: it has no array '{name}', only {held}. Give the file that you meant.")
+            raise InputError(f"{path} {refusal}: it has no array '{name}', only {held}. Check the path.")
         with _explained(path, refusal, name), archive.open(f"{name}{SUFFIX}") as file:
             yield _read_header(archive, name, file, refusal), file
 
@@ -153,7 +153,7 @@ def _explained(path: Path, refusal: str, name: str = "") -> Iterator[None]:
         place = f"its array '{name}'" if name else "it"
         raise InputError(
             f"{path} {refusal}: {place} is damaged, or of another kind "
-            f"({_reason(error)}). Make it again, or get it again."
+            f"({_reason(error)}). Create or download it again."
         ) from error
 
 

@@ -1,14 +1,17 @@
-"""The one rule by which images in [-1, 1] become 8-bit pixels and come back.
+"""Conversion of images in [-1, 1] to 8-bit pixels and back.
 
 The rule moves scores in their third digit, so every stage that writes, shows or measures pixels uses this file.
 """
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from alight.runtime.errors import InputError
 
-UINT8_RULE = "clamp(127.5 x + 128, 0, 255), truncated"  # as records and reports say it
+PixelArray = npt.NDArray[np.uint8]  # one image (H, W, C), or several (N, H, W, C)
+UINT8_RULE = "clamp(127.5 x + 128, 0, 255), truncated"  # in records and reports
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files that others may have written, read within bounds: regular files alone, of limited size, JSON by a schema."""
+"""Bounded reading of untrusted files: only regular files of limited size, and JSON checked by a schema."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Schema = TypeVar("Schema")
 
 
 def require_regular(path: Path, limit: int | None = None) -> int:
-    """Refuse what may block or never end: FIFOs, devices, sockets, folders; and files beyond a limit.
+    """Refuse files whose reading may block or never end (FIFOs, devices, sockets), folders, and too large files.
 
     Args:
         path: of the file; symbolic links are followed.
@@ -36,7 +36,7 @@ def require_regular(path: Path, limit: int | None = None) -> int:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise InputError(f"{path!s:.300} cannot be read ({error}). Check the path.") from error
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is not a regular file. Give a file that can be read from beginning to end.")
+        raise InputError(f"{path} is not a regular file. Give a regular file.")
     if limit is not None and status.st_size > limit:
         raise InputError(f"{path} has {status.st_size:,} bytes, more than the {limit:,} that such a file may have.")
     return status.st_size
@@ -64,8 +64,8 @@ def read_json(path: Path, schema: type[Schema], remedy: str, limit: int = JSON_L
 
     Args:
         path: of the file.
-        schema: what it must hold: a pydantic model, a `TypedDict` of typing_extensions, or a plain type.
-        remedy: what to do if it does not, as a sentence.
+        schema: of its content: a pydantic model, a `TypedDict` of typing_extensions, or a plain type.
+        remedy: a sentence for the message of an error.
         limit: bytes that are acceptable.
 
     Raises:
@@ -89,7 +89,7 @@ def parse_json(content: bytes | str, schema: type[Schema], name: str, remedy: st
 
 
 def check_values(values: Any, schema: type[Schema], name: str, remedy: str) -> Schema:
-    """Check values that were read already, as `read_json` does; `name` says what they are.
+    """Check parsed values, as `read_json` does; `name` is their name in messages.
 
     Raises:
         InputError: they do not have the schema.
@@ -97,18 +97,18 @@ def check_values(values: Any, schema: type[Schema], name: str, remedy: str) -> S
     try:
         return TypeAdapter(schema, config=_config(schema)).validate_python(values)
     except ValidationError as error:
-        raise InputError(f"{name} does not hold what it should ({_complaints(error)}). {remedy}") from error
+        raise InputError(f"{name} does not have the expected content ({_complaints(error)}). {remedy}") from error
     except RecursionError as error:
         raise InputError(f"{name} cannot be read: it is nested too deeply. {remedy}") from error
 
 
 def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
-    """Read a JSON file that holds an object, whatever its fields; check each of them before it is used."""
+    """Read a JSON file that holds an object with unchecked fields."""
     return read_json(path, dict[str, JsonValue], remedy)
 
 
 def _config(schema: type[Schema]) -> ConfigDict | None:
-    """Numbers are numbers and texts are texts; models and typed dictionaries bring their own configuration."""
+    """Strict types; models and typed dictionaries have their own configuration."""
     closed = hasattr(schema, "model_config") or hasattr(schema, "__total__") or hasattr(schema, "__dataclass_fields__")
     return None if closed else ConfigDict(strict=True)
 
@@ -119,4 +119,4 @@ def _complaints(error: ValidationError) -> str:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number that JSON knows")
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,4 +1,4 @@
-"""Text on a terminal: colour where a person sees it, and nothing in a name that could steer the terminal."""
+"""Text for a terminal: colours if it is interactive, and no control characters from names."""
 
 import os
 import re
@@ -15,20 +15,20 @@ _SHOWN = 80  # characters of a value in a message
 
 
 def coloured(stream: TextIO) -> bool:
-    """Tell if colours would be seen, and are wanted."""
+    """Tell if the stream shows colours and the user has not turned them off."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def paint(text: str, colour: Colour, stream: TextIO) -> str:
-    """The text in a colour, or as it is, as the stream allows."""
+    """The text in a colour, if the stream shows colours."""
     return f"\033[{_CODES[colour]}m{text}\033[0m" if coloured(stream) else text
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""The text with every character that could steer a terminal written as an escape, such as \x1b.
+    r"""The text with every control character written as an escape, such as \x1b.
 
     Args:
-        text: anything, names of files and keys of recipes in it.
+        text: any text, for example with names of files or keys of recipes.
         keep: characters that stay, such as line breaks.
     """
     if text.isascii() and text.isprintable():
@@ -39,13 +39,13 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def printable_lines(text: str, stream: TextIO) -> str:
-    """As `printable`, for results of several lines; the colours of `paint` stay where they are wanted."""
+    """As `printable`, for results of several lines; colours of `paint` stay if the stream shows them."""
     parts = _PAINT.split(text) if coloured(stream) else [text]
     return "".join(part if index % 2 else printable(part, keep="\n\t") for index, part in enumerate(parts))
 
 
 def shortened(value: Any) -> str:
-    """A value as part of a message, its beginning where it is long."""
+    """A value for a message, cut off if it is long."""
     text = str(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 

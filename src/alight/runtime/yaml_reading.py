@@ -1,7 +1,7 @@
-"""YAML files that people wrote, read within bounds: plain values alone, with the line of everything that is wrong.
+"""Bounded reading of YAML files: plain values only, and errors with line numbers.
 
 Numbers, booleans and null are those of YAML 1.2, so that a class called `010`, `no` or `2024-01-01` keeps its name.
-Merge keys (`<<`) of YAML 1.1 are understood, too.
+Merge keys (`<<`) of YAML 1.1 are supported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from alight.runtime.reading import read_bytes
 from alight.runtime.terminal import shortened
 
 YAML_LIMIT = 2**20  # bytes
-VALUE_LIMIT = 50_000  # keys and values, with every alias written out
+VALUE_LIMIT = 50_000  # keys and values, with every alias expanded
 DEPTH_LIMIT = 50  # sections within sections, likewise
 DIGIT_LIMIT = 100  # of a number
 _PREFIX = "tag:yaml.org,2002:"
@@ -36,13 +36,13 @@ _PLAIN_TAGS = {
 
 
 class YamlError(ValueError):
-    """A file is not YAML, or goes beyond what a configuration needs; the message begins in lower case."""
+    """A file is not YAML, or exceeds the limits; the message begins in lower case."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Values in bounds, and no key twice.
+    """Loads values within the limits, and refuses duplicate keys.
 
-    Every node is measured with its aliases written out while it is composed, so that nothing large is built.
+    Every node is measured with its aliases expanded while it is composed, so that nothing large is built.
     """
 
     yaml_implicit_resolvers: dict[str, Any] = {}
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
         if not isinstance(event, yaml.AliasEvent):
             self._sizes[id(node)] = self._measure(node)
         elif id(node) not in self._sizes:
-            raise YamlError(f"the alias in line {line} leads back to itself")
+            raise YamlError(f"the alias in line {line} refers to itself")
         return node
 
     def _measure(self, node: yaml.Node) -> tuple[int, int]:
@@ -73,19 +73,19 @@ class _Loader(yaml.SafeLoader):
         inner = [part for entry in parts for part in (entry if isinstance(entry, tuple) else (entry,))]
         line = node.start_mark.line + 1
         if node.tag not in _TAGS:
-            raise YamlError(f"line {line} has the tag '{shortened(node.tag)}', which recipes have no use for")
+            raise YamlError(f"line {line} has the tag '{shortened(node.tag)}', which recipes do not support")
         count = 1 + sum(self._sizes[id(part)][0] for part in inner)
         depth = 1 + max((self._sizes[id(part)][1] for part in inner), default=0)
         if count > VALUE_LIMIT:
-            raise YamlError(f"line {line} and what its aliases stand for are more than {VALUE_LIMIT:,} values")
+            raise YamlError(f"line {line} has more than {VALUE_LIMIT:,} values with its aliases expanded")
         if depth > DEPTH_LIMIT:
-            raise YamlError(f"line {line} and what its aliases stand for are more than {DEPTH_LIMIT} levels deep")
+            raise YamlError(f"line {line} is more than {DEPTH_LIMIT} levels deep with its aliases expanded")
         if isinstance(node, yaml.MappingNode):
             self._check_keys(node)
         return count, depth
 
     def _check_keys(self, node: yaml.MappingNode) -> None:
-        """Before merge keys are followed, since explicit keys win over merged ones."""
+        """Refuse duplicate keys; before merge keys are resolved, since explicit keys override merged ones."""
         seen = set()
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -93,7 +93,7 @@ class _Loader(yaml.SafeLoader):
                 raise YamlError(f"the key in line {line} is a list or a mapping; keys are words")
             value = self.construct_object(key, deep=True)
             if value in seen:
-                raise YamlError(f"the key '{shortened(value)}' stands twice, again in line {line}; keep one of them")
+                raise YamlError(f"the key '{shortened(value)}' is repeated in line {line}; keep one of them")
             seen.add(value)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -109,7 +109,7 @@ class _Loader(yaml.SafeLoader):
             kind = node.tag.removeprefix(_PREFIX)
             raise YamlError(f"{shortened(node.value)!r} in line {line} is not a value of the type {kind}") from error
         if isinstance(value, str) and not _is_text(value):
-            raise YamlError(f"the text in line {line} holds a character that no file can hold (NUL or a surrogate)")
+            raise YamlError(f"the text in line {line} has a character that is not allowed (NUL or a surrogate)")
         return value
 
 
@@ -119,10 +119,10 @@ _Loader.add_constructor(_MERGE, lambda loader, node: node.value)  # as a value, 
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file: mappings, lists, texts, numbers, booleans and None.
+    """Read a YAML file: mappings, lists, texts, numbers, booleans and None.
 
     Raises:
-        InputError: the file cannot be read, is not YAML, or goes beyond the limits; names the line where it is known.
+        InputError: the file cannot be read, is not YAML, or exceeds the limits; names the line if it is known.
     """
     content = read_bytes(path, YAML_LIMIT)
     try:
@@ -166,7 +166,7 @@ def _explained(error: yaml.MarkedYAMLError) -> str:
 
 
 def _copied(value: Any) -> Any:
-    """The same with aliases written out, so that a change of one place is no change of the other."""
+    """A deep copy with aliases expanded, so that changing one place does not change another."""
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from alight.artifacts import Artifact
 from alight.reporting.page import plain_text
-from alight.runtime.console import duration
+from alight.runtime.units import duration
 from alight.sharing.escaping import Markup, code, markdown, plain
 from alight.sharing.source import nested, portable
 

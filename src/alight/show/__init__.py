@@ -1,1 +1,1 @@
-"""What is on the disk, said in words: `alight info` and `alight report`."""
+"""Description of files, folders and reports: `alight info` and `alight report`."""

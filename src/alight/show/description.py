@@ -1,4 +1,4 @@
-"""What can be said about something on the disk."""
+"""The description of a file or folder, as text and as data."""
 
 import sys
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from alight.show.layout import facts
 
 @dataclass(frozen=True)
 class Description:
-    """A kind in a few words, and what is known, nested where there is much of it."""
+    """The kind of a file or folder in a few words, and its details, which may be nested."""
 
     path: Path
     kind: str
@@ -25,12 +25,3 @@ class Description:
     def __str__(self) -> str:
         heading = paint(f"{self.path}: {self.kind}", "bold", sys.stdout)
         return f"{heading}\n{facts(self.details, indent=2)}".rstrip()
-
-
-def size_text(count: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

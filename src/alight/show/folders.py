@@ -1,4 +1,4 @@
-"""Folders: artifacts, finished or not, whole runs, models and pipelines of diffusers, and what else people keep."""
+"""Folders: artifacts, finished or not, runs, models and pipelines of diffusers, and any other folder."""
 
 import os
 from collections import Counter
@@ -7,22 +7,22 @@ from typing import Any
 
 from alight.artifacts import CONFIG_FILE, MANIFEST, PIPELINE_INDEX, Artifact, is_complete, read_artifact
 from alight.data.sample_folder import UNFINISHED
-from alight.runtime.console import duration
 from alight.runtime.errors import InputError
 from alight.runtime.reading import read_json_object
-from alight.show.description import Description, size_text
+from alight.runtime.units import duration, size_text
+from alight.show.description import Description
 from alight.show.files import weights_details
 
 TRAINING = "training"
-COUNTED_FILES, SHOWN_TYPES = 1_000_000, 20  # of a folder that is none of ours
+COUNTED_FILES, SHOWN_TYPES = 1_000_000, 20  # of a folder without records
 ARROW = ("foundation", "tokenizer", "latents", "transformer", "pipeline", "samples", "reference", "report")
 
 
 def describe_folder(folder: Path) -> Description:
-    """The first of these that it is: artifact, unfinished artifact, pipeline, model, run, anything.
+    """Describe a folder as the first that fits: artifact, unfinished artifact, pipeline, model, run, any folder.
 
     Raises:
-        InputError: what says what it is cannot be read.
+        InputError: its records cannot be read.
     """
     if is_complete(folder):
         return _artifact(folder)
@@ -46,7 +46,7 @@ def describe_folder(folder: Path) -> Description:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
+    """Read a JSON file that holds a mapping.
 
     Raises:
         InputError: it does not.
@@ -60,7 +60,7 @@ def weights_of(folder: Path) -> dict[str, Any]:
 
 
 def _place(kind: str) -> int:
-    """Where in the arrow a kind of artifact stands; several can be finished within one second."""
+    """Order of a kind of artifact in a run; several can be finished within one second."""
     return ARROW.index(kind) if kind in ARROW else len(ARROW)
 
 
@@ -87,7 +87,7 @@ def _artifact(folder: Path) -> Description:
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     if not (folder / TRAINING).is_dir():
         return []
-    from alight.training.checkpoint import list_checkpoints  # needs torch, and a look at a folder should be quick
+    from alight.training.checkpoint import list_checkpoints  # needs torch, which is slow to import
 
     return list_checkpoints(folder / TRAINING)
 
@@ -103,7 +103,7 @@ def _unfinished_samples(folder: Path) -> Description:
     state = read_json(folder / UNFINISHED)
     seconds = state.get("seconds", 0.0)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
-        raise InputError(f"{folder / UNFINISHED} has seconds of {seconds!r:.100}, which is no time. Restore the file.")
+        raise InputError(f"{folder / UNFINISHED} has seconds {seconds!r:.100}, which is not a time. Restore the file.")
     details = {
         "images so far": sum(1 for _ in (folder / "images").glob("*.png")),
         "time so far": duration(float(seconds)),
@@ -128,7 +128,7 @@ def _pipeline(folder: Path) -> Description:
 
 
 def _is_part(folder: Path, key: str, value: Any) -> bool:
-    """Tell if an entry of the index names the library and the class of a part that lies in the folder."""
+    """Tell if an entry of the index names the library and the class of a subfolder."""
     names_a_class = isinstance(value, list) and len(value) == 2
     return names_a_class and key == Path(key).name and "\0" not in key and (folder / key).is_dir()
 
@@ -136,7 +136,7 @@ def _is_part(folder: Path, key: str, value: Any) -> bool:
 def _anything(folder: Path) -> Description:
     files: list[str] = []
     subfolders = None
-    for _, folders, names in os.walk(folder):  # which passes over what cannot be read
+    for _, folders, names in os.walk(folder):  # skips unreadable folders
         subfolders = len(folders) if subfolders is None else subfolders
         files += names
         if len(files) > COUNTED_FILES:

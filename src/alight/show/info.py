@@ -1,4 +1,4 @@
-"""`alight info`: what a file or folder is, and how it was made."""
+"""`alight info`: describe a file or folder, and how it was made."""
 
 from pathlib import Path
 
@@ -11,21 +11,18 @@ from alight.show.folders import describe_folder
 
 
 def run(config: InfoConfig) -> Description:
-    """Look at what the configuration names.
-
-    Returns:
-        Its kind, and what is known of it, as text and `as_data`.
+    """Describe the file, folder or recipe that the configuration names.
 
     Raises:
-        InputError: there is nothing of that name, or it is damaged.
+        InputError: it does not exist, or is damaged.
     """
     if config.path is None:
-        raise InputError("Say what to look at: a file or a folder, for example 'alight info runs/quickstart'.")
+        raise InputError("Give a file or a folder, for example 'alight info runs/quickstart'.")
     try:
         is_folder, exists = config.path.is_dir(), config.path.exists()
         if is_folder:
             return describe_folder(config.path)
-    except OSError as error:  # a path that is too long, a folder that may not be read
+    except OSError as error:  # a path that is too long, or a folder without permission
         raise InputError(f"{config.path!s:.300} cannot be read ({error.strerror}). Check the path.") from error
     return describe_file(config.path if exists else _recipe_of_that_name(config.path))
 
@@ -34,4 +31,4 @@ def _recipe_of_that_name(path: Path) -> Path:
     try:
         return find_recipe(path)
     except InputError as error:
-        raise InputError(f"There is no file, no folder and no recipe {path}. Check the path.") from error
+        raise InputError(f"There is no file, folder or recipe {path}. Check the path.") from error

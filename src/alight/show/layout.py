@@ -1,4 +1,4 @@
-"""Text for a terminal: columns that line up."""
+"""Layout of text for a terminal: tables, indentation, values."""
 
 import re
 import shutil
@@ -23,13 +23,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection
 
 
 def hanging(head: str, text: str) -> str:
-    """Text after a head, broken to the width of the terminal, its further lines set in."""
+    """Text after a head, wrapped to the width of the terminal with a hanging indent."""
     width = max(shutil.get_terminal_size((100, 24)).columns, 40)
     return textwrap.fill(text, width, initial_indent=head, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short: 1-3, 5."""
+    """Ascending numbers as ranges: 1-3, 5."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -40,12 +40,12 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from a file without the characters that would command a terminal."""
+    """Text from a file without control characters."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def facts(values: Mapping[str, Any], indent: int = 0, depth: int = 0) -> str:
-    """Names and values below each other; what is nested is indented, and left out where it is nested too deeply."""
+    """Names and values in lines; nested ones are indented, down to a limit."""
     named = {printable(str(name)): value for name, value in values.items()}
     width = max((len(name) for name, value in named.items() if not (isinstance(value, Mapping) and value)), default=0)
     lines = []
@@ -59,7 +59,7 @@ def facts(values: Mapping[str, Any], indent: int = 0, depth: int = 0) -> str:
 
 
 def setting(value: Any, depth: int = 0) -> str:
-    """A value as a person would write it; of a long list the first items, of deep nesting the first levels."""
+    """A value as text; long lists and deep nesting are cut off."""
     if depth > DEEPEST:
         return "..."
     match value:

@@ -1,4 +1,4 @@
-"""`alight report`: the figures of finished reports with their conditions, several side by side."""
+"""`alight report`: the figures of finished reports with their conditions, side by side."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from alight.config import ReportConfig
 from alight.runtime.errors import InputError
+from alight.runtime.files import short_names
 from alight.runtime.reading import read_json
 from alight.show.layout import hanging, printable, ranges, setting, table
 
@@ -18,7 +19,7 @@ REPORT = "report.json"
 
 @with_config(ConfigDict(strict=True, extra="allow"))
 class _Measured(TypedDict):
-    """A figure of the file, without what it is compared with."""
+    """A figure of the file, without its comparison."""
 
     name: str
     label: str
@@ -43,10 +44,10 @@ class Figures:
     """The figures of one report.
 
     Attributes:
-        name: of the report: the last part of its path that tells it from the others.
+        name: of the report: the end of its path that distinguishes it from the others.
         path: of its `report.json`.
-        title: its own.
-        figures: as in the file, each followed by what it is compared with.
+        title: of the report.
+        figures: as in the file, each followed by its comparison.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Reports, in the order in which they were named."""
+    """Several reports in the given order."""
 
     reports: Sequence[Figures]
 
@@ -76,7 +77,7 @@ class SideBySide:
 
     @property
     def names(self) -> list[str]:
-        """Of all figures, in their order."""
+        """The names of all figures, in their order."""
         return list(dict.fromkeys(figure["name"] for each in self.reports for figure in each.figures))
 
     def __str__(self) -> str:
@@ -94,7 +95,7 @@ class SideBySide:
         return next(printable(figure["label"]) for each in self.reports if (figure := each.find(name)) is not None)
 
     def _conditions(self) -> str:
-        """Everything that the figures depend on; what several of them have in common stands there once."""
+        """All conditions of the figures; a condition that several figures share is listed once."""
         belongs: dict[tuple[str, str], list[int]] = {}  # (report or nothing, condition) -> numbers of figures
         for number, name in enumerate(self.names, start=1):
             for whose, condition in self._conditions_of(name):
@@ -111,29 +112,27 @@ class SideBySide:
         """The conditions of a figure, with the report's name before those in which the reports differ."""
         found = {each.name: figure["conditions"] for each in self.reports if (figure := each.find(name)) is not None}
         for key in dict.fromkeys(key for conditions in found.values() for key in conditions):
-            said = {report: f"{key} {setting(conditions.get(key))}" for report, conditions in found.items()}
-            if len(set(said.values())) == 1:
-                yield "", next(iter(said.values()))
+            texts = {report: f"{key} {setting(conditions.get(key))}" for report, conditions in found.items()}
+            if len(set(texts.values())) == 1:
+                yield "", next(iter(texts.values()))
             else:
-                yield from said.items()
+                yield from texts.items()
 
 
 def run(config: ReportConfig) -> SideBySide:
-    """Read the reports.
-
-    Returns:
-        All of them, as text and `as_data`.
+    """Read the reports that the configuration names.
 
     Raises:
         InputError: there is no report, or it cannot be read.
     """
     paths = [find_report(folder) for folder in config.folders]
-    names = _distinct_names([path.parent for path in paths])
-    return SideBySide([read_report(path, name) for path, name in zip(paths, names, strict=True)])
+    names = short_names([path.parent.resolve() for path in paths])
+    pairs = zip(paths, names, strict=True)
+    return SideBySide([read_report(path, name.removesuffix("/report")) for path, name in pairs])
 
 
 def find_report(folder: Path) -> Path:
-    """The `report.json` of a report, of a run that has one, or the file itself."""
+    """The `report.json` of a report or of a run, or the file itself."""
     places = (folder / REPORT, folder / "report" / REPORT, folder)
     found = next((path for path in places if path.is_file() and path.suffix == ".json"), None)
     if found is None:
@@ -145,25 +144,16 @@ def find_report(folder: Path) -> Path:
 
 
 def read_report(path: Path, name: str) -> Figures:
-    """The figures of one file.
+    """Read the figures of one file.
 
     Raises:
-        InputError: it is no report of this package.
+        InputError: it is not a report of this package.
     """
-    content = read_json(path, _Report, "It is no report of alight, or a damaged one: make it again.")
+    content = read_json(path, _Report, "It is not a report of alight, or damaged: create it again.")
     figures: list[dict[str, Any]] = []
     for figure in content["figures"]:
         figures += [dict(each) for each in (figure, figure.get("compare")) if each is not None]
     return Figures(name, path, content["title"], figures)
-
-
-def _distinct_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of paths, as many as tell them apart; every one is called 'report' at the end."""
-    for depth in range(1, max(len(folder.resolve().parts) for folder in folders) + 1):
-        names = ["/".join(folder.resolve().parts[-depth:]) for folder in folders]
-        if len(set(names)) == len(names):
-            break
-    return [name.removesuffix("/report") for name in names]
 
 
 def _value(figure: dict[str, Any] | None) -> str:

@@ -18,13 +18,14 @@ from alight.data.latents import UNFINISHED, merged_statistics, write_index
 from alight.data.loading import open_source
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
-from alight.runtime.console import duration, log, progress_bar
+from alight.runtime.console import log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import derive_seed, noise_of_seeds, random_stream
+from alight.runtime.units import duration
 from alight.training.inputs import image_inputs, require_unchanged
 
 CPU_PIXELS = 2**17  # that pass the encoder at a time: two images of 256 pixels, 32 of 64

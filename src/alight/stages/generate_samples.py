@@ -22,13 +22,14 @@ from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.requests import label_protocol, plan_requests
 from alight.pipelines.snapshot import pipeline_of_snapshot
 from alight.reporting.pictures import image_grid
-from alight.runtime.console import duration, log, progress_bar
+from alight.runtime.console import log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
 from alight.runtime.pixels import UINT8_RULE
 from alight.runtime.seeding import random_stream
+from alight.runtime.units import duration
 from alight.training.snapshot import Snapshot, transformer_to_sample
 
 SETTINGS, GRID, TRAJECTORY, NPZ = "samples.json", "grid.png", "trajectory.png", "samples.npz"

@@ -7,7 +7,8 @@ from typing import Any
 from alight.artifacts import Artifact
 from alight.config import AlignmentStudyConfig, Job
 from alight.outputs import check_output
-from alight.runtime.console import duration, log
+from alight.runtime.console import log
+from alight.runtime.units import duration
 
 STAGES = {
     "foundation": "alight.stages.train_foundation",

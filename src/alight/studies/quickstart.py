@@ -15,8 +15,9 @@ from alight.artifacts import (
 )
 from alight.config import Job, QuickstartConfig
 from alight.outputs import STARTED, check_output, claimed_output, writing_folder
-from alight.runtime.console import duration, log
+from alight.runtime.console import log
 from alight.runtime.files import file_hash
+from alight.runtime.units import duration
 
 STAGES = {
     "foundation": "alight.stages.train_foundation",

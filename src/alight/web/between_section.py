@@ -1,4 +1,4 @@
-"""The second part of tab *Latents*: from one class to another, or from one image to another."""
+"""The second part of tab *Latents*: interpolation between two classes or two images."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,12 +10,12 @@ from torch import Tensor
 from alight.reporting.pictures import image_grid
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
-from alight.runtime.pixels import from_uint8, to_uint8
+from alight.runtime.pixels import PixelArray, from_uint8, to_uint8
 from alight.web.controls import class_control, fragment, in_words, seed_control
-from alight.web.events import Desk, Outputs, connect
+from alight.web.events import AppContext, Outputs, connect
 from alight.web.interpolation import between_classes, between_latents
 from alight.web.markup import Shown, figures, hint, status, summary
-from alight.web.pictures import Picture, png_bytes
+from alight.web.pictures import png_bytes
 from alight.web.sampling import checked_before_each_evaluation
 from alight.web.served import Served
 from alight.web.uploads import SUFFIXES, read_uploads
@@ -23,11 +23,11 @@ from alight.web.uploads import SUFFIXES, read_uploads
 LEAST, AT_FIRST, MOST = 3, 8, 24  # pictures from one end to the other
 
 
-def between_section(desk: Desk) -> None:
-    """Lay out the part and connect it."""
+def between_section(app: AppContext) -> None:
+    """Lay out the section and connect it."""
     import gradio as gr
 
-    which = desk.served.main
+    which = app.served.main
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
             ends = gr.Radio(["Classes", "Images"], value="Classes", label="Between two", elem_id="between-ends")
@@ -45,7 +45,7 @@ def between_section(desk: Desk) -> None:
                 stop = gr.Button("Stop", elem_id="between-stop", min_width=80)
         with gr.Column(scale=8, min_width=320):
             state = fragment(status(""), "between-status")
-            shown = fragment(hint("Choose two ends, and see what lies between them."), "between-images")
+            shown = fragment(hint("Choose two ends to see the images between them."), "between-images")
     ends.change(
         lambda chosen: (gr.update(visible=chosen == "Classes"), gr.update(visible=chosen == "Images")),
         ends,
@@ -57,23 +57,23 @@ def between_section(desk: Desk) -> None:
 
     def work(stop: threading.Event, ends: str, *values: Any) -> Iterator[Outputs]:
         between = images_between if ends == "Images" else classes_between
-        names, how, latents_of = between(desk.served, *values)
+        names, how, latents_of = between(app.served, *values)
         yield status("Under way"), gr.skip()
-        pictures = decoded(desk.served, latents_of, stop)
-        yield status(f"Done: {how}."), strip(desk, pictures, names)
+        pictures = decoded(app.served, latents_of, stop)
+        yield status(f"Done: {how}."), strip(app, pictures, names)
 
     inputs = {"ends": ends, "first": first, "last": last, "seed": seed, "files": files, "pictures": frames}
-    connect(desk, "between", work, (start, stop), inputs, [state, shown])
+    connect(app, "between", work, (start, stop), inputs, [state, shown])
 
 
 Between = tuple[tuple[str, str], str, Callable[[], Tensor]]
-"""What the two ends are called, how the way is made, and a function that gives its latents (frames, C, h, w)."""
+"""Names of the two ends, a description of the method, and a function that returns the latents (frames, C, h, w)."""
 
 
 def classes_between(
     served: Served, first: int | None, last: int | None, seed: float | None, _: Any, frames: float
 ) -> Between:
-    """From one class to another, with the settings of the pipeline's own samples."""
+    """Interpolate between two classes, with the settings of the pipeline's own samples."""
     if first is None or last is None or seed is None or not 0 <= seed < 2**63:
         raise InputError("Choose two classes, and a seed of at least 0.")
     count, which = _count(frames), served.main
@@ -83,7 +83,7 @@ def classes_between(
 
 
 def images_between(served: Served, _: Any, __: Any, ___: Any, files: list[str] | None, frames: float) -> Between:
-    """From the latent of one image to that of another, straight."""
+    """Interpolate linearly between the latents of two images."""
     originals = read_uploads(files, served.main.image_size, 2)
     if len(originals) != 2:
         raise InputError("Give two images to go from one to the other.")
@@ -98,29 +98,29 @@ def images_between(served: Served, _: Any, __: Any, ___: Any, files: list[str] |
 
 
 @torch.no_grad()
-def decoded(served: Served, latents_of: Callable[[], Tensor], stop: threading.Event) -> Picture:
-    """The pictures (frames, H, W, 3) of latents that are yet to be computed."""
+def decoded(served: Served, latents_of: Callable[[], Tensor], stop: threading.Event) -> PixelArray:
+    """Compute latents and decode them to pictures (frames, H, W, 3)."""
     pipeline = served.main.pipeline
     with served.lock, checked_before_each_evaluation(pipeline.transformer, stop):
         with autocast(served.device, served.config.precision):
             return to_uint8(pipeline.decode(latents_of(), "pt").float()).cpu().numpy()
 
 
-def strip(desk: Desk, pictures: Picture, names: tuple[str, str]) -> str:
-    """The pictures side by side, and all of them in one file."""
+def strip(app: AppContext, pictures: PixelArray, names: tuple[str, str]) -> str:
+    """The pictures side by side, and a link to all of them in one file."""
     share = [number / (len(pictures) - 1) for number in range(len(pictures))]
     shown = []
     for number, picture in enumerate(pictures):
         filename = f"between-{number:02d}.png"
         caption = f"{share[number]:.0%}"
         alt = f"{caption} of the way from {names[0]} to {names[1]}"
-        shown.append(Shown(desk.pictures.add(filename, png_bytes(picture)), caption, alt, filename))
+        shown.append(Shown(app.pictures.add(filename, png_bytes(picture)), caption, alt, filename))
     row = png_bytes(image_grid(pictures, len(pictures)))
-    links = [("Download all in one picture", desk.pictures.add("between.png", row), "between.png")]
-    return summary(f"From {names[0]} to {names[1]}", links) + figures(shown, desk.served.main.image_size)
+    links = [("Download all in one picture", app.pictures.add("between.png", row), "between.png")]
+    return summary(f"From {names[0]} to {names[1]}", links) + figures(shown, app.served.main.image_size)
 
 
 def _count(frames: float | None) -> int:
     if frames is None or not LEAST <= frames <= MOST:
-        raise InputError(f"Take {LEAST} to {MOST} pictures, not {frames}.")
+        raise InputError(f"Choose {LEAST} to {MOST} pictures, not {frames}.")
     return int(frames)

@@ -1,6 +1,6 @@
-"""Calls of the page's functions, checked before gradio reads them: the function, the session, and every value's type.
+"""Validation of calls before gradio reads them: the function, the session, and the type of every value.
 
-gradio checks values inside each component, where a wrong type ends in a traceback and a path is opened first.
+gradio validates values inside each component, where a wrong type ends in a traceback and a path is opened first.
 """
 
 import json
@@ -14,18 +14,18 @@ from alight.runtime.errors import InputError
 from alight.runtime.reading import parse_json
 from alight.web.upload_store import UploadStore
 
-BODY_BYTES = 256 * 1024  # the paths of several hundred files, and a class list besides
+BODY_BYTES = 256 * 1024  # the paths of several hundred files and a list of classes
 MOST_VALUES = 1_000  # in one list
-LARGEST_NUMBER = 1e300  # further integers are no floating-point numbers
+LARGEST_NUMBER = 1e300  # larger integers do not fit a floating-point number
 SESSION_LENGTH = 64
 
 
 class RefusedCallError(InputError):
-    """A call cannot be made as it was sent.
+    """A call is not valid.
 
     Attributes:
-        code: of the answer.
-        detail: the message, or for a single value the list by which gradio's clients find the input.
+        code: of the response.
+        detail: the message, or for invalid values the list from which gradio's clients find the inputs.
     """
 
     def __init__(self, message: str, code: int = 400, detail: Any = None) -> None:
@@ -45,10 +45,10 @@ class Calls:
         self.page, self.uploads = page, uploads
 
     def checked(self, path: str, content: bytes) -> bytes:
-        """The body of a call with nothing in it but what was checked.
+        """The body of a call reduced to its validated fields.
 
         Raises:
-            RefusedCallError: it is no such body, names no function of this path, or has a value of another type.
+            RefusedCallError: the body is not valid, names no function of this path, or has a value of a wrong type.
         """
         try:
             call: dict[str, Any] = parse_json(content, dict[str, JsonValue], "The call", "Send a JSON object.")
@@ -83,7 +83,7 @@ class Calls:
         return found
 
     def complaint(self, component: Any, value: Any) -> str:
-        """The reason why a component cannot take a value; empty if it can."""
+        """The reason why a component does not accept a value; empty if it does."""
         import gradio as gr
 
         if isinstance(component, gr.Slider):
@@ -100,7 +100,7 @@ class Calls:
             return next(filter(None, (_choice_complaint(component, each) for each in value)), "")
         if isinstance(component, (gr.Dropdown, gr.Radio)):
             return _choice_complaint(component, value)
-        return f"Values of {type(component).__name__} are not taken here."
+        return f"Values of {type(component).__name__} are not accepted here."
 
     def _files_complaint(self, component: Any, value: Any) -> str:
         if not isinstance(value, list) or len(value) > MOST_VALUES:
@@ -110,21 +110,21 @@ class Calls:
     def _file_complaint(self, component: Any, file: Any) -> str:
         path = file.get("path") if isinstance(file, dict) else None
         if not isinstance(path, str):
-            return "Give each file as an object with the 'path' that the upload answered."
+            return "Give each file as an object with the 'path' that the upload returned."
         name = _short(path.rpartition("/")[2])
         if path.lower().startswith(("http:", "https:")):
-            return "This server fetches nothing from elsewhere. Send the file itself."
+            return "This server does not fetch files from URLs. Upload the file itself."
         if not self.uploads.use(path):
-            return f"{name} is not on the server, or not any more. Choose it again."
+            return f"{name} is not on the server, or no longer. Choose it again."
         if not path.lower().endswith(tuple(component.file_types)):
             return f"Invalid file type: {name}. Send one of {', '.join(component.file_types)}."
         shown = file.get("orig_name")
-        file.clear()  # gradio believes further fields, such as an address
+        file.clear()  # gradio would trust further fields, such as a URL
         file.update(path=path, meta={"_type": "gradio.FileData"}, orig_name=shown if isinstance(shown, str) else None)
         return ""
 
     def known_session(self, path: str, query: bytes) -> bool:
-        """Is there something to tell, where a request asks for a session's or an event's news?"""
+        """Tell if the session or event that a request polls exists; True for other requests."""
         queue = self.page._queue
         if path.endswith("/queue/data"):
             named = parse_qs(query.decode("latin-1")).get("session_hash", [])
@@ -152,7 +152,7 @@ def _refused(inputs: list[Any], complaints: list[str]) -> RefusedCallError:
 def _session(value: Any) -> str:
     plain = isinstance(value, str) and value.isascii() and value.replace("-", "").replace("_", "").isalnum()
     if not plain or len(value) > SESSION_LENGTH:
-        raise RefusedCallError("A session is named by at most 64 letters, digits, - and _.")
+        raise RefusedCallError("The name of a session has at most 64 letters, digits, - and _.")
     return str(value)
 
 

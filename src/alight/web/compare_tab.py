@@ -1,4 +1,4 @@
-"""Tab *Compare*: the same classes and seeds twice, by two pipelines or with two settings of one."""
+"""Tab *Compare*: the same classes and seeds with two pipelines, or with two settings of one."""
 
 import threading
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ from alight.web.controls import (
     settings,
     solver_controls,
 )
-from alight.web.events import Desk, Outputs, connect
+from alight.web.events import AppContext, Outputs, connect
 from alight.web.markup import heading, hint, status
 from alight.web.sampling import SampleRequest, Samples, sample_request, watch_samples
 from alight.web.served import ServedPipeline
 from alight.web.showing import previews, progress_line, results
 
 
-def compare_tab(desk: Desk) -> None:
+def compare_tab(app: AppContext) -> None:
     """Lay out the tab and connect it."""
     import gradio as gr
 
-    first, second = desk.served.main, desk.served.pipelines[-1]
+    first, second = app.served.main, app.served.pipelines[-1]
     with gr.Column(elem_classes="settings wide"):
         with gr.Row():
             classes = class_control(first, "compare-classes")
@@ -52,7 +52,7 @@ def compare_tab(desk: Desk) -> None:
 
     def work(stop: threading.Event, labels: list[int], count: Any, seed: Any, *values: Any) -> Iterator[Outputs]:
         split = len(SolverControls._fields)
-        limit = max(1, desk.served.config.max_images // 2)
+        limit = max(1, app.served.config.max_images // 2)
         requests = [
             sample_request(labels_of(which, first, labels), count, seed, settings(chosen), limit)
             for which, chosen in ((first, values[:split]), (second, values[split:]))
@@ -68,9 +68,9 @@ def compare_tab(desk: Desk) -> None:
         which: ServedPipeline, title: str, request: SampleRequest, stop: threading.Event
     ) -> Iterator[tuple[str, str]]:
         head = heading(title, in_words(request.sampling))
-        for news in watch_samples(desk.served, which, request, stop):
+        for news in watch_samples(app.served, which, request, stop):
             if isinstance(news, Samples):
-                yield status(f"{title} is done."), head + results(news, which, request, desk.pictures)
+                yield status(f"{title} is done."), head + results(news, which, request, app.pictures)
             else:
                 seen = "" if news.images is None else head + previews(news.images, which, request)
                 yield progress_line(news, request), seen
@@ -78,14 +78,14 @@ def compare_tab(desk: Desk) -> None:
     inputs = {"classes": classes, "per_class": count, "seed": seed}
     for letter, side in zip("ab", sides, strict=True):
         inputs |= {f"{name}_{letter}": control for name, control in side._asdict().items()}
-    connect(desk, "compare", work, (start, stop), inputs, [state, *shown])
+    connect(app, "compare", work, (start, stop), inputs, [state, *shown])
 
 
 def labels_of(which: ServedPipeline, first: ServedPipeline, labels: list[int]) -> list[int]:
     """The labels of the same classes in another pipeline: by name where both have names.
 
     Raises:
-        InputError: it does not know one of them.
+        InputError: it lacks one of the classes.
     """
     if which is first:
         return labels

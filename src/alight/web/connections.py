@@ -1,8 +1,8 @@
-"""Limits on connections: how many there are, and how long they may take to say what they want.
+"""Limits on connections: their number, and the time that a request may take to arrive.
 
-An open connection costs a file descriptor whether or not it ever sends a request. So the head of a request must come
-within seconds, its body at a steady pace, and there are never more connections than the process has files for. Where
-there are too many, those that ask for nothing make room for new ones, the oldest first.
+An open connection costs a file descriptor whether or not it ever sends a request. So the head of a request must arrive
+within seconds, its body at a steady rate, and the number of connections stays below the limit of open files. At the
+limit, idle connections are closed for new ones, the oldest first.
 """
 
 import asyncio
@@ -17,20 +17,20 @@ from alight.runtime.console import log
 from alight.runtime.errors import InputError
 
 HEAD_SECONDS = 10.0  # from the start of a connection, or the end of the request before, to the end of a head
-BODY_SECONDS, BODY_BYTES = 10.0, 10_000  # at least so many bytes of a body in each such time
+BODY_SECONDS, BODY_BYTES = 10.0, 10_000  # the least bytes of a body in each such period
 MOST_CONNECTIONS = 1000
 BACKLOG = 64  # connections that wait to be accepted; asyncio accepts all of them at once
-FILES_FOR_WORK = 64  # uploads, pictures and whatever libraries open
+FILES_FOR_WORK = 64  # uploads, pictures and files that libraries open
 LEAST_CONNECTIONS = 16
 SHARE_OF_ONE = 0.75  # of all connections, for one address
 QUIET_SECONDS = 60.0  # between two lines of the same kind in the log
 
 
 def most_connections() -> int:
-    """The number of connections that the process has files for.
+    """The number of connections that the limit of open files allows.
 
     Raises:
-        InputError: it has too few.
+        InputError: it is too small.
     """
     import resource
 
@@ -42,7 +42,7 @@ def most_connections() -> int:
     most = allowed - in_use - BACKLOG - FILES_FOR_WORK
     if most < LEAST_CONNECTIONS:
         raise InputError(
-            f"This process may open {allowed} files only, too few to serve visitors. Raise the limit "
+            f"This process may open only {allowed} files, too few to serve visitors. Raise the limit "
             f"(ulimit -n {LEAST_CONNECTIONS + in_use + BACKLOG + FILES_FOR_WORK} or more) and start again."
         )
     return min(most, MOST_CONNECTIONS)
@@ -56,7 +56,7 @@ class Sparing(logging.Filter):
         self.passed: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell if the line is written; failures of the app always are."""
+        """Tell if the line is written; errors always are."""
         if record.levelno >= logging.ERROR:
             return True
         text, now = str(record.msg), time.monotonic()
@@ -67,7 +67,7 @@ class Sparing(logging.Filter):
 
 
 def sparing_accept_errors() -> Any:
-    """An exception handler for the event loop: one line where the system has no files left, not a traceback each."""
+    """An exception handler for the event loop: one line when the system has no files left, not many tracebacks."""
     told = -QUIET_SECONDS
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def sparing_accept_errors() -> Any:
             if time.monotonic() - told >= QUIET_SECONDS:
                 told = time.monotonic()
                 reason = os.strerror(context["exception"].errno or 0)
-                log.warning("A connection cannot be accepted: %s. It waits, and is tried again.", reason)
+                log.warning("A connection cannot be accepted: %s. It waits and will be retried.", reason)
         else:
             loop.default_exception_handler(context)
 
@@ -85,7 +85,7 @@ def sparing_accept_errors() -> Any:
 
 @dataclass
 class Room:
-    """The connections there are, by address, and how many there may be.
+    """The open connections by address, and their limit.
 
     Args:
         most: connections in all.
@@ -97,7 +97,7 @@ class Room:
     members: dict[Any, str] = field(default_factory=dict)  # in order of arrival
 
     def admit(self, connection: Any, address: str) -> bool:
-        """Count a connection; where there are too many, one that asks for nothing is closed, or there is no room."""
+        """Add a connection; at the limit an idle one is closed for it, or False is returned."""
         of_address = [known for known, other in self.members.items() if other == address]
         if address != self.proxy and len(of_address) >= max(1, int(self.most * SHARE_OF_ONE)):
             crowd = of_address
@@ -115,12 +115,12 @@ class Room:
         return True
 
     def leave(self, connection: Any) -> None:
-        """Count a connection no more."""
+        """Remove a connection."""
         self.members.pop(connection, None)
 
 
 def limited_protocol(room: Room) -> type[asyncio.Protocol]:
-    """The HTTP/1.1 protocol of uvicorn, with these limits."""
+    """The HTTP/1.1 protocol of uvicorn with these limits."""
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -139,7 +139,7 @@ def limited_protocol(room: Room) -> type[asyncio.Protocol]:
             if room.admit(self, self.client[0] if self.client else ""):
                 self._watch()
             else:
-                logging.getLogger("uvicorn.error").warning("There are too many connections; some are turned away.")
+                logging.getLogger("uvicorn.error").warning("There are too many connections; some are refused.")
                 transport.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -162,7 +162,7 @@ def limited_protocol(room: Room) -> type[asyncio.Protocol]:
             self.timer = self.waits_for = None
 
         def _watch(self) -> None:
-            """Start a timer when the visitor has to send something else than before, and stop it at the end."""
+            """Start a timer when the client begins to owe a new part of its request, and stop it at the end."""
             now = self.conn.their_state
             if now == self.waits_for and self.timer is not None:
                 return

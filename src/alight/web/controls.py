@@ -8,7 +8,7 @@ from alight.web.sampling import MAX_GUIDANCE, MAX_STEPS
 from alight.web.served import ServedPipeline
 
 CLASSES_AT_FIRST = 10  # where there are no more, all are chosen
-SUGGESTED = 4  # else so many
+SUGGESTED = 4  # otherwise the first of them
 MAX_SHIFT = 5.0
 SOLVER_NOTE = "euler and ab2 evaluate once a step, heun twice, rk4 four times; sde_ solvers add noise"
 
@@ -26,14 +26,14 @@ class SolverControls(NamedTuple):
 
 
 def fragment(content: str, element: str | None = None) -> Any:
-    """A place for our own HTML, without the component's ideas of how it should look."""
+    """A component for HTML of this package, without gradio's styles."""
     import gradio as gr
 
     return gr.HTML(content, elem_id=element, apply_default_css=False)
 
 
 def class_control(which: ServedPipeline, element: str, label: str = "Classes", one: int | None = None) -> Any:
-    """Classes by name, or one of them that is `one` at first; typing searches in all names and synonyms."""
+    """Choose classes by name, or a single class with `one` preselected; typing searches names and synonyms."""
     import gradio as gr
 
     count = which.num_classes
@@ -82,7 +82,7 @@ def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
 
 
 def settings(values: tuple[Any, ...]) -> dict[str, Any]:
-    """What stands in a `SolverControls`, as the fields of a `SolverConfig`, which checks them."""
+    """The values of a `SolverControls` as the fields of a `SolverConfig`, which validates them."""
     now = SolverControls(*values)
     chosen: dict[str, Any] = {
         "num_inference_steps": now.steps,
@@ -93,7 +93,7 @@ def settings(values: tuple[Any, ...]) -> dict[str, Any]:
         "guidance_channels": now.channels or None,
     }
     if now.solver in SDE_SOLVERS and now.shift == 1:
-        chosen["timestep_shift"] = None  # they know even steps only, and want to hear of no others
+        chosen["timestep_shift"] = None  # these solvers take even steps only
     return chosen
 
 

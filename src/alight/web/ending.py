@@ -1,4 +1,4 @@
-"""The end of a server that is told twice to end: at once, whatever it is busy with."""
+"""Immediate exit of the server on a second signal, even during a computation."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def end_at_once(files: Path) -> Callable[[int, FrameType | None], NoReturn]:
     """A signal handler that removes the temporary files and ends the process without waiting for its threads.
 
-    A thread in the middle of a matrix product cannot be interrupted, and the interpreter's own end would wait for it.
+    A thread inside a matrix product cannot be interrupted, and a normal exit would wait for it.
 
     Args:
         files: the folder to remove.

@@ -1,4 +1,4 @@
-"""How the page's buttons start work: one piece at a time, and whatever goes wrong ends as a sentence in the page."""
+"""Connect the page's buttons to work: one request at a time; every error becomes a message in the page."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +14,12 @@ from alight.web.markup import message_text, status
 from alight.web.pictures import PictureStore
 from alight.web.served import Served
 
-ERROR_SECONDS = 12  # that a message stays; the status line keeps it
+ERROR_SECONDS = 12  # for which a notice stays; the status line keeps its text
 
 
 @dataclass(frozen=True)
-class Desk:
-    """What all tabs work with."""
+class AppContext:
+    """The state that all tabs share."""
 
     served: Served
     jobs: Jobs
@@ -30,21 +30,21 @@ Outputs = tuple[Any, ...]
 """New values of a tab's outputs, the status line first."""
 
 Work = Callable[..., Iterator[Outputs]]
-"""work(stop, *values): goes on until it is done or `stop` is set, and yields the outputs again and again."""
+"""work(stop, *values): runs until it is done or `stop` is set, and yields updated outputs on the way."""
 
 
 def connect(
-    desk: Desk, name: str, work: Work, buttons: tuple[Any, Any], inputs: dict[str, Any], outputs: list[Any]
+    app: AppContext, name: str, work: Work, buttons: tuple[Any, Any], inputs: dict[str, Any], outputs: list[Any]
 ) -> None:
-    """Let one button start some work and another one stop it.
+    """Connect one button that starts some work and another one that stops it.
 
     Args:
-        desk: what the tabs share.
-        name: of the endpoint, for programs.
-        work: what is done with the values of the inputs.
-        buttons: the one that starts it, and the one that stops it.
-        inputs: components whose values the work gets, by the names that programs use.
-        outputs: components that it fills, the status line first.
+        app: the state that the tabs share.
+        name: of the API endpoint.
+        work: called with the values of the inputs.
+        buttons: start and stop.
+        inputs: components, by the parameter names of the API.
+        outputs: components that the work fills, the status line first.
     """
     import gradio as gr
 
@@ -52,7 +52,7 @@ def connect(
 
     def begin(request: gr.Request, *values: Any) -> Iterator[Outputs]:
         session = str(request.session_hash)
-        stop = desk.jobs.start(session)
+        stop = app.jobs.start(session)
         try:
             yield from work(stop, *values)
         except Stopped:
@@ -62,10 +62,10 @@ def connect(
             yield (status(message), *unchanged)
             raise gr.Error(message_text(message), duration=ERROR_SECONDS, print_exception=False) from error
         finally:
-            desk.jobs.finish(session, stop)
+            app.jobs.finish(session, stop)
 
     def end(request: gr.Request) -> Any:
-        return status("Stopped.") if desk.jobs.stop(str(request.session_hash)) else gr.skip()
+        return status("Stopped.") if app.jobs.stop(str(request.session_hash)) else gr.skip()
 
     start, stop = buttons
     started = start.click(
@@ -82,7 +82,7 @@ def connect(
 
 
 def _with_parameters(begin: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
-    """The same function, which says that its values after the request have these names."""
+    """The same function with these names in its signature, for the values after the request."""
     first = next(iter(inspect.signature(begin).parameters.values()))
     values = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     begin.__signature__ = inspect.Signature([first, *values])  # type: ignore[attr-defined]
@@ -90,10 +90,10 @@ def _with_parameters(begin: Callable[..., Any], names: Iterable[str]) -> Callabl
 
 
 def explanation(error: Exception) -> str:
-    """A sentence for the visitor; what they cannot mend goes to the server's log, traceback and all."""
+    """Explain an error to the visitor; an error that they cannot fix goes to the server's log with its traceback."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return "The server's accelerator has too little memory for this. Ask for fewer images."
     log.error("A request failed.", exc_info=error)
-    return "Something went wrong on the server. Its log tells what."
+    return "Something went wrong on the server. See its log."

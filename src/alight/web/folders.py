@@ -1,4 +1,4 @@
-"""Which pipelines are to be served, found before anything heavy is imported."""
+"""The folders of the pipelines to serve, checked before anything heavy is imported."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from alight.runtime.errors import InputError
 
 
 def pipeline_folders(config: ServeConfig) -> list[Path]:
-    """The folders that were given for one pipeline or two, both with a pipeline in them.
+    """The folders of the one or two pipelines.
 
     Raises:
-        InputError: none was given, or one of them holds none.
+        InputError: no folder was given, or one holds no pipeline.
     """
     if config.pipeline is None:
-        raise InputError("Which pipeline? Give its folder: 'alight serve runs/quickstart'.")
+        raise InputError("Give the folder of a pipeline: 'alight serve runs/quickstart'.")
     folders = [config.pipeline, *([config.compare] if config.compare else [])]
     for folder in folders:
         find_pipeline(folder)

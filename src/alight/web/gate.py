@@ -1,6 +1,6 @@
-"""The gate before the app: who may come in, from which page, how much they may send, and what the page may load.
+"""The gate before the app: authentication, origin checks, a limit on the size of requests, and security headers.
 
-Everything passes here, the app's own files too, so with credentials nothing is served to those who have none.
+All requests pass here, also those for the app's static files, so with credentials nothing is served without them.
 """
 
 import base64
@@ -21,23 +21,23 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-FORM_BYTES = 64 * 1024  # what a request may need besides files
+FORM_BYTES = 64 * 1024  # of a request besides its files
 
 
 class TooLargeError(Exception):
-    """A request goes on beyond the limit."""
+    """A request exceeds the size limit."""
 
 
 class Gate:
     """An ASGI application around another one.
 
     Args:
-        app: what it guards.
-        credentials: user and password (HTTP basic authentication); None = everybody may come in.
+        app: the application to protect.
+        credentials: user and password (HTTP basic authentication); None = no authentication.
         max_bytes: of the files in one request.
-        loopback: whether only this machine is served. Then the request must also call it by such a name, or a page
-            elsewhere could reach the server through a name of its own that leads here.
-        root_path: the public path, or the whole public address, below which a proxy serves the app.
+        loopback: only this machine is served. Then the Host header must be a loopback name too, or a foreign page
+            could reach the server through its own domain name (DNS rebinding).
+        root_path: the public path, or the whole public URL, below which a proxy serves the app.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Gate:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            return  # the app has no use for anything else
+            return  # the app needs nothing else
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if self.loopback and _host_name(headers.get("host", "")) not in LOOPBACK:
             return await _answer(send, 403, "This server answers on its own machine only.")
@@ -64,7 +64,7 @@ class Gate:
             return None
         length = headers.get("content-length", "") or "0"
         if not (length.isascii() and length.isdigit()):
-            return await _answer(send, 400, "The content-length is no number.")
+            return await _answer(send, 400, "The content-length is not a number.")
         if int(length[:20]) > self.max_bytes:
             return await _answer(send, 413, self._limit())
         if self.prefix and scope["path"] == self.prefix:  # addresses in the page are relative to what ends in a slash
@@ -80,7 +80,7 @@ class Gate:
         return {**scope, "path": path, "raw_path": quote(path).encode()}
 
     async def _is_known(self, scope: Scope, authorization: str, send: Send) -> bool:
-        """Tell if the visitor may come in; the others are answered here, those with a wrong password late."""
+        """Tell if the visitor is authenticated; others are answered here, after a delay if the password was wrong."""
         if self.expected is None:
             return True
         address = str((scope.get("client") or ("",))[0])
@@ -94,11 +94,11 @@ class Gate:
         if authorization:
             await self.guesses.wrong(address)
         challenge = {"www-authenticate": 'Basic realm="alight", charset="UTF-8"'}
-        await _answer(send, 401, "This server wants a user and a password.", challenge)
+        await _answer(send, 401, "This server requires a user and a password.", challenge)
         return False
 
     def _limit(self) -> str:
-        return f"That is too large: at most {(self.max_bytes - FORM_BYTES) / 1e6:g} MB can be sent at once."
+        return f"The request is too large: at most {(self.max_bytes - FORM_BYTES) / 1e6:g} MB can be sent at once."
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
@@ -120,7 +120,7 @@ class Gate:
 
 
 def _given(authorization: str) -> bytes | None:
-    """User and password as the header of a request gives them; None = it does not."""
+    """User and password from the header of a request; None if it has none."""
     kind, _, encoded = authorization.partition(" ")
     try:
         return base64.b64decode(encoded, validate=True) if kind.lower() == "basic" else None
@@ -129,7 +129,7 @@ def _given(authorization: str) -> bytes | None:
 
 
 def _digest(secret: bytes) -> bytes:
-    """Of equal length whatever the secret, so that a comparison tells nothing of it."""
+    """A digest of fixed length, so that a comparison reveals nothing about the secret."""
     return hashlib.sha256(secret).digest()
 
 

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from alight.web.controls import class_control, fragment, in_words, seed_control, settings, solver_controls
-from alight.web.events import Desk, Outputs, connect
+from alight.web.events import AppContext, Outputs, connect
 from alight.web.markup import hint, status
 from alight.web.sampling import Samples, sample_request, watch_samples
 from alight.web.showing import previews, progress_line, results
 
 
-def generate_tab(desk: Desk) -> None:
+def generate_tab(app: AppContext) -> None:
     """Lay out the tab and connect it."""
     import gradio as gr
 
-    which = desk.served.main
+    which = app.served.main
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
             classes = class_control(which, "generate-classes")
@@ -37,17 +37,17 @@ def generate_tab(desk: Desk) -> None:
             shown = fragment(hint("Choose classes and press Generate."), "generate-images")
 
     def work(stop: threading.Event, labels: list[int], count: Any, seed: Any, *values: Any) -> Iterator[Outputs]:
-        request = sample_request(labels, count, seed, settings(values), desk.served.config.max_images)
+        request = sample_request(labels, count, seed, settings(values), app.served.config.max_images)
         yield status("Starting"), gr.skip()
-        for news in watch_samples(desk.served, which, request, stop):
+        for news in watch_samples(app.served, which, request, stop):
             if isinstance(news, Samples):
-                yield status(f"Done: {in_words(request.sampling)}."), results(news, which, request, desk.pictures)
+                yield status(f"Done: {in_words(request.sampling)}."), results(news, which, request, app.pictures)
             else:
                 seen = gr.skip() if news.images is None else previews(news.images, which, request)
                 yield progress_line(news, request), seen
 
     inputs = {"classes": classes, "per_class": per_class, "seed": seed, **controls._asdict()}
-    connect(desk, "generate", work, (start, stop), inputs, [state, shown])
+    connect(app, "generate", work, (start, stop), inputs, [state, shown])
     another.click(
         lambda: random.randrange(2**31), None, seed, queue=False, api_visibility="private", show_progress="hidden"
     ).then(None, js="() => document.querySelector('#generate-start').click()")

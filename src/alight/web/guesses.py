@@ -1,4 +1,4 @@
-"""Wrong passwords: each address waits longer after each, and the log tells where they come from."""
+"""Rate limit for wrong passwords: each one makes its address wait longer, and is logged."""
 
 import asyncio
 import ipaddress
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from alight.runtime.console import log
 
 FIRST_WAIT, LONGEST_WAIT = 0.25, 4.0  # seconds before the answer to a wrong password; doubled after each
-MOST_WAITING = 32  # wrong passwords of one address whose answers wait; beyond them nothing is compared
+MOST_WAITING = 32  # wrong passwords of one address with delayed answers; beyond them none is compared
 FORGOTTEN_AFTER = 600.0  # seconds without a wrong password
 MOST_ADDRESSES = 1000  # that are remembered
 LINES_PER_MINUTE = 20  # in the log, however many addresses there are
@@ -28,8 +28,8 @@ class Record:
 class Guesses:
     """Counts wrong passwords per address in a table of bounded size.
 
-    The right password never waits. A wrong one is answered after 0.25 s at first and 4 s in the end, and only so many
-    answers of one address wait at a time, so one address can try no more than 8 passwords a second.
+    The right password is accepted at once. A wrong one is answered after 0.25 s at first and 4 s in the end, and at
+    most `MOST_WAITING` answers of one address wait at a time, so an address can try at most 8 passwords a second.
 
     Args:
         clock: seconds; for tests.
@@ -41,7 +41,7 @@ class Guesses:
         self.minute, self.lines = 0.0, 0
 
     def too_many(self, address: str) -> bool:
-        """Tell if so many answers to this address wait that no further password of it is compared."""
+        """Tell if too many answers to this address are waiting to compare another password."""
         record = self.records.get(network(address))
         return record is not None and record.waiting >= MOST_WAITING
 
@@ -66,7 +66,7 @@ class Guesses:
             self.records.popitem(last=False)
 
     def _tell(self, name: str, count: int, now: float) -> None:
-        """A line at counts 1, 2, 4, 8, ..., so that many attempts make few lines."""
+        """Log at counts 1, 2, 4, 8, ..., so that many attempts make few lines."""
         if count & (count - 1):
             return
         if now - self.minute > 60:
@@ -82,7 +82,7 @@ def wait(count: int) -> float:
 
 
 def network(address: str) -> str:
-    """The address itself, or of IPv6 the /64 network, all of which one visitor can use."""
+    """The address itself, or for IPv6 its /64 network, all of which belongs to one visitor."""
     try:
         known = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

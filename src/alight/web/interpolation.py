@@ -1,4 +1,4 @@
-"""From one image, or one class, to another in small steps."""
+"""Interpolation from one image or class to another."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from alight.runtime.seeding import noise_of_seeds
 
 
 def between_latents(first: Tensor, last: Tensor, frames: int) -> Tensor:
-    """Straight from one latent to another, both (C, h, w); gives (frames, C, h, w)."""
+    """Interpolate linearly between two latents (C, h, w); returns (frames, C, h, w)."""
     weight = _weights(frames, first)
     return (1 - weight) * first + weight * last
 
@@ -21,19 +21,19 @@ def between_latents(first: Tensor, last: Tensor, frames: int) -> Tensor:
 def between_classes(
     pipeline: LightningDiTPipeline, first: int, last: int, frames: int, seed: int, sampling: SolverConfig
 ) -> Tensor:
-    """From one class to another, all frames from the same noise: each follows a mixture of the two velocities.
+    """Interpolate between two classes: every frame starts from the same noise and follows a mixture of two velocities.
 
-    Velocities, like the scores that they stand for, can be mixed: half of each leads to what both classes find likely.
+    Velocities, like scores, can be mixed: half of each leads to images that are likely under both classes.
 
     Returns:
         (frames, C, h, w) normalised latents.
 
     Raises:
-        InputError: a solver that adds noise, or a transformer that cannot be guided as asked.
+        InputError: the solver adds noise, or the transformer does not support the guidance.
     """
     if sampling.stochastic:
         raise InputError(
-            f"{sampling.solver} adds noise on the way, so neighbours differ. Choose a solver that does not."
+            f"{sampling.solver} adds noise at every step, so neighbouring frames differ. Choose an ODE solver."
         )
     pipeline.check_guidance(sampling.guidance_scale, sampling.guidance_channels)
     transformer = pipeline.transformer

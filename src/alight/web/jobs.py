@@ -1,4 +1,4 @@
-"""Work that goes on while the page is told of it, and that its visitor can stop."""
+"""Work in a thread that reports its progress to the page, and that the visitor can stop."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 NewsT = TypeVar("NewsT")
 
 
-class Stopped(Exception):  # noqa: N818 (no error, an answer)
-    """The visitor does not want the rest."""
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """The visitor stopped the work."""
 
 
 class Jobs:
-    """Which session's work is to go on: one job for each session, a later one takes the place of an earlier one."""
+    """The running jobs, one for each session; a later one replaces an earlier one."""
 
     def __init__(self) -> None:
         self._stops: dict[str, threading.Event] = {}
@@ -21,7 +21,7 @@ class Jobs:
         self._ended = False
 
     def start(self, session: str) -> threading.Event:
-        """Register work; it asks the returned event whether to stop."""
+        """Register work, which must end when the returned event is set."""
         stop = threading.Event()
         with self._lock:
             before, self._stops[session] = self._stops.get(session), stop
@@ -32,7 +32,7 @@ class Jobs:
         return stop
 
     def stop(self, session: str) -> bool:
-        """Stop the session's work; says whether there was any."""
+        """Stop the session's work; returns True if there was any."""
         with self._lock:
             stop = self._stops.pop(session, None)
         if stop is not None:
@@ -46,7 +46,7 @@ class Jobs:
                 del self._stops[session]
 
     def stop_all(self) -> None:
-        """Stop everything at the end of the server, and whatever still starts from its queue."""
+        """Stop all jobs when the server ends, and those that still start from its queue."""
         with self._lock:
             self._ended = True
             for stop in self._stops.values():
@@ -56,7 +56,7 @@ class Jobs:
 def stream(work: Callable[[Callable[[NewsT], None]], None], stop: threading.Event) -> Iterator[NewsT]:
     """Run `work(tell)` in a thread and yield what it tells; its exception is raised here.
 
-    Who stops listening stops the work, through `stop`.
+    Closing the iterator sets `stop`.
     """
     end = object()
     news: SimpleQueue[Any] = SimpleQueue()

@@ -1,4 +1,4 @@
-"""Pictures of latents: every channel by itself, and the three directions in which most happens."""
+"""Pictures of latents: single channels, and the first three principal components."""
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def pca_pictures(grids: Tensor) -> NDArray[np.uint8]:
     vectors = vectors - vectors.mean(dim=0)
     directions = torch.linalg.svd(vectors, full_matrices=False).Vh[:3]  # (at most 3, D)
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
-    components = vectors @ (directions * largest.sign()).T  # a direction has no sign of its own: its largest is +
+    components = vectors @ (directions * largest.sign()).T  # the sign is arbitrary: make the largest entry positive
     low, high = components.quantile(CLIPPED, dim=0), components.quantile(1 - CLIPPED, dim=0)
     unit = ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     shown = torch.full((len(unit), 3), 0.5, dtype=torch.float64)

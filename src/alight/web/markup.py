@@ -1,19 +1,19 @@
-"""The fragments of HTML that the tabs fill in, and the one function that makes elements.
+"""The HTML fragments of the tabs, and the one function that makes elements.
 
-`element` escapes every text and every attribute; only `Html`, which is what it returns, passes as it is. No other file
-of the browser app writes tags, so a name with angle brackets in it stays a name.
+`element` escapes every text and every attribute, except `Html`, which it returns. No other file of the browser app
+writes tags, so a name with angle brackets is shown as it is.
 """
 
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-CRISP_BELOW = 96  # images smaller than this are shown with their pixels
+CRISP_BELOW = 96  # images smaller than this are enlarged without smoothing
 VOID = ("hr", "img")  # elements without an end tag
 
 
 class Html(str):
-    """Finished HTML, as `element` returns it; any other text is escaped, also when it is added to this."""
+    """HTML from `element`; other text is escaped when it is added to this."""
 
     def __add__(self, other: str) -> "Html":
         return joined([self, other])
@@ -28,8 +28,8 @@ class Shown(NamedTuple):
     Attributes:
         address: of the picture.
         caption: below it.
-        alt: what it shows, for those who cannot see it.
-        filename: under which it can be kept; empty = it cannot.
+        alt: a description for screen readers.
+        filename: of the download; empty = no download.
     """
 
     address: str
@@ -43,7 +43,7 @@ def element(tag: str, *content: str, **attributes: str) -> Html:
 
     Args:
         tag: its name.
-        content: what it holds, in order; text is escaped, `Html` is not.
+        content: its children in order; text is escaped, `Html` is not.
         attributes: their values are escaped; `class_` stands for `class`, an underscore within a name for a hyphen.
     """
     given = "".join(f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items())
@@ -56,12 +56,12 @@ def joined(parts: Iterable[str]) -> Html:
 
 
 def message_text(text: str) -> str:
-    """A message for gradio's notices, which it shows as HTML: the text with its angle brackets as characters."""
+    """A message for gradio's notices, which it shows as HTML: escaped text."""
     return escape(text, quote=False)
 
 
 def figures(pictures: Iterable[Shown], side: int, kind: str = "grid") -> Html:
-    """Pictures beside each other, as many as fit; those that can be kept are links."""
+    """Pictures in a grid; those with a filename are download links."""
     crisp = " crisp" if side < CRISP_BELOW else ""
     return element("div", *map(_figure, pictures), class_=f"figures {kind}{crisp}")
 
@@ -78,7 +78,7 @@ def _figure(shown: Shown) -> Html:
 
 
 def status(text: str, share: float | None = None) -> Html:
-    """A line that says how things stand, with a bar where there is a share of them to tell."""
+    """A status line, with a progress bar if `share` is given."""
     bar = [] if share is None else [element("progress", max="1", value=f"{min(max(share, 0), 1):.3f}")]
     return element("div", *bar, element("span", text), class_="status", role="status")
 
@@ -92,7 +92,7 @@ def summary(text: str, links: Sequence[tuple[str, str, str]] = ()) -> Html:
 
 
 def hint(text: str) -> Html:
-    """A sentence in the place where results are going to be."""
+    """A sentence in the place of results."""
     return element("p", text, class_="hint")
 
 
@@ -102,11 +102,11 @@ def row_name(text: str) -> Html:
 
 
 def heading(text: str, note: str = "") -> Html:
-    """A heading within results, and a sentence on what is seen."""
+    """A heading within results, with an explanation."""
     return joined([element("h3", text), *([element("p", note, class_="note")] if note else [])])
 
 
 def page_head(title: str, facts: str) -> Html:
-    """The head of the page: what is served, and a line of figures."""
+    """The head of the page: a title and a line of facts."""
     overline = element("p", "alight", class_="overline")
     return element("header", overline, element("h1", title), element("p", facts, class_="facts"), class_="top")

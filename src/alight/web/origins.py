@@ -1,8 +1,8 @@
 """The origin of a request: this server's own page, another page, or a program.
 
-A browser sends stored credentials along with requests that a foreign page makes. It also says which page that is, in
-`Sec-Fetch-Site` where the connection is trusted (HTTPS, or this machine) and in `Origin` otherwise; pages cannot set
-either. Programs send neither, and they have no stored credentials to misuse.
+A browser adds stored credentials to requests that a foreign page makes. It also names that page, in `Sec-Fetch-Site`
+if the connection is trusted (HTTPS, or this machine) and in `Origin` otherwise; pages cannot set either. Programs send
+neither, and have no stored credentials to misuse.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 def is_foreign(method: str, headers: Mapping[str, str], root_path: str = "") -> bool:
     """Tell if a page of another server makes this request.
 
-    A link that somebody follows from there is fine: it only shows the page.
+    Following a link from there is allowed: it only shows the page.
 
     Args:
         method: of the request.
         headers: of the request, names in lower case.
-        root_path: the public address if it is a whole one (https://example.org/app): then its host is ours, too.
+        root_path: the public path or URL; the host of a URL (https://example.org/app) counts as this server.
     """
     site = headers.get("sec-fetch-site", "")
     if site:

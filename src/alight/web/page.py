@@ -4,7 +4,7 @@ from typing import Any
 
 from alight.web.compare_tab import compare_tab
 from alight.web.controls import fragment
-from alight.web.events import Desk
+from alight.web.events import AppContext
 from alight.web.generate_tab import generate_tab
 from alight.web.jobs import Jobs
 from alight.web.latents_tab import latents_tab
@@ -25,14 +25,14 @@ def build_page(served: Served, jobs: Jobs, pictures: PictureStore) -> Any:
     """The whole page as gradio blocks, not served yet."""
     import gradio as gr
 
-    desk = Desk(served, jobs, pictures)
+    app = AppContext(served, jobs, pictures)
     title = f"alight: {served.main.name}"
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         fragment(head(served))
         with gr.Tabs(elem_id="tabs"):
             for name, build in TABS.items():
                 with gr.Tab(name, id=name.lower()):
-                    build(desk)
+                    build(app)
 
         def leave(request: gr.Request) -> None:
             jobs.stop(str(request.session_hash))
@@ -43,7 +43,7 @@ def build_page(served: Served, jobs: Jobs, pictures: PictureStore) -> Any:
 
 
 def head(served: Served) -> str:
-    """What is served, in a line of figures."""
+    """The heading: names and sizes of the served models."""
     which = served.main
     transformer, tokenizer = which.pipeline.transformer, which.pipeline.tokenizer
     size = which.image_size

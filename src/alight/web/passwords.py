@@ -1,4 +1,4 @@
-"""The user and the password that visitors need, from a place that other people cannot read."""
+"""The user and the password of the server, read from a private place."""
 
 import getpass
 import os
@@ -17,14 +17,14 @@ LARGEST_FILE = 4096  # bytes of a password file
 
 
 def credentials(config: ServeConfig) -> tuple[str, str] | None:
-    """User and password; None = everybody may come in.
+    """User and password; None = no authentication.
 
     The password comes from the option, a file, the environment, or else the terminal.
 
     Raises:
         InputError: there is a user without a password or a password without a user, or a file cannot be read.
     """
-    variable = os.environ.pop(VARIABLE, None)  # processes that are started from here need not know it
+    variable = os.environ.pop(VARIABLE, None)  # child processes must not inherit it
     if config.user is None:
         if variable is not None:
             raise InputError(
@@ -42,7 +42,7 @@ def _given(config: ServeConfig, variable: str | None) -> str:
         return _from_file(config.password_file)
     if config.password not in (None, ASK):
         log.warning(
-            "Everybody on this machine can read a password on the command line. Use --password-file FILE, the "
+            "Anyone on this machine can read a password on the command line. Use --password-file FILE, the "
             "environment variable %s, or --password - to be asked for it.",
             VARIABLE,
         )
@@ -52,7 +52,7 @@ def _given(config: ServeConfig, variable: str | None) -> str:
     if not sys.stdin.isatty():
         raise InputError(
             f"Give both user and password: set the environment variable {VARIABLE}, or name a file with "
-            "--password-file. The password can be asked for in a terminal only."
+            "--password-file. A prompt for the password needs a terminal."
         )
     return getpass.getpass(f"Password for {config.user}: ")
 
@@ -62,10 +62,10 @@ def _from_file(path: Path) -> str:
     try:
         text = read_bytes(path, LARGEST_FILE).decode("utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"The password file {path} is not in UTF-8. Write the password alone into it.") from None
+        raise InputError(f"The password file {path} is not in UTF-8. Write only the password into it.") from None
     if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         log.warning("Others can read the password file %s: chmod 600 %s", path, path)
     lines = text.splitlines()
     if len(lines) > 1:
-        raise InputError(f"The password file {path} has {len(lines)} lines. Write the password alone into it.")
+        raise InputError(f"The password file {path} has {len(lines)} lines. Write only the password into it.")
     return lines[0] if lines else ""

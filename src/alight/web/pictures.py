@@ -1,4 +1,4 @@
-"""Pictures on their way to the browser: PNG files in memory, each at an address that nobody can guess."""
+"""Pictures for the browser: PNG files in memory, each under an unguessable address."""
 
 import base64
 import io
@@ -8,28 +8,25 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from alight.data.provenance import png_text
+from alight.runtime.pixels import PixelArray
 
 PICTURES = "pictures"  # under this path, relative to the page: it may be mounted anywhere
 STORED_BYTES = 256 * 2**20
 PREVIEW_SIDE = 128
 
-Picture = npt.NDArray[np.uint8]  # (H, W, 3 or 4)
-
 
 class Stored(NamedTuple):
-    """A file that can be had: its name for those who keep it, and its bytes."""
+    """A file for download: its name and its bytes."""
 
     filename: str
     content: bytes
 
 
 class PictureStore:
-    """The newest pictures of all visitors, up to a number of bytes; older ones are forgotten."""
+    """The newest pictures of all visitors, up to a number of bytes; older ones are dropped."""
 
     def __init__(self, capacity: int = STORED_BYTES) -> None:
         self._capacity, self._size = capacity, 0
@@ -37,7 +34,7 @@ class PictureStore:
         self._lock = threading.Lock()
 
     def add(self, filename: str, content: bytes) -> str:
-        """Keep a file; gives its address relative to the page."""
+        """Store a file; returns its address relative to the page."""
         key = secrets.token_urlsafe(16)
         with self._lock:
             self._files[key] = Stored(filename, content)
@@ -48,7 +45,7 @@ class PictureStore:
         return f"{PICTURES}/{key}/{filename}"
 
     def get(self, key: str) -> Stored | None:
-        """The file of a key, if it is still there."""
+        """The file of a key, or None if it was dropped."""
         with self._lock:
             return self._files.get(key)
 
@@ -58,15 +55,15 @@ class PictureStore:
         return self._size
 
 
-def png_bytes(picture: Picture, settings: Mapping[str, object] | None = None) -> bytes:
-    """A PNG file whose text chunks hold the settings that made it."""
+def png_bytes(picture: PixelArray, settings: Mapping[str, object] | None = None) -> bytes:
+    """A PNG file with the image's settings in its text chunks."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="png", pnginfo=png_text(settings or {}))
     return buffer.getvalue()
 
 
-def preview_address(picture: Picture) -> str:
-    """A picture as an address that holds the picture itself: small, for what is replaced in a moment."""
+def preview_address(picture: PixelArray) -> str:
+    """A small preview as a data URL."""
     image, buffer = Image.fromarray(picture), io.BytesIO()
     image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     image.save(buffer, format="webp", quality=80)

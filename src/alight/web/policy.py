@@ -1,7 +1,7 @@
-"""The policy of the page: it loads only what this server sends, and only scripts that the page began with.
+"""Content security policy of the page: resources from this server only, and only the page's own inline scripts.
 
-Scripts within the page carry a nonce, a random number that is new in each answer. Whatever else gets into the page,
-such as an attribute `onerror` in some text, has none and does not run.
+Inline scripts carry a nonce, a random number that is new in each response. Injected code, such as an attribute
+`onerror` in some text, has no nonce and does not run.
 """
 
 import re
@@ -18,7 +18,7 @@ MANIFEST = (b'href="/manifest.json"', b'href="./manifest.json"')  # which is bel
 
 
 def content_policy(nonce: str | None = None) -> str:
-    """The content security policy of an answer, with the nonce of its scripts if it is a page."""
+    """The content security policy of a response, with the nonce of its scripts if it is a page."""
     inline = f" 'nonce-{nonce}'" if nonce else ""
     return (
         f"default-src 'self'; script-src 'self'{inline} 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -28,25 +28,25 @@ def content_policy(nonce: str | None = None) -> str:
 
 
 def security_headers(nonce: str | None = None) -> list[tuple[bytes, bytes]]:
-    """Headers of an answer, as ASGI has them."""
+    """Headers of a response in ASGI's form."""
     own = HEADERS | {"content-security-policy": content_policy(nonce)}
     return [(name.encode(), value.encode()) for name, value in own.items()]
 
 
 class PolicedSend:
-    """Sends the app's answer on with the policy; a page is collected, and its scripts get a nonce.
+    """Forwards the app's response with the policy; a page is buffered, and its scripts get a nonce.
 
     Attributes:
-        started: whether the answer has begun.
+        started: True once the response has begun.
     """
 
     def __init__(self, send: Send) -> None:
         self.send, self.started = send, False
-        self.page: Message | None = None  # the beginning of an answer that is a page
+        self.page: Message | None = None  # the start message of a response that is a page
         self.body = bytearray()
 
     async def __call__(self, message: Message) -> None:
-        """Take the next message of an answer."""
+        """Forward the next message of a response."""
         if message["type"] == "http.response.start":
             self.started = True
             headers = {name.lower(): value for name, value in message.get("headers", [])}
@@ -62,7 +62,7 @@ class PolicedSend:
         await self.send(message)
 
     async def _begin_page(self) -> Message:
-        """Send the beginning of the page, and give its body."""
+        """Send the start message of the page, and return its body."""
         assert self.page is not None
         nonce = secrets.token_urlsafe(16)
         body = SCRIPT.sub(b'<script nonce="' + nonce.encode() + b'"', bytes(self.body)).replace(*MANIFEST)

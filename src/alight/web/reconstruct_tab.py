@@ -1,4 +1,4 @@
-"""Tab *Reconstruct*: images through a tokenizer and back, beside what got lost, by one tokenizer or two."""
+"""Tab *Reconstruct*: images, their reconstructions by one tokenizer or two, and the differences."""
 
 import threading
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from alight.models.vavae import VAVAE
 from alight.reporting.pictures import difference_picture
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
-from alight.runtime.pixels import from_uint8, to_uint8
+from alight.runtime.pixels import PixelArray, from_uint8, to_uint8
 from alight.web.controls import fragment
-from alight.web.events import Desk, Outputs, connect
+from alight.web.events import AppContext, Outputs, connect
 from alight.web.jobs import Stopped
 from alight.web.markup import Shown, figures, heading, hint, status
-from alight.web.pictures import Picture, png_bytes
+from alight.web.pictures import png_bytes
 from alight.web.served import Served
 from alight.web.uploads import SUFFIXES, read_uploads
 
@@ -25,17 +25,17 @@ DIFFERENCE_GAIN = 4.0
 
 
 class Reconstruction(NamedTuple):
-    """One image after its way through a tokenizer, with its scores in dB and 1."""
+    """The reconstruction of one image, with PSNR in dB and SSIM."""
 
-    pixels: Picture
-    difference: Picture
+    pixels: PixelArray
+    difference: PixelArray
     psnr: float
     ssim: float
 
 
 @torch.no_grad()
-def reconstruct(served: Served, vae: VAVAE, original: Picture) -> Reconstruction:
-    """Encode and decode an image (H, W, 3) uint8, by the mean of the posterior and so without chance."""
+def reconstruct(served: Served, vae: VAVAE, original: PixelArray) -> Reconstruction:
+    """Encode and decode an image (H, W, 3) uint8; deterministic, by the mean of the posterior."""
     image = from_uint8(torch.from_numpy(original)[None]).to(served.device)
     with served.lock, autocast(served.device, served.config.precision):
         raw_latents: Tensor = vae.encode_raw_latents(image)
@@ -47,10 +47,10 @@ def reconstruct(served: Served, vae: VAVAE, original: Picture) -> Reconstruction
 
 
 def image_size_for(served: Served) -> int:
-    """The side that all tokenizers can take: the pipeline's, where it divides by their factors.
+    """The image size of the pipeline, checked against all tokenizers.
 
     Raises:
-        InputError: it does not.
+        InputError: it is not a multiple of a tokenizer's downsampling factor.
     """
     size = served.main.image_size
     for name, vae in served.tokenizers.items():
@@ -59,11 +59,11 @@ def image_size_for(served: Served) -> int:
     return size
 
 
-def reconstruct_tab(desk: Desk) -> None:
+def reconstruct_tab(app: AppContext) -> None:
     """Lay out the tab and connect it."""
     import gradio as gr
 
-    served = desk.served
+    served = app.served
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
             files = gr.File(
@@ -76,7 +76,7 @@ def reconstruct_tab(desk: Desk) -> None:
             fragment(hint(f"The central square of each image is taken, at {size} x {size} pixels."))
         with gr.Column(scale=8, min_width=320):
             state = fragment(status(""), "reconstruct-status")
-            shown = fragment(hint("Drop images, and see what the tokenizer keeps of them."), "reconstruct-images")
+            shown = fragment(hint("Drop images to see their reconstructions."), "reconstruct-images")
 
     def work(stop: threading.Event, files: list[str] | None) -> Iterator[Outputs]:
         originals = read_uploads(files, image_size_for(served), served.config.max_images)
@@ -90,11 +90,11 @@ def reconstruct_tab(desk: Desk) -> None:
             yield gr.skip(), means(rows) + "".join(fragments)
         yield status("Done."), gr.skip()
 
-    def show(number: int, original: Picture, row: list[Reconstruction]) -> str:
+    def show(number: int, original: PixelArray, row: list[Reconstruction]) -> str:
         pictures = [shown_picture(f"original-{number}.png", original, "Original")]
         for name, result in zip(served.tokenizers, row, strict=True):
-            whose = f"{name}: " if len(served.tokenizers) > 1 else ""
-            caption = f"{whose}{result.psnr:.1f} dB, SSIM {result.ssim:.3f}"
+            prefix = f"{name}: " if len(served.tokenizers) > 1 else ""
+            caption = f"{prefix}{result.psnr:.1f} dB, SSIM {result.ssim:.3f}"
             facts = {"tokenizer": name, "psnr": result.psnr, "ssim": result.ssim}
             pictures += [
                 shown_picture(f"reconstruction-{number}.png", result.pixels, caption, facts),
@@ -102,8 +102,8 @@ def reconstruct_tab(desk: Desk) -> None:
             ]
         return figures(pictures, served.main.image_size, f"row of-{len(pictures)}")
 
-    def shown_picture(filename: str, picture: Picture, caption: str, facts: dict[str, Any] | None = None) -> Shown:
-        return Shown(desk.pictures.add(filename, png_bytes(picture, facts)), caption, caption, filename)
+    def shown_picture(filename: str, picture: PixelArray, caption: str, facts: dict[str, Any] | None = None) -> Shown:
+        return Shown(app.pictures.add(filename, png_bytes(picture, facts)), caption, caption, filename)
 
     def means(rows: list[list[Reconstruction]]) -> str:
         return "".join(
@@ -114,4 +114,4 @@ def reconstruct_tab(desk: Desk) -> None:
             for name, results in zip(served.tokenizers, zip(*rows, strict=True), strict=True)
         )
 
-    connect(desk, "reconstruct", work, (start, stop), {"files": files}, [state, shown])
+    connect(app, "reconstruct", work, (start, stop), {"files": files}, [state, shown])

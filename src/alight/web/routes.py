@@ -1,7 +1,7 @@
-"""The requests that the page and programs need; gradio's other endpoints are shut.
+"""An allow-list of requests; gradio's other endpoints are closed.
 
 gradio serves much more than this page uses: shared states, files by their path, other servers' files, editing, run
-histories. A list of what is allowed stays right when a new version adds further endpoints.
+histories. An allow-list stays right when a new version adds further endpoints.
 """
 
 import json
@@ -26,13 +26,13 @@ WITHOUT_QUERY = ("/", "/config")  # gradio reads shared states and page names fr
 
 
 class Routes:
-    """An ASGI application around another one that passes on what is on the lists and answers the rest with 404.
+    """An ASGI middleware that passes on the listed requests and answers others with 404.
 
-    Calls are checked before gradio sees them (`Calls`). An error of the application ends as one line in the log.
+    Calls are validated before gradio sees them (`Calls`). An error of the application is logged in one line.
 
     Args:
         app: the page.
-        calls: what may be called, with which values.
+        calls: validates calls.
     """
 
     def __init__(self, app: App, calls: Calls) -> None:
@@ -53,7 +53,7 @@ class Routes:
             return await self._pass_on({**scope, "path": path, "raw_path": path.encode()}, receive, send)
         if method in ("GET", "HEAD") and _among(READ, path):
             if not self.calls.known_session(path, scope["query_string"]):
-                return await answer_json(send, 404, "Nothing is under way in this session.")
+                return await answer_json(send, 404, "Nothing is running in this session.")
             query = b"" if path in WITHOUT_QUERY else scope["query_string"]
             return await self._pass_on({**scope, "query_string": query}, receive, send)
         await answer_json(send, 404, "There is nothing here.")
@@ -66,7 +66,7 @@ class Routes:
             try:
                 return await receive()
             except Exception as error:
-                outside = error  # of those who passed the request to us, and theirs to answer
+                outside = error  # the outer application raised it and handles it
                 raise
 
         async def noted(message: Any) -> None:
@@ -80,13 +80,13 @@ class Routes:
             if outside is not None:
                 raise outside from None
             if type(error).__name__ == "ClientDisconnect":
-                return  # nobody is there to be told
+                return
             log.error(
                 f"{scope['method']} {scope['path'][:100]!r} ended in {type(error).__name__}: {str(error)[:300]!r}"
             )
             log.debug("The whole error:", exc_info=error)
             if not answered:
-                await answer_json(send, 500, "Something went wrong on the server. Its log tells what.")
+                await answer_json(send, 500, "Something went wrong on the server. See its log.")
 
 
 def _among(patterns: tuple[str, ...], path: str) -> bool:
@@ -97,7 +97,7 @@ async def _body(receive: Receive) -> bytes:
     """The whole body of a call.
 
     Raises:
-        RefusedCallError: it is longer than a call can be, or the visitor went away.
+        RefusedCallError: it is too long, or the client disconnected.
     """
     parts, length = [], 0
     while True:
@@ -107,13 +107,13 @@ async def _body(receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         length += len(parts[-1])
         if length > BODY_BYTES:
-            raise RefusedCallError(f"A call has at most {BODY_BYTES:,} bytes. Send files by themselves.", 413)
+            raise RefusedCallError(f"A call has at most {BODY_BYTES:,} bytes. Upload files separately.", 413)
         if not message.get("more_body", False):
             return b"".join(parts)
 
 
 def _repeat(body: bytes, receive: Receive) -> Receive:
-    """Give the body once, and afterwards what else comes."""
+    """Return the body once, then further messages."""
     given = False
 
     async def repeated() -> Any:
@@ -135,7 +135,7 @@ def _with_length(scope: Scope, path: str, length: int) -> Scope:
 
 
 async def answer_json(send: Send, code: int, detail: Any) -> None:
-    """A sentence, or complaints about single values, in the form that gradio's clients look for."""
+    """Answer with a message, or with complaints about single values, in the form that gradio's clients expect."""
     body = json.dumps({"detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": code, "headers": headers})

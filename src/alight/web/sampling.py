@@ -1,4 +1,4 @@
-"""Sampling that can be watched and stopped: noise on its way to images, a few batches of them."""
+"""Sampling in batches, with previews and a way to stop."""
 
 import threading
 import time
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -16,14 +15,13 @@ from alight.config import SolverConfig
 from alight.config.recipes import explain
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
+from alight.runtime.pixels import PixelArray
 from alight.runtime.seeding import derive_seed
 from alight.web.jobs import Stopped, stream
 from alight.web.served import Served, ServedPipeline
 
-Pixels = npt.NDArray[np.uint8]  # (N, H, W, 3)
-
 MAX_STEPS = 250
-SEEDS = 2**63  # as many as there are
+SEEDS = 2**63  # exclusive upper bound
 MAX_GUIDANCE = 10.0
 PREVIEW_EVERY = 0.4  # seconds at least
 PREVIEW_SHARE = 0.2  # of the time at most
@@ -39,27 +37,27 @@ class SampleRequest:
 
 
 class Progress(NamedTuple):
-    """Where a request stands.
+    """The progress of a request.
 
     Attributes:
-        finished: images that are done.
-        under_way: images that are made now, together.
-        steps: steps that those have taken.
-        evaluations: of the network, by all images so far; moves on where a solver tells of no steps.
-        images: (N, H, W, 3) what there is to see by now, finished images first; None = nothing new.
+        finished: number of finished images.
+        under_way: number of images in the current batch.
+        steps: solver steps of the current batch.
+        evaluations: of the network so far; also grows with solvers that report no steps.
+        images: (N, H, W, 3) finished images, then previews; None = nothing new.
     """
 
     finished: int
     under_way: int
     steps: int
     evaluations: int
-    images: Pixels | None
+    images: PixelArray | None
 
 
 class Samples(NamedTuple):
-    """The finished images of a request, what each cost, and the time it took."""
+    """The finished images of a request, their network evaluations, and the total time."""
 
-    images: Pixels
+    images: PixelArray
     nfe: list[int]
     seconds: float
 
@@ -67,10 +65,10 @@ class Samples(NamedTuple):
 def sample_request(
     labels: Sequence[int], per_class: float | None, seed: float | None, settings: dict[str, Any], max_images: int
 ) -> SampleRequest:
-    """Turn what stands in the page into a request.
+    """Turn the page's values into a request.
 
     Raises:
-        InputError: something is missing, out of range or contradictory.
+        InputError: a value is missing, out of range or contradictory.
     """
     if not labels:
         raise InputError("Choose at least one class.")
@@ -87,10 +85,10 @@ def sample_request(
 
 
 def solver_settings(settings: dict[str, Any]) -> SolverConfig:
-    """The solver's settings, checked as those of every command are, and for what a page may ask of a server.
+    """Validate the solver's settings, also against the limits of this server.
 
     Raises:
-        InputError: names what is out of range.
+        InputError: a value is out of range.
     """
     try:
         sampling = SolverConfig.model_validate(settings)
@@ -114,11 +112,11 @@ def _whole(name: str, value: float | None, least: int) -> int:
 def watch_samples(
     served: Served, which: ServedPipeline, request: SampleRequest, stop: threading.Event
 ) -> Iterator[Progress | Samples]:
-    """Make the images of a request; yields how it goes, and the images last.
+    """Generate the images of a request; yields its progress, and the images last.
 
     Raises:
         Stopped: the visitor stopped it.
-        InputError: the pipeline cannot do what is asked for.
+        InputError: the pipeline does not support the request.
     """
 
     def work(tell: Callable[[Progress | Samples], None]) -> None:
@@ -130,7 +128,7 @@ def watch_samples(
 
 @contextmanager
 def checked_before_each_evaluation(network: nn.Module, stop: threading.Event) -> Iterator[None]:
-    """Within the block, the network refuses to go on once `stop` is set; it works with every solver."""
+    """Within the block, the network raises `Stopped` once `stop` is set; works with every solver."""
 
     def check(*_: Any) -> None:
         if stop.is_set():
@@ -145,13 +143,13 @@ def checked_before_each_evaluation(network: nn.Module, stop: threading.Event) ->
 
 
 class _Watch:
-    """One request on its way: counts what is done, and shows it as often as that costs little."""
+    """One request in progress: counts images and evaluations, and makes previews as long as they cost little."""
 
     def __init__(
         self, served: Served, which: ServedPipeline, request: SampleRequest, tell: Callable[[Progress], None]
     ) -> None:
         self.served, self.which, self.request, self.tell = served, which, request, tell
-        self.done: list[Pixels] = []
+        self.done: list[PixelArray] = []
         self.next_preview = self.last_word = 0.0
         self.evaluations = 0
 
@@ -174,7 +172,7 @@ class _Watch:
 
     def _count(self) -> None:
         self.evaluations += 1
-        if self.evaluations % 10 == 0:  # solvers that choose their own steps tell of none
+        if self.evaluations % 10 == 0:  # adaptive solvers report no steps
             self._say(0, None)
 
     def _on_step(self, steps: int, latents: Tensor) -> None:
@@ -187,7 +185,7 @@ class _Watch:
         self.next_preview = finished + max(PREVIEW_EVERY, (finished - now) * (1 / PREVIEW_SHARE - 1))
         self._say(steps, np.concatenate([*self.done, preview]))
 
-    def _say(self, steps: int, images: Pixels | None) -> None:
+    def _say(self, steps: int, images: PixelArray | None) -> None:
         now = time.perf_counter()
         if images is not None or now - self.last_word > PREVIEW_EVERY / 2:
             self.last_word = now

@@ -1,4 +1,4 @@
-"""`alight serve`: models in memory, a page in the browser, and a server that ends in good order."""
+"""`alight serve`: models in memory, a page in the browser, and a graceful shutdown."""
 
 import asyncio
 import gc
@@ -27,8 +27,8 @@ from alight.web.passwords import credentials
 from alight.web.pictures import PICTURES, PictureStore
 from alight.web.routes import Routes
 
-LAST_STEP = 30  # seconds that a computation has to notice that it shall stop
-PATIENCE = 1  # second that open connections have to end
+LAST_STEP = 30  # seconds that a computation gets to notice that it must stop
+SHUTDOWN_TIMEOUT = 1  # seconds that open connections get to end
 
 
 def run(config: ServeConfig) -> NoReturn:
@@ -46,36 +46,36 @@ def run(config: ServeConfig) -> NoReturn:
         listening_socket(config.host, config.port) as listener,
         tempfile.TemporaryDirectory(prefix="alight-") as files,
     ):
-        keep_to_ourselves(Path(files))
+        disable_telemetry(Path(files))
         from alight.web.served import open_served
 
         jobs = Jobs()
         served = open_served(config)
         app = build_app(served, jobs, known)
-        gc.freeze()  # nothing of this goes before the end, and the end need not look through it
+        gc.freeze()  # the models live until the end, so the collector need not visit them
         announce(config, listener.getsockname()[1])
         at_once = end_at_once(Path(files))
         with deferred_interrupt() as signal_number:
             serve(app, listener, jobs, Room(most_connections(), config.trusted_proxy), at_once)
         for number in ENDING_SIGNALS:
             signal.signal(number, at_once)
-        if not served.lock.acquire(timeout=LAST_STEP):  # the interpreter must not end below a thread that computes
+        if not served.lock.acquire(timeout=LAST_STEP):  # the interpreter must not exit while a thread computes
             at_once(signal_number() or signal.SIGINT, None)
         raise Interrupted(signal_number() or signal.SIGINT)
 
 
 def require_gradio() -> None:
-    """Say how to get the package that the page is made with, if it is missing.
+    """Require gradio.
 
     Raises:
-        InputError: it is.
+        InputError: it is not installed.
     """
     if importlib.util.find_spec("gradio") is None:
         raise InputError("The browser app needs gradio, which is not installed: pip install 'alight[web]'.")
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A socket at the address, so that it is known to be free before the models are loaded.
+    """Bind the address before the models are loaded, so that a taken one is reported at once.
 
     Raises:
         InputError: it is taken, or not on this machine.
@@ -94,15 +94,15 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def keep_to_ourselves(files: Path) -> None:
-    """Before gradio is imported: no statistics to its makers, and uploads only in a folder that goes when we go."""
+def disable_telemetry(files: Path) -> None:
+    """Turn off gradio's telemetry and keep its uploads in a temporary folder; call before gradio is imported."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(files)
     os.environ["GRADIO_RUN_HISTORY"] = "False"
 
 
 def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> Gate:
-    """The page and the pictures, behind the gate."""
+    """Build the ASGI application: the page and its pictures behind the gate."""
     import gradio as gr
     from fastapi import FastAPI, Response
     from gradio import processing_utils
@@ -114,9 +114,9 @@ def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> 
     from alight.web.upload_store import UploadStore
 
     async def fetch_nothing(url: str) -> NoReturn:
-        raise gr.Error("This server fetches nothing from elsewhere. Send the file itself.", print_exception=False)
+        raise gr.Error("This server does not fetch files from URLs. Upload the file itself.", print_exception=False)
 
-    processing_utils.async_ssrf_protected_get = fetch_nothing  # else a request could name an address for a file
+    processing_utils.async_ssrf_protected_get = fetch_nothing  # otherwise a request could give a URL for a file
     log_refusals_in_a_line()
     config, pictures = served.config, PictureStore()
     max_bytes = int(config.max_upload_mb * 1e6)
@@ -128,7 +128,7 @@ def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> 
     def picture(key: str, filename: str) -> Response:
         stored = pictures.get(key)
         if stored is None or stored.filename != filename:
-            return Response("This picture is not kept any more. Make it again.", status_code=404)
+            return Response("This picture has expired. Generate it again.", status_code=404)
         return Response(stored.content, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
     page = build_page(served, jobs, pictures)
@@ -158,9 +158,9 @@ def build_app(served: Any, jobs: Jobs, known: tuple[str, str] | None = None) -> 
 
 
 def log_refusals_in_a_line() -> None:
-    """Keep gradio from printing a traceback for every request that it refuses.
+    """Log one line instead of gradio's traceback for every request that it refuses.
 
-    Faults of our own do not come so far: `events.connect` logs them in full and passes on a sentence.
+    Errors of this package do not get here: `events.connect` logs them in full.
     """
     from gradio import queueing, routes
 
@@ -174,11 +174,11 @@ def log_refusals_in_a_line() -> None:
 
 
 def announce(config: ServeConfig, port: int) -> None:
-    """Print where the page is; a program that started the server reads this line."""
+    """Print the address of the page; programs that start the server read this line."""
     name = f"[{config.host}]" if ":" in config.host else config.host
     print(f"Serving at http://{name}:{port}/ (Ctrl-C ends it)", flush=True)
     if config.host not in LOOPBACK and config.user is None:
-        log.warning("Everybody who can reach this machine can use the page; --user NAME makes it ask for a password.")
+        log.warning("Anyone who can reach this machine can use the page; --user NAME makes it ask for a password.")
 
 
 def serve(
@@ -188,7 +188,7 @@ def serve(
     room: Room,
     at_once: Callable[[int, FrameType | None], NoReturn],
 ) -> None:
-    """Answer requests until SIGINT or SIGTERM comes; a second one is for `at_once`."""
+    """Answer requests until SIGINT or SIGTERM arrives; a second signal calls `at_once`."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -202,8 +202,8 @@ def serve(
             super().handle_exit(sig, frame)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            jobs.stop_all()  # or it would wait for the images that are on their way
-            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages left open are cut off; they may be
+            jobs.stop_all()  # otherwise it would wait for images in progress
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # open pages are disconnected; no warnings
             await super().shutdown(sockets)
 
     settings = uvicorn.Config(
@@ -213,7 +213,7 @@ def serve(
         backlog=BACKLOG,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=PATIENCE,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
         server_header=False,
         proxy_headers=room.proxy is not None,
         forwarded_allow_ips=room.proxy,

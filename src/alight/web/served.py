@@ -1,4 +1,4 @@
-"""What is served: one pipeline or two, tokenizers, a foundation model, and what is known of their runs."""
+"""The served models: one pipeline or two, tokenizers, a foundation model, and the settings of their runs."""
 
 import threading
 from collections import Counter
@@ -11,7 +11,6 @@ import torch
 from alight.artifacts import PIPELINE_OF_A_RUN, find_pipeline, is_complete, read_artifact
 from alight.config import ServeConfig, SolverConfig
 from alight.data.readable_names import folded, readable
-from alight.evaluation.tokenizers import short_names
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.foundation import FoundationModel
 from alight.models.pretrained import WEIGHTS_FILE
@@ -21,7 +20,7 @@ from alight.pipelines.lightning_dit import latent_shape
 from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
-from alight.runtime.files import file_hash
+from alight.runtime.files import file_hash, short_names
 from alight.sharing.source import Source, records_of
 from alight.web.folders import pipeline_folders
 
@@ -33,10 +32,10 @@ class ServedPipeline:
     """A pipeline under a name.
 
     Attributes:
-        name: short, and another one than the other pipeline's.
+        name: short, and different from the other pipeline's.
         pipeline: on its device.
-        hashes: of the weights, which images carry along.
-        sampling: the settings that the page starts with: those of the run's own samples, where they are known.
+        hashes: of the weights; recorded in every image.
+        sampling: the page's initial settings: those of the run's own samples, if known.
     """
 
     name: str
@@ -46,16 +45,16 @@ class ServedPipeline:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are to choose from."""
+        """Number of classes to choose from."""
         return int(self.pipeline.transformer.config.num_classes)
 
     def class_name(self, label: int) -> str:
-        """What the page calls a class."""
+        """The name of a class, or its label as text."""
         names = self.pipeline.class_names
         return names[label] if names else f"class {label}"
 
     def class_choice(self, label: int) -> str:
-        """The entries of a list of classes: the name, with the label where several names look the same."""
+        """The entry of a class in a list: its name, with the label if several names look the same."""
         name = self.class_name(label)
         return f"{name} ({label})" if self._alike[folded(name)] > 1 else name
 
@@ -65,7 +64,7 @@ class ServedPipeline:
 
     @property
     def image_size(self) -> int:
-        """Side of the images that it makes, in pixels."""
+        """Side of the generated images in pixels."""
         return latent_shape(self.pipeline.transformer)[1] * self.pipeline.tokenizer.downsampling_factor
 
 
@@ -74,11 +73,11 @@ class Served:
     """All models of one server, in memory.
 
     Attributes:
-        pipelines: the pipeline, and perhaps the one that it is compared with.
-        tokenizers: by name: the pipeline's, and perhaps the one that it is compared with.
-        foundation: whose features are shown beside latents.
+        pipelines: the pipeline, and optionally one to compare it with.
+        tokenizers: by name: the pipeline's, and optionally one to compare it with.
+        foundation: model whose features are shown beside latents.
         config: limits and precision.
-        lock: held by whoever computes; there is one accelerator.
+        lock: held during computations, since there is one accelerator.
     """
 
     pipelines: tuple[ServedPipeline, ...]
@@ -89,20 +88,20 @@ class Served:
 
     @property
     def main(self) -> ServedPipeline:
-        """The pipeline that was asked for first."""
+        """The first pipeline."""
         return self.pipelines[0]
 
     @property
     def device(self) -> torch.device:
-        """Where all of them are."""
+        """The device of all models."""
         return self.main.pipeline.transformer.device
 
 
 def open_served(config: ServeConfig) -> Served:
-    """Open everything that is to be served.
+    """Open all models that the configuration names.
 
     Raises:
-        InputError: no pipeline was given, or something cannot be opened.
+        InputError: no pipeline was given, or a model cannot be opened.
     """
     device, folders = resolve_device(config.device), pipeline_folders(config)
     names = [readable(name) for name in short_names([_run_folder(folder) for folder in folders])]
@@ -118,7 +117,7 @@ def open_served(config: ServeConfig) -> Served:
 
 
 def _run_folder(folder: Path) -> Path:
-    """The folder that says most about a pipeline: not `pipeline`, but the one it is in."""
+    """The folder whose name describes a pipeline: its parent if it is called `pipeline`."""
     whole = find_pipeline(folder).resolve()
     return whole.parent if whole.name == PIPELINE_OF_A_RUN else whole
 
@@ -131,7 +130,7 @@ def _open_pipeline(folder: Path, name: str, device: torch.device) -> ServedPipel
 
 
 def starting_settings(pipeline: LightningDiTPipeline, folder: Path) -> SolverConfig:
-    """What the page begins with: the settings that a search has found, else those of the run's own samples."""
+    """The page's initial settings: those that `alight tune` recommends, else those of the run's own samples."""
     if pipeline.recommended_sampling:
         return SolverConfig.model_validate(pipeline.recommended_sampling)
     samples = folder / QUICKSTART_SAMPLES
@@ -143,19 +142,19 @@ def starting_settings(pipeline: LightningDiTPipeline, folder: Path) -> SolverCon
 def _open_foundation(config: ServeConfig, folder: Path, device: torch.device) -> FoundationModel | None:
     name = config.foundation or recorded_foundation(folder)
     if name is None:
-        log.info("No foundation model is known; --foundation NAME shows its features beside the latents.")
+        log.info("No foundation model is recorded; --foundation NAME shows its features beside the latents.")
         return None
     return FoundationModel.from_pretrained(name).to(device)
 
 
 def recorded_foundation(folder: Path) -> str | None:
-    """The foundation model on this machine that a pipeline's tokenizer was aligned with; None if none is known.
+    """The local foundation model that a pipeline's tokenizer was aligned with; None if none is known.
 
-    It is in the folder of the run, or the record of the tokenizer names it. The record is found by the hash of the
-    weights, whatever its folder is called; a name of the hub is left out, because it would start a download.
+    It is in the folder of the run, or named in the record of the tokenizer, which is found by the hash of the
+    weights. Names of hub models are ignored, because they would start a download.
 
     Args:
-        folder: of the pipeline, or of a whole run.
+        folder: of the pipeline, or of the run.
     """
     place, run = find_pipeline(folder), _run_folder(folder)
     if is_complete(run / QUICKSTART_FOUNDATION):
@@ -167,7 +166,7 @@ def recorded_foundation(folder: Path) -> str | None:
 
 
 def is_local_folder(name: str) -> bool:
-    """Tell if a name is that of a folder on this machine."""
+    """Tell if a name is the path of an existing folder."""
     try:
         return Path(name).is_dir()
     except (OSError, ValueError):  # too long, or with a NUL

@@ -1,11 +1,11 @@
-"""Samples as the page shows them: on their way, and finished with everything that made them."""
+"""Samples as the page shows them: previews on the way, and results with all their settings."""
 
 from alight.data.provenance import software
 from alight.reporting.pictures import image_grid
-from alight.runtime.console import duration
-from alight.runtime.pixels import UINT8_RULE
+from alight.runtime.pixels import UINT8_RULE, PixelArray
+from alight.runtime.units import duration
 from alight.web.markup import Shown, figures, status, summary
-from alight.web.pictures import Picture, PictureStore, png_bytes, preview_address
+from alight.web.pictures import PictureStore, png_bytes, preview_address
 from alight.web.sampling import Progress, SampleRequest, Samples
 from alight.web.served import ServedPipeline
 
@@ -13,7 +13,7 @@ GRID_COLUMNS = 10
 
 
 def progress_line(news: Progress, request: SampleRequest) -> str:
-    """How far a request is, in words and as a bar."""
+    """The progress of a request, as text and as a bar."""
     total, steps = len(request.labels), request.sampling.num_inference_steps
     share = (news.finished + news.under_way * news.steps / steps) / total if news.steps else None
     where = f"step {news.steps} of {steps}" if news.steps else f"{news.evaluations} evaluations so far"
@@ -21,8 +21,8 @@ def progress_line(news: Progress, request: SampleRequest) -> str:
     return status(f"{finished}{where}".capitalize(), share)
 
 
-def previews(images: Picture, which: ServedPipeline, request: SampleRequest) -> str:
-    """Images on their way; nobody should keep them."""
+def previews(images: PixelArray, which: ServedPipeline, request: SampleRequest) -> str:
+    """Unfinished images, without download links."""
     names = [which.class_name(label).split(",")[0] for label in request.labels]
     shown = (
         Shown(preview_address(image), name, f"{name}, on its way from noise")
@@ -32,7 +32,7 @@ def previews(images: Picture, which: ServedPipeline, request: SampleRequest) -> 
 
 
 def results(samples: Samples, which: ServedPipeline, request: SampleRequest, pictures: PictureStore) -> str:
-    """The finished images, each a link to its file, and all of them in one."""
+    """The finished images, each with a link to its file, and a link to all of them in one grid."""
     shown = []
     for number, image in enumerate(samples.images):
         facts = image_settings(which, request, number, samples.nfe[number])
@@ -49,21 +49,21 @@ def results(samples: Samples, which: ServedPipeline, request: SampleRequest, pic
 
 
 def shared_settings(which: ServedPipeline, request: SampleRequest) -> dict[str, object]:
-    """What a request's images have in common."""
+    """The settings that all images of a request share."""
     of_sde = set() if request.sampling.stochastic else {"diffusion_form", "last_step"}
     sampling = request.sampling.model_dump(exclude=of_sde)
     return software() | {"pipeline": which.name, **which.hashes, "sampling": sampling, "uint8_rule": UINT8_RULE}
 
 
 def image_settings(which: ServedPipeline, request: SampleRequest, number: int, nfe: int) -> dict[str, object]:
-    """Everything that made one image."""
+    """All settings of one image."""
     label = request.labels[number]
     own = {"label": label, "class": which.class_name(label), "seed": request.seeds[number], "nfe": nfe}
     return own | shared_settings(which, request)
 
 
 def _row_length(labels: tuple[int, ...]) -> int:
-    """As many as each class has; where it has one, all in rows."""
+    """The images of one class, or all of them if each class has one."""
     return labels.count(labels[0]) if labels.count(labels[0]) > 1 else len(labels)
 
 

@@ -1,4 +1,4 @@
-"""The look of the page: the paper and ink of the report, by day and by night, with the system's own fonts."""
+"""The look of the page: the report's colours in a light and a dark theme, with system fonts."""
 
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,11 @@ PLAIN = {
 
 
 def page_style() -> dict[str, Any]:
-    """What the page is mounted with: a theme of these colours, and the style sheet of our own fragments."""
+    """Arguments for mounting the page: a theme of these colours, and the style sheet of this package's fragments."""
     import gradio as gr
     from gradio.themes.utils.fonts import Font
 
-    fonts, mono = ([Font(name) for name in names] for names in (SANS, MONO))  # none that would have to be fetched
+    fonts, mono = ([Font(name) for name in names] for names in (SANS, MONO))  # none is downloaded
     theme = gr.themes.Base(font=fonts, font_mono=mono, radius_size="sm", text_size="md")
     known_at_night = {f"{name}_dark": colour for name, colour in NIGHT.items()}
     theme.set(**DAY, **PLAIN, **known_at_night)

@@ -1,4 +1,4 @@
-"""The one way in for files: a form with files goes to the store, and the answer is the paths to use them by."""
+"""The upload route: stores the files of a form and returns the paths to use them by."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -11,10 +11,10 @@ MOST_FILES, MOST_FIELDS = 200, 10  # in one form
 
 
 def add_upload_routes(app: Any, store: UploadStore) -> None:
-    """Let an application store files, with the same answer as gradio's: a list of paths. Add it before gradio.
+    """Add the route to an application, before gradio's; like gradio's it returns a list of paths.
 
-    It answers 411 to a request that does not announce its length, 400 to one that is no form with files, 429 where
-    there is no more room, and 507 where the disk has none.
+    It answers 411 to a request without a length, 400 to one that is not a form with files, 429 if the quota is used
+    up, and 507 if the disk is full.
     """
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -22,7 +22,7 @@ def add_upload_routes(app: Any, store: UploadStore) -> None:
     async def upload(request: Request) -> Response:
         length = request.headers.get("content-length", "")
         if not (length.isascii() and length.isdigit() and len(length) < 20):
-            return PlainTextResponse("Say how long the request is, in the header Content-Length.", status_code=411)
+            return PlainTextResponse("Give the length of the request in the header Content-Length.", status_code=411)
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             return PlainTextResponse("Send files as multipart/form-data.", status_code=400)
         try:
@@ -33,7 +33,7 @@ def add_upload_routes(app: Any, store: UploadStore) -> None:
             return PlainTextResponse(f"The server cannot keep the file: {error.strerror}.", status_code=507)
 
     async def progress(_: Request) -> Response:
-        # the page asks for this beside an upload; it shows no progress, so there is no more to tell
+        # the page requests this during an upload, but shows no progress
         return StreamingResponse(iter(['data: {"msg": "done"}\n\n']), media_type="text/event-stream")
 
     app.router.add_route("/gradio_api/upload", upload, methods=["POST"])
@@ -53,7 +53,7 @@ async def _stored(store: UploadStore, request: Any, length: int) -> Any:
 
 
 def swept(store: UploadStore) -> Callable[[Any], AbstractAsyncContextManager[None]]:
-    """The lifespan of an application during which old files are removed, whether or not requests come."""
+    """The lifespan of an application, during which old files are removed even without requests."""
 
     async def sweep() -> None:
         while True:

@@ -1,6 +1,6 @@
-"""Files that visitors have sent: which they are, how much room they take, and when they go.
+"""Uploaded files: their paths, quotas and expiry.
 
-A file is known by a path with a random part that only its sender is told: the path is also the permission to use it.
+The path of a file has a random part that only its sender knows, so the path is also the permission to use it.
 """
 
 import secrets
@@ -16,16 +16,16 @@ from typing import BinaryIO
 from alight.runtime.errors import InputError
 
 KEEP_SECONDS = 300.0  # since a file was sent or last used: time to look at a result and to press the button again
-SWEEP_SECONDS = 15.0  # between two searches for files that have become old
-VISITOR_BYTES = 100_000_000  # several batches of photographs within the time that files are kept
+SWEEP_SECONDS = 15.0  # between two searches for expired files
+VISITOR_BYTES = 100_000_000  # several batches of photographs within `KEEP_SECONDS`
 VISITOR_FILES = 200  # the images of several requests
-TOTAL_BYTES = 500_000_000  # a share of a temporary folder that even a small machine has to spare
-TOTAL_FILES = 2_000  # folders and files that a sweep looks through in milliseconds
-NAME_LENGTH = 100  # characters of a file's name that are kept; file systems allow 255 bytes
+TOTAL_BYTES = 500_000_000  # which even a small machine can spare in its temporary folder
+TOTAL_FILES = 2_000  # a sweep over them takes milliseconds
+NAME_LENGTH = 100  # characters kept of a file's name; file systems allow 255 bytes
 
 
 class QuotaError(InputError):
-    """There is no room for more files now."""
+    """The quota for uploads is used up."""
 
 
 @dataclass
@@ -36,27 +36,27 @@ class _Stored:
 
 
 class UploadStore:
-    """The files that were sent, within limits for each visitor and for all.
+    """The uploaded files, within limits for each visitor and in total.
 
     Args:
-        folder: where they are kept; everything in it that is old is removed, whoever put it there.
+        folder: where they are kept; every old file in it is removed.
         largest: bytes of one request; the limits always admit one such request.
-        clock: seconds; only their differences count.
+        clock: seconds since any fixed time.
     """
 
     def __init__(self, folder: Path, largest: int, clock: Callable[[], float] = time.time) -> None:
         self.folder, self.clock = folder.resolve(), clock
         self.visitor_bytes, self.total_bytes = max(VISITOR_BYTES, largest), max(TOTAL_BYTES, largest)
         self._stored: dict[str, _Stored] = {}
-        self._coming: dict[object, _Stored] = {}  # requests under way, by their announced length
+        self._coming: dict[object, _Stored] = {}  # arriving requests, with their announced length
         self._lock = threading.Lock()
 
     @contextmanager
     def room(self, visitor: str, size: int) -> Iterator[None]:
-        """Keep room for a request of `size` bytes while it arrives.
+        """Reserve room for a request of `size` bytes while it arrives.
 
         Raises:
-            QuotaError: the visitor, or all together, have sent too much in the last minutes.
+            QuotaError: the visitor, or all visitors together, have sent too much in the last minutes.
         """
         self.sweep()
         request = object()
@@ -81,10 +81,10 @@ class UploadStore:
             raise QuotaError(f"The server has no room for more files. {wait}")
 
     def add(self, visitor: str, name: str, content: BinaryIO) -> Path:
-        """Store a file that has arrived; gives the path by which its sender may use it.
+        """Store a file; returns the path by which its sender may use it.
 
         Raises:
-            QuotaError: it is one file too many.
+            QuotaError: the visitor has too many files.
         """
         folder = self.folder / secrets.token_urlsafe(24)
         path = folder / plain_name(name)
@@ -99,7 +99,7 @@ class UploadStore:
         return path
 
     def use(self, path: str) -> bool:
-        """Is this exactly the path of a file that was sent and is still there? Then it is kept for some time more."""
+        """Tell if this is exactly the path of a stored file, and extend its lifetime."""
         with self._lock:
             entry = self._stored.get(path)
             if entry is None or Path(path).is_symlink() or not Path(path).is_file():
@@ -108,7 +108,7 @@ class UploadStore:
             return True
 
     def sweep(self) -> None:
-        """Remove what was not used for `KEEP_SECONDS`, and what others have left in the folder as long ago."""
+        """Remove files that were not used for `KEEP_SECONDS`, and equally old foreign files in the folder."""
         oldest = self.clock() - KEEP_SECONDS
         with self._lock:
             for path in [path for path, entry in self._stored.items() if entry.used < oldest]:
@@ -116,13 +116,13 @@ class UploadStore:
                 shutil.rmtree(Path(path).parent, ignore_errors=True)
             kept = {Path(path).parent for path in self._stored}
         for entry in self.folder.glob("*"):
-            with suppress(OSError):  # it went meanwhile
+            with suppress(OSError):  # removed meanwhile
                 if entry not in kept and entry.lstat().st_mtime < oldest:
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def plain_name(name: str) -> str:
-    """The last part of a file's name, without what a path or a terminal would take for something else."""
+    """The last part of a file's name, without characters that are special in a path or a terminal."""
     last = name.replace("\\", "/").rpartition("/")[2]
     plain = "".join(letter for letter in last if letter.isprintable()).strip(" .")
     plain = plain.encode("utf-8", "ignore").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Files from a visitor to pixels: whatever they send, it ends as a small square image or as a sentence."""
+"""Decode uploaded files: every file becomes a small square image or an explained error."""
 
 import os
 import stat
@@ -22,7 +22,7 @@ def read_uploads(files: Sequence[str] | None, size: int, most: int) -> npt.NDArr
     """The images in files, each as the central square at the given size.
 
     Args:
-        files: where they are.
+        files: their paths.
         size: side of the squares in pixels; smaller images are enlarged.
         most: how many are allowed.
 
@@ -30,7 +30,7 @@ def read_uploads(files: Sequence[str] | None, size: int, most: int) -> npt.NDArr
         (N, size, size, 3) uint8.
 
     Raises:
-        InputError: there are none or too many, or one was not uploaded, is too large, damaged, or no image.
+        InputError: there are none or too many, or one was not uploaded, is too large, damaged, or not an image.
     """
     if not files:
         raise InputError("Choose an image first.")
@@ -40,10 +40,10 @@ def read_uploads(files: Sequence[str] | None, size: int, most: int) -> npt.NDArr
 
 
 def uploaded(file: str) -> Path:
-    """The path of an uploaded file; any other path that a request names is refused, whatever lies there.
+    """The path of an uploaded file.
 
     Raises:
-        InputError: the file was not uploaded, or was deleted since.
+        InputError: the path is not that of an uploaded file, or the file has been deleted.
     """
     path = Path(file)
     folder = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
@@ -58,18 +58,18 @@ def uploaded(file: str) -> Path:
 
 def _read(file: Path) -> npt.NDArray[np.uint8]:
     try:
-        with Image.open(file, formats=list(FORMATS)) as image:  # reads the header alone
+        with Image.open(file, formats=list(FORMATS)) as image:  # reads only the header
             width, height = image.size
         if width * height <= MAX_PIXELS:
             return decode_image(file)
     except FileNotFoundError as error:
-        raise InputError(f"{file.name} is not on the server any more. Choose it again.") from error
+        raise InputError(f"{file.name} is no longer on the server. Choose it again.") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{file.name} is larger than any image that can be used here. Send a smaller one.") from error
-    except Exception as error:  # Pillow has many kinds for damaged files
-        known = ", ".join(name for name in FORMATS)
-        raise InputError(f"{file.name} is damaged or no image that can be read here. Known are {known}.") from error
+        raise InputError(f"{file.name} is far too large. Send a smaller image.") from error
+    except Exception as error:  # Pillow raises many types for damaged files
+        known = ", ".join(FORMATS)
+        raise InputError(f"{file.name} is damaged or not a supported image. Supported are {known}.") from error
     raise InputError(
-        f"{file.name} has {width} x {height} pixels, and at most {MAX_PIXELS // 1_000_000} million can be used here. "
-        "Make it smaller first."
+        f"{file.name} has {width} x {height} pixels; at most {MAX_PIXELS // 1_000_000} million are allowed. "
+        "Scale it down first."
     )
