@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import warm
 from PIL import Image
+
+from helpers import warm
 
 TINY = {
     "foundation": ["--foundation.training.steps", "4", "--foundation.training.global-batch-size", "16"],

@@ -8,12 +8,12 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-from pages import NOT_RUN, PAGES, REPOSITORY, blocks, command_of, links, run_blocks
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from alight.cli import parse
 from alight.commands import COMMANDS
+from helpers.pages import NOT_RUN, PAGES, REPOSITORY, blocks, command_of, links, run_blocks
 
 IDS = [str(page.relative_to(REPOSITORY)) for page in PAGES]
 RUNNABLE = [page for page in PAGES if any(block.runs for block in blocks(page))]

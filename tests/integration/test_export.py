@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from hub_server import TOKEN, hub_server
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -26,6 +25,7 @@ from alight.sharing.lineage import require_tokenizer_of
 from alight.sharing.source import portable
 from alight.stages import convert
 from alight.stages.export import run
+from helpers.hub_server import TOKEN, hub_server
 
 WITHOUT_ALIGHT = """
 import sys

@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 import torch
-import warm
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -28,6 +27,7 @@ from alight.runtime.files import file_hash
 from alight.runtime.seeding import derive_seed, noise_of_seeds, seeded_initialisation
 from alight.stages import extract_latents, train_transformer
 from alight.stages.extract_latents import run
+from helpers import warm
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CHANNELS = 4

@@ -6,13 +6,13 @@ import time
 
 import pytest
 import torch
-import warm
 from safetensors.torch import load_file, save_file
 
 from alight.artifacts import write_manifest
 from alight.outputs import writing_folder
 from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint
 from alight.training.tracking import read_log
+from helpers import warm
 
 STEPS, KILLS = 400, 16
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -5,8 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-import warm
 from PIL import Image
+
+from helpers import warm
 
 SMALL = {
     "foundation": ["--images.size", 32, "--training.steps", 3, "--training.global-batch-size", 8],

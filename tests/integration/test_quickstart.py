@@ -5,11 +5,11 @@ import signal
 import time
 
 import torch
-import warm
 from safetensors.torch import load_file
 
 from alight import VAVAE, LightningDiTPipeline
 from alight.artifacts import read_artifact
+from helpers import warm
 
 STAGES = ("foundation", "tokenizer", "latents", "transformer", "samples", "report")
 

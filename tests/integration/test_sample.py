@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import warm
 from PIL import Image
 
 from alight import VAVAE, LightningDiT
@@ -23,6 +22,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.seeding import seeded_initialisation
 from alight.stages.generate_samples import label_protocol, run
+from helpers import warm
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CHANNELS, SIDE, CLASSES = 4, 4, 3

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serving import serving, wait_until
+
+from helpers.serving import serving, wait_until
 
 httpx = pytest.importorskip("httpx", reason="comes with gradio: pip install 'alight[web]'")
 gradio_client = pytest.importorskip("gradio_client", reason="the browser app needs gradio: pip install 'alight[web]'")

@@ -16,7 +16,8 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import pytest
 from PIL import Image
-from serving import serving, wait_until
+
+from helpers.serving import serving, wait_until
 
 pytest.importorskip("gradio", reason="the browser app needs gradio: pip install 'alight[web]'")
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-import warm
 from safetensors.torch import load_file, save_file
 
 from alight.artifacts import write_manifest
 from alight.outputs import writing_folder
+from helpers import warm
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

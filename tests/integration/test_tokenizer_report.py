@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-import warm
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
@@ -16,6 +15,7 @@ from alight import VAVAE
 from alight.artifacts import write_manifest
 from alight.outputs import writing_folder
 from alight.runtime.seeding import seeded_initialisation
+from helpers import warm
 
 PHOTOGRAPHS = ["--images.source", "photographs", "--images.size", 128, "--batch-size", 8]
 

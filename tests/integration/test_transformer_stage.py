@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import warm
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -15,6 +14,7 @@ from alight.data.latents import LatentWriter
 from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
 from alight.stages import train_transformer
+from helpers import warm
 
 TINY_MODEL = {"preset": None, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "patch_size": 1}
 

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from gaussian_flow import GaussianFlow
 from scipy import stats
 
 from alight.flow import GVPPath, LinearPath, VPPath, log_likelihood, standard_normal_log_density, time_interval
+from helpers.gaussian_flow import GaussianFlow
 
 PATHS = [LinearPath(), GVPPath(), VPPath()]
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from gaussian_flow import GaussianFlow
 
 from alight.flow import GVPPath, LinearPath, VPPath, diffusion_coefficient, solve_ode, solve_sde
 from alight.runtime.errors import InputError
+from helpers.gaussian_flow import GaussianFlow
 
 PATHS = [LinearPath(), GVPPath(), VPPath()]
 FORMS = ["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_inception import random_inception
 
 from alight import VAVAE
 from alight.artifacts import Artifact
@@ -17,6 +16,7 @@ from alight.metrics import FeatureStatistics, frechet_distance
 from alight.runtime.distributed import Processes
 from alight.runtime.pixels import from_uint8
 from alight.runtime.seeding import seeded_initialisation
+from helpers.random_inception import random_inception
 
 COUNT = 6
 

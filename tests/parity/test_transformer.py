@@ -9,7 +9,6 @@ import json
 
 import pytest
 import torch
-from published_config import our_config
 
 from alight.flow import GuidedVelocity, LinearPath, flow_matching_loss
 from alight.interop.reference import (
@@ -24,6 +23,7 @@ from alight.interop.reference import (
 from alight.models import PRESETS, LightningDiT
 from alight.models.embeddings import sinusoidal_embedding
 from alight.training.ema import EMA
+from helpers.published_config import our_config
 
 CASES = ["base", "qknorm", "plain", "plain_qknorm_rope", "wo_shift", "patch2", "learn_sigma"]
 OTHER_FILES = {"registry", "train_steps", "checkpoint_0000002", "load_with_shape_check"}

@@ -9,7 +9,6 @@ import json
 
 import pytest
 import torch
-from portable_weights import portable_state, portable_tensor
 
 from alight.interop.reference import (
     infer_tokenizer_config,
@@ -20,6 +19,7 @@ from alight.losses import kl_loss
 from alight.models.vavae import VAVAE, DiagonalGaussianDistribution
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import to_uint8
+from helpers.portable_weights import portable_state, portable_tensor
 
 CASES = ["vavae_res64", "vavae_res256", "marvae_res256", "vavae_nonvariational"]
 OTHER_FILES = {"gaussian", "full_models"}
