@@ -1,5 +1,6 @@
 """The real command line in a subprocess, on tiny recipes."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -106,6 +107,14 @@ def image_folder(tmp_path_factory):
                     exif[0x0112] = 6  # rotated by 90 degrees
                     image.save(path.with_suffix(".jpeg"), exif=exif)
     return folder
+
+
+@pytest.fixture
+def log_text(caplog, monkeypatch):
+    """The records that the package logs, from the level INFO."""
+    monkeypatch.setattr(logging.getLogger("alight"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="alight")
+    return caplog
 
 
 def pytest_collection_modifyitems(items):
