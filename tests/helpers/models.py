@@ -52,6 +52,13 @@ def tiny_tokenizer(seed: int = 0, **options: object) -> VAVAE:
         return VAVAE.build(**TOKENIZER | options).eval()
 
 
+def exportable_tokenizer(seed: int = 0, **options: object) -> VAVAE:
+    """A tokenizer with attention and groups as published, so that the published layout can hold it."""
+    sizes = {"latent_channels": 4, "block_out_channels": (32, 32), "layers_per_block": 1}
+    with seeded_initialisation(seed):
+        return VAVAE.build(**sizes | options).eval()
+
+
 def normalised(vae: VAVAE, std: float = 1.0) -> VAVAE:
     """Give a tokenizer the statistics of latents with mean zero."""
     channels = vae.config.latent_channels

@@ -16,8 +16,8 @@ from alight.interop.reference import (
     warm_start_transformer,
 )
 from alight.interop.torch_file import read_torch_file, select_weights
-from alight.models import LightningDiT
 from alight.runtime.errors import InputError
+from helpers.models import tiny_transformer
 
 TINY = {"sample_size": 4, "in_channels": 3, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_classes": 5}
 
@@ -30,11 +30,7 @@ class Harmful:
 
 
 def make_model(**options):
-    torch.manual_seed(0)
-    model = LightningDiT(**{**TINY, **options})
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return tiny_transformer(**TINY | options)
 
 
 @pytest.fixture
