@@ -21,11 +21,6 @@ from alight.runtime.cache_folder import cache_folder
 from alight.runtime.errors import InputError
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ALIGHT_CACHE", str(tmp_path / "cache"))
-
-
 def write_image(path, size=(40, 30), colour="red"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)
@@ -342,7 +337,7 @@ def test_interrupted_indexing_keeps_what_it_reached(pets, monkeypatch, decoded):
 
 
 def test_where_the_cache_lies(monkeypatch, tmp_path):
-    assert cache_folder() == tmp_path / "cache"
+    assert cache_folder() == tmp_path / "alight-cache"
     monkeypatch.delenv("ALIGHT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "alight"
