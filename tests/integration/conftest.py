@@ -1,9 +1,6 @@
 """The real command line in a subprocess, on tiny recipes."""
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 from PIL import Image
 
 from helpers import warm
+from helpers.command_line import run_alight
 
 TINY = {
     "foundation": ["--foundation.training.steps", "4", "--foundation.training.global-batch-size", "16"],
@@ -32,15 +30,7 @@ def alight():
     def run(*arguments: object, cwd: Path | None = None, timeout: float = 300, **environment: str):
         if "PYTHONPATH" not in environment:  # which decides what is imported
             return warm.run([str(argument) for argument in arguments], cwd, timeout, **environment)
-        return subprocess.run(
-            [sys.executable, "-m", "alight", *map(str, arguments)],
-            cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return run_alight(*arguments, cwd=cwd, timeout=timeout, **environment)
 
     return run
 

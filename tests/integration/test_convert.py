@@ -1,7 +1,6 @@
 """Published files through the command line: in, used, and back out; and what is no such file refused in a sentence."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -21,17 +20,11 @@ from alight.interop.reference import (
 )
 from alight.runtime.errors import InputError
 from helpers.models import exportable_tokenizer, tiny_transformer
+from helpers.pickles import Harmful
 from helpers.written import WEIGHTS
 
 CHANNELS, SIZE, CLASSES = 4, 4, 5
 MEAN, STD = torch.linspace(-1, 1, CHANNELS), torch.linspace(0.5, 2, CHANNELS)
-
-
-class Harmful:
-    """A pickle of this would run a command while it is read."""
-
-    def __reduce__(self):
-        return os.system, ("false",)
 
 
 def make_transformer(num_classes=CLASSES):

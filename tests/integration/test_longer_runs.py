@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,15 +14,14 @@ from alight.runtime.errors import InputError
 from alight.stages import train_foundation, train_tokenizer, train_transformer
 from alight.training.checkpoint import list_checkpoints
 from alight.training.tracking import read_log
+from helpers.pictures import write_noise
 from helpers.runs import before_each_step, stopping_after
 from helpers.written import same_weights, write_latents
 
 
 def write_images(folder, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
-    for number, each in enumerate(pixels):
-        (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(each).save(folder / "ab"[number % 2] / f"{number}.png")
+    for number in range(10):
+        write_noise(folder / "ab"[number % 2] / f"{number}.png", seed=100 * seed + number, size=(32, 32))
     return folder
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.pictures import write_noise
 from helpers.serving import serving, wait_until
 
 httpx = pytest.importorskip("httpx", reason="comes with gradio: pip install 'alight[web]'")
@@ -78,7 +79,7 @@ def png(server, address):
 
 def digit(tmp_path, name="digit.png", size=(40, 30)):
     path = tmp_path / name
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    write_noise(path, size=size)
     return gradio_client.handle_file(path)
 
 

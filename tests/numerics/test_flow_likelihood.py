@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from alight.flow import GVPPath, LinearPath, VPPath, log_likelihood, standard_normal_log_density, time_interval
+from helpers.draws import seeded
 from helpers.gaussian_flow import GaussianFlow
 
 PATHS = [LinearPath(), GVPPath(), VPPath()]
@@ -15,10 +16,6 @@ PATHS = [LinearPath(), GVPPath(), VPPath()]
 
 def named(path):
     return type(path).__name__
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def data(shape=(5, 2, 3)):
