@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ConfigDict, JsonValue, with_config
 from typing_extensions import TypedDict
 
-from alight.artifacts import Artifact, is_complete, read_artifact
+from alight.artifacts import SAMPLES_RECORD, Artifact, is_complete, read_artifact, sample_path
 from alight.data.provenance import read_npz_entry
 from alight.metrics.reference import NpzImageReader
 from alight.reporting.report import Conditions
@@ -24,7 +24,6 @@ from alight.runtime.reading import check_values, read_json, require_regular
 Pixels = npt.NDArray[np.uint8]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SETTINGS = "samples.json"
 
 
 @with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
@@ -174,9 +173,9 @@ class SampledImages(GeneratedFiles):
 
     def __init__(self, folder: Path) -> None:
         self.artifact: Artifact = read_artifact(folder, "samples")
-        settings = read_json(folder / SETTINGS, SampleSettings, "Generate the samples again.")
-        self._know(settings, folder / SETTINGS)
-        paths = [folder / "images" / f"{number:06d}.png" for number in range(settings["count"])]
+        settings = read_json(folder / SAMPLES_RECORD, SampleSettings, "Generate the samples again.")
+        self._know(settings, folder / SAMPLES_RECORD)
+        paths = [sample_path(folder, number) for number in range(settings["count"])]
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None or len(paths) < 2:
             raise InputError(
