@@ -6,7 +6,7 @@ Scores depend on the order of the images, so each kind has one: that of the file
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ class SampleSettings(TypedDict):
     uint8_rule: str
     transformer: str
     tokenizer: str
+    latents_tokenizer: NotRequired[str]
 
 
 class GeneratedImages(ABC):
@@ -77,6 +78,11 @@ class GeneratedImages(ABC):
         self.class_names = settings["class_names"]
         self.conditions = sampling_conditions(settings)
         self.settings = settings
+        if trained_on := settings.get("latents_tokenizer"):
+            self.remarks = [
+                f"The images were decoded by the tokenizer {settings['tokenizer'][:12]}, an improved one: the "
+                f"transformer was trained on the latents of {trained_on[:12]}, and only the decoder differs."
+            ]
 
     @abstractmethod
     def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:

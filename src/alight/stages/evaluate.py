@@ -164,6 +164,7 @@ def describe(
         ]
         pictures.append(reconstruction_picture(reconstruction, config))
         curves += tokenizer_curves([reconstruction.tokenizer])
+        notes += decoder_notes(images, reconstruction.tokenizer)
         notes += [*reconstruction.notes, "PSNR and SSIM compare with the same centre crops that the tokenizer saw."]
     if generation.label_scores is not None:
         figures.append(label_figure(generation.label_scores, images))
@@ -211,6 +212,17 @@ def summary(images: GeneratedImages, reconstruction: Reconstruction | None, arti
     parts.append(f"{images.count:,} generated images of {images.size[1]}x{images.size[0]} pixels")
     text = f"{', '.join(parts[:-1])}, and {parts[-1]}" if len(parts) > 1 else parts[0]
     return f"{text[0].upper()}{text[1:]}."
+
+
+def decoder_notes(images: GeneratedImages, measured: EvaluatedTokenizer) -> list[str]:
+    """Name both tokenizers where the reconstructions are of another one than the generated images."""
+    decoder = images.settings["tokenizer"] if images.settings is not None else measured.artifact.hash
+    if decoder == measured.artifact.hash:
+        return []
+    return [
+        f"The reconstructions are those of the tokenizer {measured.artifact.hash[:12]}, but the generated images were "
+        f"decoded by another one, {decoder[:12]}."
+    ]
 
 
 def remarks(config: EvaluateConfig, generation: Generation) -> list[str]:

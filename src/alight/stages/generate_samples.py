@@ -224,12 +224,15 @@ def finish(
 def describe(models: Models, requests: list[Request], folder: SampleFolder, config: SampleConfig) -> dict[str, Any]:
     """Every setting that determined the images."""
     costs = [folder.evaluations(number) for number in range(len(requests))]
+    trained_on = models.artifacts["transformer"].inputs.get("tokenizer", models.hashes["tokenizer"])
+    improved = {"latents_tokenizer": trained_on} if trained_on != models.hashes["tokenizer"] else {}
     return {
         "count": len(requests),
         "label_protocol": label_protocol(config),
         "nfe": costs[0] if len(set(costs)) == 1 else sum(costs) / len(costs),  # adaptive solvers differ by batch
         "seed": config.seed,
         **common_settings(models, config),
+        **improved,  # its decoder was trained after the transformer
         "labels": [request.label for request in requests],
         "seeds": [request.seed for request in requests],
         "class_names": models.class_names,
