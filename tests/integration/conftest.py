@@ -1,14 +1,14 @@
 """The real command line in a subprocess, on tiny recipes."""
 
-import os
-import subprocess
-import sys
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
-import warm
 from PIL import Image
+
+from helpers import warm
+from helpers.command_line import run_alight
 
 TINY = {
     "foundation": ["--foundation.training.steps", "4", "--foundation.training.global-batch-size", "16"],
@@ -30,15 +30,7 @@ def alight():
     def run(*arguments: object, cwd: Path | None = None, timeout: float = 300, **environment: str):
         if "PYTHONPATH" not in environment:  # which decides what is imported
             return warm.run([str(argument) for argument in arguments], cwd, timeout, **environment)
-        return subprocess.run(
-            [sys.executable, "-m", "alight", *map(str, arguments)],
-            cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return run_alight(*arguments, cwd=cwd, timeout=timeout, **environment)
 
     return run
 
@@ -105,6 +97,14 @@ def image_folder(tmp_path_factory):
                     exif[0x0112] = 6  # rotated by 90 degrees
                     image.save(path.with_suffix(".jpeg"), exif=exif)
     return folder
+
+
+@pytest.fixture
+def log_text(caplog, monkeypatch):
+    """The records that the package logs, from the level INFO."""
+    monkeypatch.setattr(logging.getLogger("alight"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="alight")
+    return caplog
 
 
 def pytest_collection_modifyitems(items):

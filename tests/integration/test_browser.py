@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from serving import serving, wait_until
+
+from helpers.serving import serving, wait_until
 
 pytest.importorskip("gradio", reason="the browser app needs gradio: pip install 'alight[web]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="the tests in a browser need playwright")

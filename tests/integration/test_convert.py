@@ -1,14 +1,13 @@
 """Published files through the command line: in, used, and back out; and what is no such file refused in a sentence."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alight import VAVAE, LightningDiT, LightningDiTPipeline
+from alight import VAVAE, LightningDiTPipeline
 from alight.artifacts import read_artifact
 from alight.cli import main
 from alight.data.latents import LatentDataset
@@ -20,25 +19,16 @@ from alight.interop.reference import (
     published_tokenizer_state_dict,
 )
 from alight.runtime.errors import InputError
-from alight.runtime.seeding import seeded_initialisation
+from helpers.models import exportable_tokenizer, tiny_transformer
+from helpers.pickles import Harmful
+from helpers.written import WEIGHTS
 
 CHANNELS, SIZE, CLASSES = 4, 4, 5
 MEAN, STD = torch.linspace(-1, 1, CHANNELS), torch.linspace(0.5, 2, CHANNELS)
 
 
-class Harmful:
-    """A pickle of this would run a command while it is read."""
-
-    def __reduce__(self):
-        return os.system, ("false",)
-
-
 def make_transformer(num_classes=CLASSES):
-    torch.manual_seed(0)
-    model = LightningDiT(SIZE, CHANNELS, hidden_size=16, num_layers=2, num_heads=2, num_classes=num_classes)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+    return tiny_transformer(sample_size=SIZE, in_channels=CHANNELS, num_layers=2, num_classes=num_classes)
 
 
 def write_shards(folder, flips=True):
@@ -59,8 +49,7 @@ def files(tmp_path_factory):
     """Published files of tiny models: `model.pt`, `vae.pt`, and `shards` with their statistics."""
     folder = tmp_path_factory.mktemp("published")
     export_transformer(make_transformer(), folder / "model.pt")
-    with seeded_initialisation(0):
-        vae = VAVAE.build(CHANNELS, block_out_channels=(32, 32), layers_per_block=1)
+    vae = exportable_tokenizer()
     export_tokenizer(vae, folder / "vae.pt")
     write_shards(folder / "shards")
     return folder
@@ -104,8 +93,7 @@ def test_in_a_process_of_its_own(alight, files, tmp_path):
 
 def test_a_tokenizer_of_diffusers(convert, tmp_path):
     """A stock tokenizer becomes an artifact, as the stages want it, with the scale that its folder records."""
-    with seeded_initialisation(0):
-        vae = VAVAE.build(CHANNELS, block_out_channels=(32, 32), layers_per_block=1)
+    vae = exportable_tokenizer()
     vae.register_to_config(scaling_factor=0.25)
     vae.save_pretrained(tmp_path / "stock" / "vae")  # as in the folder of a whole pipeline
     for source in (tmp_path / "stock", tmp_path / "stock" / "vae"):
@@ -144,8 +132,7 @@ def test_converted_files_generate(converted):
 
 
 def test_a_transformer_is_not_joined_with_another_tokenizer(converted, convert, files, tmp_path):
-    with seeded_initialisation(1):
-        other = VAVAE.build(CHANNELS, block_out_channels=(32, 32), layers_per_block=1)
+    other = exportable_tokenizer(1)
     export_tokenizer(other, tmp_path / "other.pt")
     assert convert("tokenizer", tmp_path / "other.pt", tmp_path / "other")[0] == 0
     with pytest.raises(InputError, match="another tokenizer"):
@@ -319,7 +306,7 @@ def test_what_does_not_belong_together_is_refused(convert, files, tmp_path):
 def test_the_folder_opens_in_diffusers_and_says_where_it_came_from(converted, files):
     folder = converted / "tokenizer"
     assert json.loads((folder / "config.json").read_text())["_class_name"] == "AutoencoderKL"
-    weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+    weights = load_file(folder / WEIGHTS)
     published = torch.load(files / "vae.pt", weights_only=True)["state_dict"]
     assert torch.equal(weights["decoder.conv_in.weight"], published["decoder.conv_in.weight"])
     vae = VAVAE.from_pretrained(folder)

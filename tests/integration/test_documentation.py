@@ -8,12 +8,11 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-from pages import NOT_RUN, PAGES, REPOSITORY, blocks, command_of, links, run_blocks
-from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from alight.cli import parse
 from alight.config.commands import COMMANDS
+from helpers.pages import NOT_RUN, PAGES, REPOSITORY, blocks, command_of, links, run_blocks
+from helpers.pictures import write_photographs
 
 IDS = [str(page.relative_to(REPOSITORY)) for page in PAGES]
 RUNNABLE = [page for page in PAGES if any(block.runs for block in blocks(page))]
@@ -32,11 +31,7 @@ def desk(finished_quickstart, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(finished_quickstart[0])
-    for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for number in range(4):
-            crop = photograph[100:180, 80 * number : 80 * number + 96]
-            Image.fromarray(crop).save(tmp_path / "images" / name / f"{number}.png")
+    write_photographs(tmp_path / "images", number=4, size=(80, 96))
     return tmp_path
 
 

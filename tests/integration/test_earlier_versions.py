@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from alight import LightningDiTPipeline
 from alight.artifacts import MANIFEST, read_artifact
+from helpers.written import WEIGHTS
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "run_0_1.tar.xz"  # a few steps on 24 digits, made by version 0.1
 KINDS = ("foundation", "tokenizer", "latents", "transformer", "samples")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 SAMPLE = (
     *("sample", "--transformer", "run/transformer", "--tokenizer", "run/tokenizer", "--samples-per-class", "1"),
     *("--sampling.num-inference-steps", "2", "--device", "cpu"),

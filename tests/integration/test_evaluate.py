@@ -7,7 +7,6 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-import warm
 from PIL import Image
 
 from alight import VAVAE, LightningDiTPipeline
@@ -24,6 +23,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.tune import trial
 from alight.tune.search import run as search
+from helpers import warm
 
 DIGITS = ("--images.source", "digits", "--images.size", "32")
 GREY = "frechet_distance_grey_pixels"

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_sample_images
+
+from helpers.pictures import write_photographs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -47,11 +48,7 @@ def test_minimal_flow(run_example, tmp_path):
 
 
 def test_train_on_folder(run_example, tmp_path):
-    for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
-        (tmp_path / "photographs-of-mine" / name).mkdir(parents=True)
-        for number in range(8):
-            crop = photograph[100:150, 40 * number : 40 * number + 60]
-            Image.fromarray(crop).save(tmp_path / "photographs-of-mine" / name / f"{number}.png")
+    write_photographs(tmp_path / "photographs-of-mine", number=8, size=(50, 60))
     said = run_example("train_on_folder.py", "photographs-of-mine", "--effort", 0.004, "--output", "out", cwd=tmp_path)
     assert said.strip().endswith("Report: out/report/report.html")
     assert (tmp_path / "out" / "report" / "report.html").is_file()

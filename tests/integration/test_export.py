@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from hub_server import TOKEN, hub_server
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -26,6 +25,9 @@ from alight.sharing.export import run
 from alight.sharing.hub import check_access
 from alight.sharing.source import portable
 from alight.stages import convert
+from helpers.hub_server import TOKEN, hub_server
+from helpers.models import exportable_tokenizer
+from helpers.written import WEIGHTS
 
 WITHOUT_ALIGHT = """
 import sys
@@ -123,9 +125,8 @@ def test_the_parts_of_an_export_are_artifacts_again(exported, tmp_path):
 def test_converted_checkpoints_are_exported(tmp_path):
     with seeded_initialisation(0):
         model = LightningDiT(4, 4, hidden_size=16, num_layers=1, num_heads=2, num_classes=5)
-        vae = VAVAE.build(4, block_out_channels=(32, 32), layers_per_block=1)
     export_transformer(model, tmp_path / "model.pt")
-    export_tokenizer(vae, tmp_path / "vae.pt")
+    export_tokenizer(exportable_tokenizer(), tmp_path / "vae.pt")
     export_latents_statistics(torch.zeros(4), torch.ones(4), tmp_path / "stats.pt")
     for kind, file in (("tokenizer", "vae.pt"), ("transformer", "model.pt")):
         options = {"kind": kind, "source": tmp_path / file, "output": tmp_path / kind}
@@ -168,18 +169,17 @@ def test_the_metadata_are_those_of_the_hub(exported):
 
 
 def test_nothing_leaves_but_what_belongs_to_the_model(exported, finished_quickstart):
-    weights = "diffusion_pytorch_model.safetensors"
     found = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
     assert found == {
         *("README.md", "alight.json", "model_index.json", "pipeline.py", "samples.png", "reconstructions.png"),
         *(
             f"{kind}/{name}"
             for kind in ("tokenizer", "transformer")
-            for name in ("alight.json", "config.json", weights)
+            for name in ("alight.json", "config.json", WEIGHTS)
         ),
         "scheduler/scheduler_config.json",
     }
-    for name in found - {f"{kind}/{weights}" for kind in ("tokenizer", "transformer")}:
+    for name in found - {f"{kind}/{WEIGHTS}" for kind in ("tokenizer", "transformer")}:
         assert str(finished_quickstart[0].parent).encode() not in (exported / name).read_bytes(), name
 
 

@@ -10,43 +10,36 @@ import time
 import numpy as np
 import pytest
 import torch
-import warm
 from PIL import Image
 from safetensors.torch import load_file
 
 from alight import VAVAE
-from alight.artifacts import read_artifact, write_manifest
+from alight.artifacts import read_artifact
 from alight.config import ExtractLatentsConfig, TrainTransformerConfig
 from alight.config.recipes import validate
 from alight.data import latent_folder
 from alight.data.image_dataset import ImageDataset
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_source
-from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
-from alight.runtime.files import file_hash
-from alight.runtime.seeding import derive_seed, noise_of_seeds, seeded_initialisation
+from alight.runtime.seeding import derive_seed, noise_of_seeds
 from alight.stages import extract_latents, train_transformer
 from alight.stages.extract_latents import run
+from helpers import warm
+from helpers.models import normalised, tiny_tokenizer
+from helpers.written import write_model
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 CHANNELS = 4
 
 
 def write_tokenizer(folder, seed=0):
-    """A tokenizer of random weights, in the form in which training leaves one."""
-    with seeded_initialisation(seed, "tokenizer"), writing_folder(folder) as staging:
-        vae = VAVAE.build(CHANNELS, (8, 8, 8), 1, 8, level_attention=False, mid_block_attention=False)
-        vae.set_latents_statistics(torch.zeros(CHANNELS), torch.ones(CHANNELS))
-        vae.save_pretrained(staging)
-        write_manifest(staging, "tokenizer", {}, file_hash(staging / WEIGHTS))
+    vae = normalised(tiny_tokenizer(seed, block_out_channels=(8, 8, 8)))
+    return write_model(folder, "tokenizer", vae)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder)
-    return folder
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -345,9 +338,7 @@ def test_statistics_of_another_tokenizer_are_refused_before_any_work(configure, 
     write_tokenizer(tmp_path / "tokenizer")
     vae = VAVAE.from_pretrained(tmp_path / "tokenizer")
     vae.set_latents_statistics(torch.full((CHANNELS,), 50.0), torch.ones(CHANNELS))
-    with writing_folder(tmp_path / "tokenizer") as staging:
-        vae.save_pretrained(staging)
-        write_manifest(staging, "tokenizer", {}, file_hash(staging / WEIGHTS))
+    write_model(tmp_path / "tokenizer", "tokenizer", vae)
     config = configure(tmp_path / "run", tokenizer=tmp_path / "tokenizer")
     with pytest.raises(InputError, match="do not fit"):
         run(config.model_copy(update={"statistics": "tokenizer"}))

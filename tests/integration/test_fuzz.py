@@ -5,7 +5,8 @@ import random
 import shutil
 
 import pytest
-import warm
+
+from helpers import warm
 
 VALUES = [
     *(None, [], {}, 0, -1, 1.5, True, "", "x", [[]], 10**400),

@@ -5,28 +5,18 @@ import signal
 import time
 
 import pytest
-import torch
-import warm
-from safetensors.torch import load_file, save_file
 
-from alight.artifacts import write_manifest
-from alight.outputs import writing_folder
 from alight.runtime.run_log import read_log
 from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint
+from helpers import warm
+from helpers.written import same_weights, write_published_shards
 
 STEPS, KILLS = 400, 16
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("latents")
-    generator = torch.Generator().manual_seed(0)
-    with writing_folder(folder) as staging:
-        tensors = {key: torch.randn(50, 4, 4, 4, generator=generator) for key in ("latents", "latents_flip")}
-        save_file(tensors | {"labels": torch.arange(50) % 3}, staging / "latents_rank00_shard000.safetensors")
-        write_manifest(staging, "latents", {}, "l" * 64, {"tokenizer": "t" * 64})
-    return folder
+    return write_published_shards(tmp_path_factory.mktemp("latents"), shards=1, count=50)
 
 
 def start(latents, output, processes=1, **training):
@@ -70,12 +60,6 @@ def kill_after_progress(job, output, delay):
     for process in job:
         process.communicate(timeout=60)
     return not ended
-
-
-def same_weights(one, two):
-    one, two = load_file(one / WEIGHTS), load_file(two / WEIGHTS)
-    assert one.keys() == two.keys()
-    return all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.fixture(scope="module")

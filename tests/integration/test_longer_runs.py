@@ -1,52 +1,27 @@
 """Training beyond the planned length, on changed inputs, and on a run that is finished already."""
 
-import contextlib
 import errno
 import json
-import logging
 import os
 import shutil
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from alight.artifacts import read_artifact, write_manifest
+from alight.artifacts import read_artifact
 from alight.config import TrainFoundationConfig, TrainTokenizerConfig, TrainTransformerConfig
-from alight.data.latents import LatentWriter
-from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
 from alight.runtime.run_log import read_log
 from alight.stages import train_foundation, train_tokenizer, train_transformer
 from alight.training.checkpoint import list_checkpoints
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def log_text(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("alight"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="alight")
-    return caplog
-
-
-def write_latents(folder, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with writing_folder(folder) as staging:
-        writer = LatentWriter(staging, shard_size=16)
-        writer.add(torch.randn(24, 4, 2, 2, generator=generator), torch.arange(24) % 3)
-        digest = writer.close((writer.statistics.mean, writer.statistics.std), "data", ["a", "b", "c"])
-        write_manifest(staging, "latents", {}, digest, {"tokenizer": "t" * 64})
-    return folder
+from helpers.pictures import write_noise
+from helpers.runs import before_each_step, stopping_after
+from helpers.written import same_weights, write_latents
 
 
 def write_images(folder, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
-    for number, each in enumerate(pixels):
-        (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(each).save(folder / "ab"[number % 2] / f"{number}.png")
+    for number in range(10):
+        write_noise(folder / "ab"[number % 2] / f"{number}.png", seed=100 * seed + number, size=(32, 32))
     return folder
 
 
@@ -98,40 +73,6 @@ def tokenizer(tmp_path):
     return Kind("tokenizer", tmp_path)
 
 
-def same_weights(one, two):
-    names = sorted(path.name for path in one.path.glob("*.safetensors"))
-    assert names == sorted(path.name for path in two.path.glob("*.safetensors"))
-    for name in names:
-        first, second = load_file(one.path / name), load_file(two.path / name)
-        assert first.keys() == second.keys()
-        if not all(torch.equal(first[key], second[key]) for key in first):
-            return False
-    return True
-
-
-class StoppedError(Exception):
-    pass
-
-
-@contextlib.contextmanager
-def stopping_after(monkeypatch, steps):
-    """End the training within after so many optimizer steps, as a power failure would."""
-    from alight.training import optimizer
-
-    count = iter(range(steps))
-
-    def step(*arguments):
-        if next(count, None) is None:
-            raise StoppedError
-        return optimizer.optimizer_step(*arguments)
-
-    with monkeypatch.context() as context, contextlib.suppress(StoppedError):
-        for stage in (train_transformer, train_tokenizer, train_foundation):
-            context.setattr(stage, "optimizer_step", step)
-        yield
-        pytest.fail("the training ended before it was to be stopped")
-
-
 # --- longer -------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +81,7 @@ def test_a_finished_run_that_is_trained_longer_equals_one_of_that_length(kind, l
     kind.train("parts", 4)
     log_text.clear()
     parts = kind.train("parts", 8)
-    assert same_weights(whole, parts)
+    assert same_weights(whole.path, parts.path)
     assert parts.facts["steps"] == 8
     assert parts.config["training"]["steps"] == 8
     assert [line["step"] for line in read_log(parts.path / "training")] == list(range(1, 9))
@@ -154,7 +95,7 @@ def test_an_interrupted_run_that_is_trained_longer_equals_one_of_that_length(kin
     with stopping_after(monkeypatch, 4):
         kind.train("parts", 6)
     assert [step for step, _ in list_checkpoints(kind.root / "parts" / "training")] == [3]
-    assert same_weights(whole, kind.train("parts", 8))
+    assert same_weights(whole.path, kind.train("parts", 8).path)
 
 
 def test_the_end_of_a_decay_that_moves_is_said(transformer, log_text):
@@ -199,7 +140,7 @@ def test_a_longer_run_that_is_killed_leaves_the_finished_artifact_and_goes_on(ki
         kind.train("parts", 8)
     assert {path.name: path.read_bytes() for path in finished.path.iterdir() if path.is_file()} == files
     assert kind.train("parts", 4).hash == finished.hash  # the shorter command still finds its artifact
-    assert same_weights(whole, kind.train("parts", 8))
+    assert same_weights(whole.path, kind.train("parts", 8).path)
 
 
 def test_a_longer_run_that_is_killed_between_weights_and_manifest_goes_on(kind, monkeypatch):
@@ -209,9 +150,9 @@ def test_a_longer_run_that_is_killed_between_weights_and_manifest_goes_on(kind, 
     manifest = (kind.root / "parts" / "alight.json").read_bytes()
     kind.train("parts", 8)
     (kind.root / "parts" / "alight.json").write_bytes(manifest)
-    assert same_weights(whole, kind.train("parts", 8))
+    assert same_weights(whole.path, kind.train("parts", 8).path)
     (kind.root / "parts" / "alight.json").unlink()
-    assert same_weights(whole, kind.train("parts", 8))
+    assert same_weights(whole.path, kind.train("parts", 8).path)
 
 
 @pytest.mark.parametrize("more", [[{"steps": 5}], [{"steps": 2}, {"steps": 3, "lr": 1e-5}]])
@@ -220,7 +161,7 @@ def test_a_schedule_goes_on_with_a_longer_last_stage_or_further_ones(tokenizer, 
     first, added = [before[0], {"steps": 2}], [before[0], *more]
     whole = tokenizer.train("whole", 0, stages=added)
     tokenizer.train("parts", 0, stages=first)
-    assert same_weights(whole, tokenizer.train("parts", 0, stages=added))
+    assert same_weights(whole.path, tokenizer.train("parts", 0, stages=added).path)
     assert "phase" in log_text.text
     with pytest.raises(InputError, match="schedule is longer|another configuration"):
         tokenizer.train("parts", 0, stages=[before[0], {"steps": 1}])
@@ -316,7 +257,7 @@ def test_a_run_of_an_earlier_version_goes_on_without_recorded_inputs(transformer
     for name in ("inputs", "planned_steps", "artifact"):
         del content[name]
     save_checkpoint(folder / "training", content.pop("step"), content, keep=2)
-    assert same_weights(whole, transformer.train("run", 4))
+    assert same_weights(whole.path, transformer.train("run", 4).path)
     manifest = json.loads((folder / "alight.json").read_text())
     assert manifest["inputs"]["latents"]
 
@@ -344,41 +285,31 @@ def test_a_disk_that_fails_while_the_artifact_is_written_costs_no_step(kind, mon
     assert "\n" not in str(caught.value)
     assert [step for step, _ in list_checkpoints(kind.root / "run" / "training")][-1] == 6
     assert not (kind.root / "run" / ".partial").exists()
-    assert same_weights(whole, kind.train("run", 6))
+    assert same_weights(whole.path, kind.train("run", 6).path)
 
 
 def test_latents_that_are_removed_while_training_are_still_read(transformer, monkeypatch):
     """They are mapped, so the system keeps them until the run ends; the next start says that they are gone."""
-    from alight.training import optimizer
-
     whole = transformer.train("whole", 6)
-    steps = iter(range(9))
 
-    def step(*arguments):
-        if next(steps) == 2:
+    def remove(step):
+        if step == 2:
             shutil.rmtree(transformer.latents)
-        return optimizer.optimizer_step(*arguments)
 
-    with monkeypatch.context() as context:
-        context.setattr(train_transformer, "optimizer_step", step)
-        assert same_weights(whole, transformer.train("run", 6))
+    with before_each_step(monkeypatch, remove):
+        assert same_weights(whole.path, transformer.train("run", 6).path)
     with pytest.raises(InputError, match="There is no latents folder"):
         transformer.train("run", 6)
 
 
 def test_images_that_are_removed_while_training_end_the_run_with_a_sentence(tokenizer, monkeypatch):
     from alight.data.image_dataset import ImageDataset
-    from alight.training import optimizer
 
-    steps = iter(range(9))
-
-    def step(*arguments):
-        if next(steps) == 2:
+    def remove(step):
+        if step == 2:
             shutil.rmtree(tokenizer.images)
-        return optimizer.optimizer_step(*arguments)
 
-    with monkeypatch.context() as context:
-        context.setattr(train_tokenizer, "optimizer_step", step)
-        context.setattr(ImageDataset, "_decode_all", lambda self: None)  # as if there were too many to keep
+    monkeypatch.setattr(ImageDataset, "_decode_all", lambda self: None)  # as if there were too many to keep
+    with before_each_step(monkeypatch, remove):
         with pytest.raises(InputError, match=r"images.*(No such file|removed|cannot be read)"):
             tokenizer.train("run", 20)

@@ -1,7 +1,5 @@
 """Transformers that start from other transformers, and samples from checkpoints of unfinished ones."""
 
-import contextlib
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from alight import VAVAE, LightningDiT
 from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import SampleConfig, TrainTransformerConfig
-from alight.data.latents import LatentWriter
 from alight.interop.reference import export_transformer, published_state_dict
 from alight.interop.transformer_sources import OpenTransformer, adopt_weights
 from alight.outputs import writing_folder
@@ -22,37 +19,11 @@ from alight.runtime.errors import InputError
 from alight.stages import generate_samples, train_transformer
 from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint, save_checkpoint
 from alight.training.snapshot import open_snapshot
+from helpers.models import randomise, tiny_tokenizer
+from helpers.runs import stopping_after
+from helpers.written import TOKENIZER_HASH, WEIGHTS, write_latents, write_model
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 MODEL = {"preset": None, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "patch_size": 1}
-
-
-@pytest.fixture(autouse=True)
-def log_text(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("alight"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="alight")
-    return caplog
-
-
-def write_latents(folder, classes=3, channels=4, side=2):
-    generator = torch.Generator().manual_seed(classes)
-    with writing_folder(folder) as staging:
-        writer = LatentWriter(staging, shard_size=16)
-        labels = torch.arange(24) % classes
-        writer.add(torch.randn(24, channels, side, side, generator=generator), labels)
-        names = [f"class {label}" for label in range(classes)]
-        digest = writer.close((writer.statistics.mean, writer.statistics.std), "data", names)
-        write_manifest(staging, "latents", {}, digest, {"tokenizer": "t" * 64})
-    return folder
-
-
-def write_tokenizer(folder):
-    torch.manual_seed(0)
-    vae = VAVAE.build(4, (8, 8), layers_per_block=1, norm_num_groups=4, level_attention=False)
-    with writing_folder(folder) as staging:
-        vae.save_pretrained(staging)
-        write_manifest(staging, "tokenizer", {}, "t" * 64)
-    return folder
 
 
 @pytest.fixture
@@ -130,7 +101,7 @@ def test_training_starts_from_a_plain_folder_of_diffusers_and_from_a_pipeline(tr
 
 def test_another_number_of_classes_begins_with_new_class_embeddings_and_says_so(train, tmp_path, log_text):
     first = train("first")
-    more = write_latents(tmp_path / "more", classes=5)
+    more = write_latents(tmp_path / "more", class_names=tuple("abcde"))
     tuned = train("tuned", init_from=str(first.path), latents=more, **still())
     fresh = train("fresh", latents=more, **still())
     old, new, unlearned = (weights_of(artifact.path) for artifact in (first, tuned, fresh))
@@ -142,11 +113,11 @@ def test_another_number_of_classes_begins_with_new_class_embeddings_and_says_so(
     assert "knows 3 classes and the latents have 5, so the class embeddings begin with new values" in log_text.text
 
 
-@pytest.mark.parametrize("shape", [{"channels": 8}, {"side": 3}])
+@pytest.mark.parametrize("shape", [(8, 2, 2), (4, 3, 3)])
 def test_latents_of_another_shape_are_a_sentence(train, tmp_path, shape):
     first = train("first")
     with pytest.raises(InputError, match=r"was trained on latents of 4 x 2 x 2, but these latents are"):
-        train("tuned", init_from=str(first.path), latents=write_latents(tmp_path / "other", **shape))
+        train("tuned", init_from=str(first.path), latents=write_latents(tmp_path / "other", shape=shape))
     assert not (tmp_path / "tuned" / "training").exists()
 
 
@@ -161,9 +132,7 @@ def test_an_output_with_a_variance_gives_the_part_of_the_velocity():
     arguments = {"sample_size": 4, "in_channels": 3, "num_classes": 2} | MODEL | {"patch_size": 2}
     del arguments["preset"]
     torch.manual_seed(0)
-    wide, narrow = LightningDiT(learn_sigma=True, **arguments), LightningDiT(**arguments)
-    for parameter in wide.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    wide, narrow = randomise(LightningDiT(learn_sigma=True, **arguments)), LightningDiT(**arguments)
     origin = OpenTransformer(wide.eval(), Artifact(Path("wide"), "transformer", {}, "0"))
     adopt_weights(narrow, origin)
     x, t, labels = torch.randn(2, 3, 4, 4), torch.rand(2), torch.tensor([0, 2])
@@ -193,31 +162,9 @@ def test_a_run_from_other_weights_resumes_and_refuses_changed_ones(train, monkey
 # --- samples of an unfinished run ---------------------------------------------------------------------------------
 
 
-class StoppedError(Exception):
-    pass
-
-
-@contextlib.contextmanager
-def stopping_after(monkeypatch, steps):
-    """End the training within after so many optimizer steps, as a power failure would."""
-    from alight.training import optimizer
-
-    count = iter(range(steps))
-
-    def step(*arguments):
-        if next(count, None) is None:
-            raise StoppedError
-        return optimizer.optimizer_step(*arguments)
-
-    with monkeypatch.context() as context, contextlib.suppress(StoppedError):
-        context.setattr(train_transformer, "optimizer_step", step)
-        yield
-        pytest.fail("the training ended before it was to be stopped")
-
-
 @pytest.fixture
 def sample(tmp_path):
-    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    tokenizer = write_model(tmp_path / "tokenizer", "tokenizer", tiny_tokenizer(), TOKENIZER_HASH)
 
     def run(output, transformer, **options):
         values = {

@@ -15,6 +15,7 @@ from alight.cli import OutputOptions, main, parse
 from alight.completion import completion_script, options
 from alight.config.commands import COMMANDS
 from alight.runtime.errors import InputError
+from helpers.command_line import alight_command
 
 
 def complete_in_bash(tmp_path, *words):
@@ -29,8 +30,8 @@ def complete_in_bash(tmp_path, *words):
 def in_a_terminal(*arguments, **environment):
     """What `alight ...` writes to a terminal."""
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "alight", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=slave, stderr=slave, env=os.environ | {"TERM": "xterm"} | environment)
+    environment = os.environ | {"TERM": "xterm"} | environment
+    process = subprocess.Popen(alight_command(*arguments), stdout=slave, stderr=slave, env=environment)
     os.close(slave)
     text = b""
     while True:
@@ -120,7 +121,7 @@ def test_a_reader_who_leaves_early_is_no_error(finished_quickstart):
 def test_help_is_quick(arguments):
     """Processor time, which does not depend on what else the machine does; a machine of its own takes a third."""
     before, started = os.times(), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "alight", *arguments], check=True, capture_output=True)
+    subprocess.run(alight_command(*arguments), check=True, capture_output=True)
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     assert min(spent, time.perf_counter() - started) < 1.2

@@ -5,8 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-import warm
 from PIL import Image
+
+from helpers import warm
+from helpers.written import WEIGHTS
 
 SMALL = {
     "foundation": ["--images.size", 32, "--training.steps", 3, "--training.global-batch-size", 8],
@@ -135,7 +137,7 @@ def test_tokenizer_without_weights_or_with_others(refused, trained, image_folder
     (tokenizer / "config.json").write_text(json.dumps(json.loads(intact) | {"latent_channels": 2}))
     assert "config.json is not what was written" in refused(*extract)
     (tokenizer / "config.json").write_text(intact)
-    (tokenizer / "diffusion_pytorch_model.safetensors").unlink()
+    (tokenizer / WEIGHTS).unlink()
     assert "diffusion_pytorch_model.safetensors is missing" in refused(*extract)
     assert not (tmp_path / "latents").exists()
 

@@ -5,11 +5,12 @@ import signal
 import time
 
 import torch
-import warm
 from safetensors.torch import load_file
 
 from alight import VAVAE, LightningDiTPipeline
 from alight.artifacts import read_artifact
+from helpers import warm
+from helpers.written import WEIGHTS
 
 STAGES = ("foundation", "tokenizer", "latents", "transformer", "samples", "report")
 
@@ -50,11 +51,11 @@ def test_the_artifacts_open_as_documented(finished_quickstart):
 
 def test_running_again_says_that_it_is_finished(finished_quickstart, alight, tiny_quickstart):
     folder, _ = finished_quickstart
-    before = (folder / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    before = (folder / "transformer" / WEIGHTS).stat().st_mtime_ns
     again = alight(*tiny_quickstart, "--output", folder)
     assert again.returncode == 0
     assert "finished already" in again.stderr
-    assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == before
+    assert (folder / "transformer" / WEIGHTS).stat().st_mtime_ns == before
 
 
 def test_another_configuration_in_the_same_folder_is_refused(finished_quickstart, refused, tiny_quickstart):
@@ -81,8 +82,7 @@ def test_interrupt_and_resume_equal_an_uninterrupted_run(finished_quickstart, al
 
     resumed = alight(*options)
     assert resumed.returncode == 0, resumed.stderr
-    name = "diffusion_pytorch_model.safetensors"
-    one, two = (load_file(folder / "transformer" / name) for folder in (reference, tmp_path / "run"))
+    one, two = (load_file(folder / "transformer" / WEIGHTS) for folder in (reference, tmp_path / "run"))
     assert all(torch.equal(one[key], two[key]) for key in one)
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == sorted(set(steps))

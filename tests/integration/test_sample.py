@@ -10,49 +10,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import warm
 from PIL import Image
 
-from alight import VAVAE, LightningDiT
-from alight.artifacts import read_artifact, write_manifest
+from alight.artifacts import read_artifact
 from alight.config import SampleConfig
 from alight.config.recipes import validate
-from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
-from alight.runtime.files import file_hash
-from alight.runtime.seeding import seeded_initialisation
 from alight.stages.generate_samples import label_protocol, run
+from helpers import warm
+from helpers.models import tiny_tokenizer, tiny_transformer
+from helpers.written import write_model
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 CHANNELS, SIDE, CLASSES = 4, 4, 3
 
 
 def write_transformer(folder, tokenizer, seed=0, mean=0.0, **options):
     """A transformer of random weights, in the form in which training leaves one."""
     sizes = {"sample_size": SIDE, "in_channels": CHANNELS, "hidden_size": 32, "num_layers": 2, "num_heads": 2}
-    with seeded_initialisation(seed), writing_folder(folder) as staging:
-        model = LightningDiT(**sizes | {"num_classes": CLASSES} | options)
-        for parameter in model.parameters():  # a fresh model predicts zero
-            torch.nn.init.normal_(parameter, std=0.1)
-        model.save_pretrained(staging)
-        facts = {"latents_mean": [mean] * CHANNELS, "latents_std": [1.0] * CHANNELS, "parameters": 1, "steps": 1}
-        facts |= {"class_names": ["cats", "dogs", "mice"]} if model.config.num_classes == CLASSES else {}
-        inputs = {"tokenizer": tokenizer.hash}
-        write_manifest(staging, "transformer", {}, file_hash(staging / WEIGHTS), inputs, facts)
-    return folder
+    model = tiny_transformer(seed, std=0.1, **sizes | {"num_classes": CLASSES} | options)
+    facts = {"latents_mean": [mean] * CHANNELS, "latents_std": [1.0] * CHANNELS, "parameters": 1, "steps": 1}
+    facts |= {"class_names": ["cats", "dogs", "mice"]} if model.config.num_classes == CLASSES else {}
+    return write_model(folder, "transformer", model, inputs={"tokenizer": tokenizer.hash}, facts=facts)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A tokenizer, a transformer on its latents, and weaker and odd ones beside it."""
     root = tmp_path_factory.mktemp("models")
-    with seeded_initialisation(0, "tokenizer"), writing_folder(root / "tokenizer") as staging:
-        VAVAE.build(CHANNELS, (16, 16), 1, 8, level_attention=False, mid_block_attention=False).save_pretrained(
-            staging
-        )
-        write_manifest(staging, "tokenizer", {}, file_hash(staging / WEIGHTS))
-    tokenizer = read_artifact(root / "tokenizer", "tokenizer")
+    tokenizer = read_artifact(write_model(root / "tokenizer", "tokenizer", tiny_tokenizer()), "tokenizer")
     write_transformer(root / "transformer", tokenizer)
     write_transformer(root / "weak", tokenizer, seed=1, num_layers=1)
     write_transformer(root / "other_latents", tokenizer, seed=1, mean=0.5)

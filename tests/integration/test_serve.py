@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serving import serving, wait_until
+
+from helpers.pictures import write_noise
+from helpers.serving import serving, wait_until
 
 httpx = pytest.importorskip("httpx", reason="comes with gradio: pip install 'alight[web]'")
 gradio_client = pytest.importorskip("gradio_client", reason="the browser app needs gradio: pip install 'alight[web]'")
@@ -77,7 +79,7 @@ def png(server, address):
 
 def digit(tmp_path, name="digit.png", size=(40, 30)):
     path = tmp_path / name
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    write_noise(path, size=size)
     return gradio_client.handle_file(path)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import io
 import json
 import os
 import re
@@ -13,10 +12,10 @@ import uuid
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-import numpy as np
 import pytest
-from PIL import Image
-from serving import serving, wait_until
+
+from helpers.pictures import noise_file
+from helpers.serving import serving, wait_until
 
 pytest.importorskip("gradio", reason="the browser app needs gradio: pip install 'alight[web]'")
 
@@ -106,12 +105,6 @@ def bytes_of(paths):
     return total
 
 
-def picture():
-    content = io.BytesIO()
-    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(content, "png")
-    return content.getvalue()
-
-
 def named(path, **fields):
     return [{"path": str(path), "meta": {"_type": "gradio.FileData"}, **fields}]
 
@@ -172,7 +165,7 @@ def test_no_file_of_the_machine_is_read_through_a_deep_link(visitor, place):
 
 
 def test_honest_uploads_work_and_are_not_handed_out(visitor, place):
-    status, answer = visitor.upload(("mine.png", picture()))
+    status, answer = visitor.upload(("mine.png", noise_file()))
     (path,) = json.loads(answer)
     assert status == 200
     for status, events in (visitor.join(RECONSTRUCT, [named(path)]), visitor.call("latents", [named(path)])):
@@ -187,7 +180,7 @@ def test_honest_uploads_work_and_are_not_handed_out(visitor, place):
 
 def test_equal_files_of_two_visitors_have_paths_of_their_own(visitor):
     """The path is the permission, so it must not follow from the content."""
-    paths = [json.loads(visitor.upload(("mine.png", picture()))[1])[0] for _ in range(2)]
+    paths = [json.loads(visitor.upload(("mine.png", noise_file()))[1])[0] for _ in range(2)]
     assert paths[0] != paths[1]
 
 
@@ -283,7 +276,7 @@ def test_malformed_uploads_are_refused(visitor, place):
     assert visitor.upload(*[("a.png", b"")] * 201)[0] == 400
     assert visitor.ask("POST", "/gradio_api/upload", iter([b"x"] * 3), form)[0] == 411  # in chunks
     for name in ("../../../x.png", "/etc/x.png", "..", "", "a\\..\\b.png", "\x1b[31m.png", "ä" * 400 + ".png", ".png"):
-        status, answer = visitor.upload((name.encode().decode("latin-1"), picture()))
+        status, answer = visitor.upload((name.encode().decode("latin-1"), noise_file()))
         assert status == 200, name
         for path in json.loads(answer):
             assert (place / "temporary").resolve() in Path(path).resolve().parents

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
-from serving import serving, wait_until
+
+from helpers.serving import serving, wait_until
 
 httpx = pytest.importorskip("httpx", reason="comes with gradio: pip install 'alight[web]'")
 pytest.importorskip("gradio", reason="the browser app needs gradio: pip install 'alight[web]'")

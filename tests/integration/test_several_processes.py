@@ -3,27 +3,16 @@
 import json
 
 import pytest
-import torch
-import warm
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from alight.artifacts import write_manifest
-from alight.outputs import writing_folder
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+from helpers import warm
+from helpers.runs import losses
+from helpers.written import WEIGHTS, write_published_shards
 
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("latents")
-    generator = torch.Generator().manual_seed(0)
-    with writing_folder(folder) as staging:
-        for shard in range(2):
-            tensors = {key: torch.randn(20, 4, 4, 4, generator=generator) for key in ("latents", "latents_flip")}
-            tensors["labels"] = torch.arange(20) % 3
-            save_file(tensors, staging / f"latents_rank00_shard{shard:03d}.safetensors")
-        write_manifest(staging, "latents", {}, "l" * 64, {"tokenizer": "t" * 64})
-    return folder
+    return write_published_shards(tmp_path_factory.mktemp("latents"), shards=2, count=20)
 
 
 def start(processes, *arguments):
@@ -43,10 +32,6 @@ def train_transformer(latents, output, processes=1, **training):
     )
     assert result.returncode == 0, result.stderr
     return result
-
-
-def losses(folder):
-    return [json.loads(line)["loss"] for line in (folder / "training" / "log.jsonl").read_text().splitlines()]
 
 
 def largest_difference(one, two):

@@ -16,6 +16,7 @@ from alight.pipelines import LightningDiTPipeline
 from alight.runtime.errors import InputError
 from alight.show import info, reports
 from alight.stages import generate_samples
+from helpers.written import WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_the_facts_of_a_run(finished_quickstart):
     assert about(run / "transformer")["facts"]["steps"] == 6
     assert about(run / "transformer")["made from"]["tokenizer"] == about(run / "tokenizer")["hash"]
     assert about(run / "transformer" / "training" / "step-00000006.pt")["step"] == 6
-    weights = about(run / "pipeline" / "transformer")["diffusion_pytorch_model.safetensors"]
+    weights = about(run / "pipeline" / "transformer")[WEIGHTS]
     assert weights["numbers"] > read_artifact(run / "transformer", "transformer").facts["parameters"]  # and buffers
 
 

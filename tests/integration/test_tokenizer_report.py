@@ -6,25 +6,24 @@ import shutil
 
 import pytest
 import torch
-import warm
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import ViTConfig, ViTModel
 
 from alight import VAVAE
 from alight.artifacts import write_manifest
 from alight.outputs import writing_folder
 from alight.runtime.seeding import seeded_initialisation
+from helpers import warm
+from helpers.models import normalised, tiny_tokenizer, tiny_vit
+from helpers.written import WEIGHTS
 
 PHOTOGRAPHS = ["--images.source", "photographs", "--images.size", 128, "--batch-size", 8]
 
 
 def write_tokenizer(folder, foundation=None, feature_dim=24, seed=0):
     """A tokenizer artifact as training leaves it, but untrained."""
-    with seeded_initialisation(seed):
-        vae = VAVAE.build(4, (16, 16, 16), layers_per_block=1, norm_num_groups=8, level_attention=False)
-    vae.set_latents_statistics(torch.zeros(4), 0.1 * torch.ones(4))
+    vae = normalised(tiny_tokenizer(seed, block_out_channels=(16, 16, 16), mid_block_attention=True), std=0.1)
     alignment = {"foundation": foundation, "foundation_input": "own", "cosine_margin": 0.5, "distance_margin": 0.25}
     facts = {"foundation": foundation} if foundation else {}
     with writing_folder(folder) as staging:
@@ -43,9 +42,7 @@ def write_tokenizer(folder, foundation=None, feature_dim=24, seed=0):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
-    torch.manual_seed(0)
-    config = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=8)
-    ViTModel(config, add_pooling_layer=False).save_pretrained(folder / "foundation")
+    tiny_vit(hidden_size=24, image_size=64).save_pretrained(folder / "foundation")
     write_tokenizer(folder / "plain", seed=1)
     write_tokenizer(folder / "aligned", str(folder / "foundation"), seed=2)
     return folder
@@ -185,7 +182,7 @@ def test_mistakes_are_explained(refused, root, image_folder, tmp_path):
 
     other = write_tokenizer(tmp_path / "other", str(root / "foundation"), feature_dim=25)
     assert "features of 25" in message(tokenizer=other)
-    weights = tmp_path / "cut" / "diffusion_pytorch_model.safetensors"
+    weights = tmp_path / "cut" / WEIGHTS
     shutil.copytree(root / "plain", weights.parent)
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "is not what was written" in message(tokenizer=weights.parent)

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import json
 import logging
 import multiprocessing
 
@@ -20,17 +19,13 @@ from alight.runtime.errors import InputError
 from alight.stages import train_foundation, train_tokenizer
 from alight.training.tokenizer_flops import tokenizer_flops
 from alight.training.tokenizer_networks import build_networks, load_foundation
+from helpers.models import TOKENIZER
+from helpers.runs import log_of
+from helpers.written import WEIGHTS
+
+MODEL = TOKENIZER | {"block_out_channels": (8, 8, 16), "norm_num_groups": 4}
 
 DIGITS = {"source": "digits", "size": 32}
-MODEL = {
-    "latent_channels": 4,
-    "block_out_channels": (8, 8, 16),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "level_attention": False,
-    "mid_block_attention": False,
-}
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +63,6 @@ def configure(foundation, tmp_path):
         return TrainTokenizerConfig.model_validate(values | options)
 
     return build
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "training" / "log.jsonl").read_text().splitlines()]
 
 
 def forget_the_end(folder, step):

@@ -4,44 +4,32 @@ import json
 
 import pytest
 import torch
-import warm
 from PIL import Image
-from safetensors.torch import load_file
 
 from alight import VAVAE, LightningDiT
 from alight.artifacts import write_manifest
 from alight.config import FlowConfig, TrainTransformerConfig
-from alight.data.latents import LatentWriter
 from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
 from alight.stages import train_transformer
 from alight.training.transformer_step import draw_times
+from helpers import warm
+from helpers.models import tiny_tokenizer
+from helpers.runs import losses
+from helpers.written import TOKENIZER_HASH, same_weights, write_latents, write_model
 
 TINY_MODEL = {"preset": None, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "patch_size": 1}
 
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("latents")
-    generator = torch.Generator().manual_seed(0)
-    with writing_folder(folder) as staging:
-        writer = LatentWriter(staging, shard_size=16)
-        writer.add(torch.randn(40, 4, 2, 2, generator=generator), torch.arange(40) % 3)
-        digest = writer.close((writer.statistics.mean, writer.statistics.std), "data", ["a", "b", "c"])
-        write_manifest(staging, "latents", {}, digest, {"tokenizer": "t" * 64})
-    return folder
+    return write_latents(tmp_path_factory.mktemp("latents"), count=40)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     """One that has learned nothing, under the hash that the latents name."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    torch.manual_seed(0)
-    vae = VAVAE.build(4, (8, 8), layers_per_block=1, norm_num_groups=4, level_attention=False)
-    with writing_folder(folder) as staging:
-        vae.save_pretrained(staging)
-        write_manifest(staging, "tokenizer", {}, "t" * 64)
-    return folder
+    return write_model(tmp_path_factory.mktemp("tokenizer"), "tokenizer", tiny_tokenizer(), TOKENIZER_HASH)
 
 
 def configure(latents, output, steps=4, **options):
@@ -49,10 +37,6 @@ def configure(latents, output, steps=4, **options):
     training |= options.pop("training", {})
     values = {"latents": latents, "output": output, "device": "cpu", "model": TINY_MODEL, "training": training}
     return TrainTransformerConfig.model_validate(values | options)
-
-
-def losses(folder):
-    return [json.loads(line)["loss"] for line in (folder / "training" / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("path", ["linear", "gvp", "vp"])
@@ -92,14 +76,6 @@ def test_another_run_in_the_same_folder_is_refused(latents, tmp_path):
 
 
 # --- samples on the way -------------------------------------------------------------------------------------------
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def same_weights(one, two):
-    one, two = load_file(one / WEIGHTS), load_file(two / WEIGHTS)
-    assert one.keys() == two.keys()
-    return all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("ema_decay", [0.9, None])

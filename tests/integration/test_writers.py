@@ -7,10 +7,10 @@ import os
 import shutil
 
 import pytest
-import warm
 
 from alight.artifacts import is_complete, read_artifact, read_manifest, verify_files
 from alight.cli import main
+from helpers import warm
 
 FOREIGN = [
     *("report.html", "report.json", "grid.png", "config.json", "diffusion_pytorch_model.safetensors", "index.json"),

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from random_inception import random_inception
 
 from alight.data.image_npz import write_images_npz
 from alight.evaluation import features as feature_module
@@ -17,6 +16,7 @@ from alight.metrics import GreyPixels, InceptionSet, density_coverage, frechet_d
 from alight.metrics.inception_score import ClassProbabilities
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
+from helpers.random_inception import random_inception
 
 DEVICE = torch.device("cpu")
 ALONE = Processes(0, 1, DEVICE)

@@ -4,15 +4,12 @@ import pytest
 import torch
 
 from alight.flow import SOLVERS, GuidedVelocity, LinearPath, flow_matching_loss, log_likelihood, solve_ode, solve_sde
+from helpers.draws import seeded
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def noise():

@@ -5,20 +5,17 @@ import math
 
 import pytest
 import torch
-from gaussian_flow import GaussianFlow
 from scipy import stats
 
 from alight.flow import GVPPath, LinearPath, VPPath, log_likelihood, standard_normal_log_density, time_interval
+from helpers.draws import seeded
+from helpers.gaussian_flow import GaussianFlow
 
 PATHS = [LinearPath(), GVPPath(), VPPath()]
 
 
 def named(path):
     return type(path).__name__
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def data(shape=(5, 2, 3)):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from gaussian_flow import GaussianFlow
 
 from alight.flow import (
     GVPPath,
@@ -16,6 +15,7 @@ from alight.flow import (
     to_velocity,
 )
 from alight.runtime.errors import InputError
+from helpers.gaussian_flow import GaussianFlow
 
 PATHS = [LinearPath(), GVPPath(), VPPath()]
 # Away from the ends, where every coefficient is finite and float64 keeps twelve digits.

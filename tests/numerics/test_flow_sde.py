@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from gaussian_flow import GaussianFlow
 
 from alight.flow import GVPPath, LinearPath, VPPath, diffusion_coefficient, solve_ode, solve_sde
 from alight.runtime.errors import InputError
+from helpers.draws import seeded
+from helpers.gaussian_flow import GaussianFlow
 
 PATHS = [LinearPath(), GVPPath(), VPPath()]
 FORMS = ["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"]
@@ -16,10 +17,6 @@ N = 20_000
 
 def named(path):
     return type(path).__name__
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def noise(shape=(1, N), dtype=torch.float64):

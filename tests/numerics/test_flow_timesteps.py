@@ -16,6 +16,7 @@ from alight.flow import (
     time_interval,
 )
 from alight.runtime.errors import InputError
+from helpers.draws import seeded
 
 N = 20_000
 
@@ -28,10 +29,6 @@ def assert_distributed(t, cdf):
     """Kolmogorov-Smirnov: with a fixed seed this either always or never passes; 0.02 is p = 2e-7 at 20,000 draws."""
     assert t.dtype == torch.float32
     assert stats.kstest(t.numpy(), cdf).statistic < 0.02
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.75, 1.0), (-0.4, 0.5)])

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from random_inception import random_inception
 from torch.nn.functional import one_hot
 
 from alight.metrics import (
@@ -30,6 +29,7 @@ from alight.metrics.reference import POOL_FEATURES, Reference
 from alight.models.inception import InceptionV3
 from alight.runtime.device import resolve_device
 from alight.runtime.errors import InputError
+from helpers.random_inception import random_inception
 
 SUMS = 1e-12  # relative: float64 sums of the same numbers in another order
 

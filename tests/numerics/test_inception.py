@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from random_inception import random_inception
 from torch.nn import functional as F
 
 from alight.models import inception
 from alight.models.inception import InceptionV3, prepare, resize_like_tensorflow
 from alight.runtime.errors import InputError
+from helpers.random_inception import random_inception
 
 ROUNDING = 1e-5  # float32 through some hundred layers and sums, relative to the largest value
 
@@ -233,7 +233,7 @@ def test_activations_equal_those_of_pytorch_fid_and_torch_fidelity(network, pixe
     torch.save(pixels, tmp_path / "images.pt")
     files = [str(tmp_path / name) for name in ("weights.pth", "images.pt", "result.pt")]
     subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("inception_oracle.py")), *files],
+        [sys.executable, str(Path(__file__).parents[1] / "helpers" / "inception_oracle.py"), *files],
         env={**os.environ, "PYTHONPATH": oracles},
         check=True,
         timeout=300,

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_inception import random_inception
 
-from alight import VAVAE
 from alight.artifacts import Artifact
 from alight.config import EvaluateTokenizerConfig, ImagesConfig
 from alight.data.loading import open_dataset
@@ -16,30 +14,20 @@ from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks
 from alight.metrics import FeatureStatistics, frechet_distance
 from alight.runtime.distributed import Processes
 from alight.runtime.pixels import from_uint8
-from alight.runtime.seeding import seeded_initialisation
+from helpers.data_sets import FirstImages
+from helpers.models import tiny_tokenizer
+from helpers.random_inception import random_inception
 
 COUNT = 6
 
 
-class Few:
-    def __init__(self, dataset):
-        self.dataset, self.source = dataset, dataset.source
-
-    def __len__(self):
-        return COUNT
-
-    def __getitem__(self, index):
-        return self.dataset[index]
-
-
 def test_rfid_is_the_distance_of_the_features_of_8_bit_images():
-    with seeded_initialisation(0):
-        vae = VAVAE.build(4, (16, 16), layers_per_block=1, norm_num_groups=8, level_attention=False).eval()
-    tokenizer = EvaluatedTokenizer("tokenizer", vae, Artifact(Path("tokenizer"), "tokenizer", {}, "h" * 64), None)
+    artifact = Artifact(Path("tokenizer"), "tokenizer", {}, "h" * 64)
+    tokenizer = EvaluatedTokenizer("tokenizer", tiny_tokenizer(), artifact, None)
     images = ImagesConfig(source="digits", size=32)
     config = EvaluateTokenizerConfig(images=images, batch_size=4, posterior="mode")
     dataset, networks = (
-        Few(open_dataset(images, "held_out", augment=False)),
+        FirstImages(open_dataset(images, "held_out", augment=False), COUNT),
         MetricNetworks(inception=random_inception()),
     )
     device = torch.device("cpu")

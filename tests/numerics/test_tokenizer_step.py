@@ -22,9 +22,9 @@ from alight.losses import (
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
-from alight.models.vavae import VAVAE
 from alight.runtime.seeding import seeded_initialisation
 from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backward, discriminator_backward
+from helpers.models import tiny_tokenizer, tiny_vit
 
 CHANNELS, FEATURES = 4, 16
 RECONSTRUCTION = ReconstructionConfig(perceptual_weight=0, kl_weight=1e-2)
@@ -32,20 +32,10 @@ ALIGNMENT = AlignmentConfig(weight=0.3, cosine_margin=0.1, distance_margin=0.05,
 
 
 def build(projection="to_features", decoder_only=False):
-    from transformers import ViTConfig, ViTModel
-
+    attention = {"level_attention": True, "mid_block_attention": True}
+    vae = tiny_tokenizer(block_out_channels=(8, 8, 8), norm_num_groups=4, **attention).train()
+    vit = tiny_vit(patch_size=4, hidden_size=FEATURES)
     with seeded_initialisation(0):
-        vae = VAVAE.build(CHANNELS, block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4)
-        vit = ViTModel(
-            ViTConfig(
-                image_size=32,
-                patch_size=4,
-                hidden_size=FEATURES,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=32,
-            )
-        )
         widths = (CHANNELS, FEATURES) if projection == "to_features" else (FEATURES, CHANNELS)
         networks = TokenizerNetworks(
             vae.double(),

@@ -5,19 +5,14 @@ import shutil
 import pytest
 import torch
 
-from alight import LightningDiT
 from alight.runtime.device import autocast, compile_blocks
-from alight.runtime.seeding import seeded_initialisation
+from helpers.models import tiny_transformer
 
 
 @pytest.fixture
 def model():
     """A small model in which no weight is zero, so that every path counts."""
-    with seeded_initialisation(0):
-        model = LightningDiT(sample_size=4, in_channels=8, hidden_size=64, num_layers=2, num_heads=4, num_classes=10)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model
+    return tiny_transformer(std=0.05, in_channels=8, hidden_size=64, num_layers=2, num_heads=4)
 
 
 @pytest.fixture

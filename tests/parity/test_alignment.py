@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from recorded_networks import recorded_lpips
 
 from alight.losses import marginal_cosine_loss, marginal_distance_matrix_loss
 from alight.models.perceptual import stage_distance
+from helpers.recorded_networks import recorded_lpips
 
 
 def test_alignment_terms(read_case):

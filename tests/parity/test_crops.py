@@ -2,7 +2,6 @@
 
 import numpy as np
 import PIL
-import pytest
 import torch
 from PIL import Image
 
@@ -10,11 +9,6 @@ from alight.data.crops import center_crop, horizontal_flip
 from alight.data.decode import decode_image
 from alight.data.image_dataset import ImageDataset
 from alight.data.image_folder import ImageFolder
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ALIGHT_CACHE", str(tmp_path))
 
 
 def recorded_crops(parity_dir, read_case):

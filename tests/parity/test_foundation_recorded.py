@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from portable_weights import portable_tensor
 from torch import nn
 
 from alight.models.foundation import FoundationModel
+from helpers.portable_weights import portable_tensor
 
 
 class RecordedViT(nn.Module):

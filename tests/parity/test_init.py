@@ -5,10 +5,10 @@ import re
 
 import pytest
 import torch
-from published_config import our_config
 
 from alight.interop.reference import published_state_dict
 from alight.models import PRESETS, LightningDiT
+from helpers.published_config import our_config
 
 # Two samples of n values differ by less than so many standard errors (the draws here are seeded: no flaky tests).
 STANDARD_ERRORS = 6

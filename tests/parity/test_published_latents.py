@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from alight import VAVAE
 from alight.data.latents import LatentDataset
 from alight.interop.reference import load_latents_statistics
+from helpers.models import tiny_tokenizer
 
 TOLERANCE = 1e-6  # of the recordings, relative to the largest magnitude
 
@@ -63,7 +63,7 @@ def test_computed_statistics(read_case, shards, tmp_path):
 def test_denormalisation(read_case, shards):
     tensors, _ = read_case("latents/expected")
     latents = tensors["denorm.z"]
-    vae = VAVAE.build(latents.shape[1], block_out_channels=(8,), layers_per_block=1, norm_num_groups=8)
+    vae = tiny_tokenizer(latent_channels=latents.shape[1], block_out_channels=(8,))
     mean, std = load_latents_statistics(shards)
     multipliers = [name.removeprefix("denorm.mult") for name in tensors if name.startswith("denorm.mult")]
     assert multipliers

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from recorded_networks import recorded_discriminator, recorded_lpips
 from torch import nn
 
 from alight.config import AlignmentConfig, ReconstructionConfig
@@ -25,6 +24,7 @@ from alight.losses import (
 )
 from alight.losses.adaptive_weight import ADVERSARIAL_LIMIT, ALIGNMENT_LIMIT
 from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backward, discriminator_backward
+from helpers.recorded_networks import recorded_discriminator, recorded_lpips
 
 NAME = "vf_loss/generator_discriminator"
 RELATIVE = 1e-4

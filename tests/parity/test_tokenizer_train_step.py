@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from portable_weights import portable_tensor
-from recorded_networks import recorded_discriminator, recorded_lpips, recorded_state
 from test_foundation_recorded import RecordedViT
 from torch import nn
 
@@ -19,6 +17,8 @@ from alight.interop.reference import published_tokenizer_state_dict, tokenizer_f
 from alight.models.foundation import FoundationModel
 from alight.training.optimizer import make_optimizer, optimizer_step
 from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backward, discriminator_backward
+from helpers.portable_weights import portable_tensor
+from helpers.recorded_networks import recorded_discriminator, recorded_lpips, recorded_state
 
 DINOV2_PATCH = 14
 LOOSE_LOGS, LOOSE_GRADIENTS = (1e-3, 1e-2), (1e-2, 0.15)  # relative, of the first batch and of the second

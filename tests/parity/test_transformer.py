@@ -9,7 +9,6 @@ import json
 
 import pytest
 import torch
-from published_config import our_config
 
 from alight.flow import GuidedVelocity, LinearPath, flow_matching_loss
 from alight.interop.reference import (
@@ -24,19 +23,12 @@ from alight.interop.reference import (
 from alight.models import PRESETS, LightningDiT
 from alight.models.embeddings import sinusoidal_embedding
 from alight.training.ema import EMA
+from helpers.closeness import assert_close
+from helpers.published_config import our_config
 
 CASES = ["base", "qknorm", "plain", "plain_qknorm_rope", "wo_shift", "patch2", "learn_sigma"]
 OTHER_FILES = {"registry", "train_steps", "checkpoint_0000002", "load_with_shape_check"}
 FORWARD, GRADIENT = 1e-5, 1e-4  # absolute; relative to the largest magnitude
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The recordings were made with one thread, which is also the fastest for such small tensors."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def prefixed(tensors, prefix):
@@ -47,12 +39,6 @@ def load_case(read_case, name):
     tensors, case = read_case(f"transformer/{name}")
     config = our_config(case["config"], class_dropout_prob=case["class_dropout_prob"], mlp_ratio=case["mlp_ratio"])
     return transformer_from_published(prefixed(tensors, "sd."), **config), tensors, case
-
-
-def assert_close(actual, expected, name, atol=0.0, rel_max=0.0):
-    assert actual.shape == expected.shape, name
-    error, bound = (actual - expected).abs().max(), atol + rel_max * expected.abs().max()
-    assert error <= bound, f"{name}: {error:.1e} > {bound:.1e}"  # fails for NaN too
 
 
 def test_every_recorded_file_is_replayed(parity_dir):

@@ -9,7 +9,6 @@ import json
 
 import pytest
 import torch
-from portable_weights import portable_state, portable_tensor
 
 from alight.interop.reference import (
     infer_tokenizer_config,
@@ -20,6 +19,8 @@ from alight.losses import kl_loss
 from alight.models.vavae import VAVAE, DiagonalGaussianDistribution
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import to_uint8
+from helpers.closeness import assert_close
+from helpers.portable_weights import portable_state, portable_tensor
 
 CASES = ["vavae_res64", "vavae_res256", "marvae_res256", "vavae_nonvariational"]
 OTHER_FILES = {"gaussian", "full_models"}
@@ -27,10 +28,10 @@ MOMENTS, IMAGES = 2e-5, 5e-5  # absolute
 SUMS, GRADIENT, GAUSSIAN = 1e-5, 1e-3, 1e-6  # relative; the last two to the largest magnitude
 
 
-def assert_close(actual, expected, name, atol=0.0, rel_max=0.0):
-    assert actual.shape == expected.shape, name
-    error, bound = (actual - expected).abs().max(), atol + rel_max * expected.abs().max()
-    assert error <= bound, f"{name}: {error:.1e} > {bound:.1e}"  # fails for NaN too
+def has_one_width(state):
+    """Tell whether the latents are as wide as the encoder's output, as in AutoencoderKL."""
+    channels, embedded = state["post_quant_conv.weight"].shape[:2]
+    return channels == embedded
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -38,17 +39,23 @@ def replay(request, read_case):
     """A tokenizer with the recorded weights, its images, and what it made of them."""
     tensors, case = read_case(f"vae/{request.param}")
     state = portable_state(case)
-    channels, embedded = state["post_quant_conv.weight"].shape[:2]
-    if channels != embedded:  # no counterpart in AutoencoderKL
-        with pytest.raises(InputError, match="embed_dim"):
-            tokenizer_from_published(state)
-        pytest.skip("refused, as it must be")
+    if not has_one_width(state):
+        pytest.skip("no counterpart in AutoencoderKL; another test shows that it is refused")
     rule = case["input_rule"]
     return tokenizer_from_published(state), portable_tensor(rule, rule["seed"]), tensors, case
 
 
 def test_every_recorded_file_is_replayed(parity_dir):
     assert {path.stem for path in (parity_dir / "vae").iterdir()} == {*CASES, *OTHER_FILES}
+
+
+def test_latents_of_another_width_than_the_encoders_output_are_refused(read_case):
+    states = [portable_state(read_case(f"vae/{name}")[1]) for name in CASES]
+    channels, embedded = states[0]["post_quant_conv.weight"].shape[:2]
+    made = states[0] | {"post_quant_conv.weight": torch.zeros(channels, embedded + 1, 1, 1)}
+    for state in (made, *(state for state in states if not has_one_width(state))):
+        with pytest.raises(InputError, match="embed_dim"):
+            tokenizer_from_published(state)
 
 
 @torch.no_grad()

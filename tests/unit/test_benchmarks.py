@@ -25,17 +25,15 @@ from benchmarks.report import append
 from benchmarks.run import command, run
 from benchmarks.tokenizer import tokenizer_training
 
+from helpers.models import tiny_transformer
+
 CPU = torch.device("cpu")
 TINY = {"sample_size": 4, "in_channels": 3, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_classes": 5}
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    model = LightningDiT(**TINY)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return tiny_transformer(**TINY)
 
 
 def test_plain_model_is_the_same_function_with_the_same_gradients(model):

@@ -3,9 +3,6 @@
 import io
 import json
 import logging
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -15,6 +12,7 @@ from alight.config.base import Section
 from alight.runtime.console import show_progress
 from alight.runtime.errors import InputError
 from alight.runtime.terminal import printable, printable_lines
+from helpers.command_line import run_alight
 
 
 def complaint(capsys, *arguments):
@@ -140,8 +138,7 @@ def test_names_beyond_the_encoding_of_the_console_are_shown_in_escapes(tmp_path,
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("# 猫 čeština\njob: sample\nclasses: [猫, čeština]\n", encoding="utf-8")
     for words, code in ((["info", recipe], 0), (["sample", "--help"], 0), (["info", tmp_path / "猫"], 2)):
-        command = [sys.executable, "-m", "alight", *map(str, words)]
-        result = subprocess.run(command, capture_output=True, env=os.environ | environment, check=False, timeout=120)
+        result = run_alight(*words, timeout=120, text=False, **environment)
         assert result.returncode == code, result.stderr
         assert b"Traceback" not in result.stderr
         if words[0] == "info":

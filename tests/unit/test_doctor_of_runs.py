@@ -12,15 +12,13 @@ from safetensors.torch import save_file
 
 from alight.artifacts import write_manifest
 from alight.config import DoctorConfig, TrainTransformerConfig
-from alight.data.latents import LatentWriter
 from alight.doctor.artifact_check import safetensors_complaint
 from alight.doctor.findings import attempt
 from alight.doctor.run_check import run_findings
 from alight.outputs import writing_folder
 from alight.runtime.files import file_hash
 from alight.training.checkpoint import save_checkpoint
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+from helpers.written import WEIGHTS, write_latents
 
 
 def write_weights(folder, kind, name=WEIGHTS, **config):
@@ -49,11 +47,7 @@ def run(tmp_path):
     write_weights(folder / "transformer", "transformer", **config)
     write_weights(folder / "tokenizer", "tokenizer")
     write_weights(folder / "foundation", "foundation", "model.safetensors")
-    with writing_folder(folder / "latents") as staging:
-        writer = LatentWriter(staging, shard_size=16)
-        writer.add(torch.randn(40, 4, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3)
-        digest = writer.close((writer.statistics.mean, writer.statistics.std), "data", ["a", "b", "c"])
-        write_manifest(staging, "latents", {}, digest, {"tokenizer": "t" * 64})
+    write_latents(folder / "latents", count=40)
     (folder / "pipeline" / "transformer").mkdir(parents=True)
     save_file({"a": torch.randn(20, 5)}, folder / "pipeline" / "transformer" / WEIGHTS)
     return folder

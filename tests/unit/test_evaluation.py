@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import ViTConfig, ViTModel
 
-from alight import VAVAE
 from alight.artifacts import Artifact
 from alight.config import EvaluateTokenizerConfig, ImagesConfig
 from alight.data.loading import open_dataset
@@ -37,45 +35,31 @@ from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.files import short_names
 from alight.runtime.pixels import from_uint8
-from alight.runtime.seeding import seeded_initialisation
+from helpers.data_sets import FirstImages
+from helpers.models import tiny_tokenizer, tiny_vit
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 DIGITS = ImagesConfig(source="digits", size=32)
 
 
 def make_tokenizer(seed=0, name="tokenizer", projection=None, channels=4):
-    with seeded_initialisation(seed):
-        vae = VAVAE.build(channels, (16, 16, 16), layers_per_block=1, norm_num_groups=8, level_attention=False)
-    return EvaluatedTokenizer(name, vae.eval(), Artifact(Path(name), "tokenizer", {}, "h" * 64), projection)
+    sizes = {"latent_channels": channels, "block_out_channels": (16, 16, 16), "mid_block_attention": True}
+    vae = tiny_tokenizer(seed, **sizes)
+    return EvaluatedTokenizer(name, vae, Artifact(Path(name), "tokenizer", {}, "h" * 64), projection)
 
 
 @pytest.fixture(scope="module")
 def foundation():
-    torch.manual_seed(0)
-    config = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=4)
-    return FoundationModel(ViTModel(config, add_pooling_layer=False), name="runs/foundation")
+    return FoundationModel(tiny_vit(hidden_size=24, patch_size=4), name="runs/foundation")
 
 
 def configure(**options):
     return EvaluateTokenizerConfig(images=DIGITS, batch_size=13, linear_map_images=40, **options)
 
 
-class Few:
-    """The first images of a data set."""
-
-    def __init__(self, dataset, count):
-        self.dataset, self.count, self.source = dataset, count, dataset.source
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index):
-        return self.dataset[index]
-
-
 @pytest.fixture(scope="module")
 def images():
-    return Few(open_dataset(DIGITS, "held_out", augment=False), 30)
+    return FirstImages(open_dataset(DIGITS, "held_out", augment=False), 30)
 
 
 # --- reconstruction
@@ -104,7 +88,7 @@ def test_neither_batch_size_nor_company_changes_a_score(posterior, images, found
         for each in config
     )
     alone = measure_reconstruction(
-        tokenizer, Few(images.dataset, 4), config[1], MetricNetworks(foundation=foundation), ALONE
+        tokenizer, FirstImages(images.dataset, 4), config[1], MetricNetworks(foundation=foundation), ALONE
     )
     for name, values in whole.scores.items():
         # One pixel of 3,072 that rounds the other way moves PSNR by less than 1e-3 dB.
@@ -191,7 +175,7 @@ def test_the_linear_map_finds_what_is_there(foundation):
             return F.conv2d(tokenizer.vae.posterior(images).mean, hidden)
 
     linear = Linear(foundation.backbone, name="linear")
-    held_out = Few(open_dataset(DIGITS, "held_out", augment=False), 10)
+    held_out = FirstImages(open_dataset(DIGITS, "held_out", augment=False), 10)
     scores = {}
     for name, model in (("linear", linear), ("vit", foundation)):
         linear_map = fit_linear_map(tokenizer.vae, model, config, ALONE)

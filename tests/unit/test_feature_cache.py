@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import ViTConfig, ViTModel
 
 from alight.data import feature_cache
 from alight.data.feature_cache import FeatureCache, cached_features
@@ -11,6 +10,7 @@ from alight.data.images import ImageSource
 from alight.models.foundation import FoundationModel
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import unit_range
+from helpers.models import tiny_vit
 
 GRID = (4, 4)
 
@@ -56,16 +56,7 @@ def source():
 
 @pytest.fixture
 def foundation():
-    torch.manual_seed(0)
-    config = ViTConfig(
-        image_size=32,
-        patch_size=8,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    return Counting(ViTModel(config))
+    return Counting(tiny_vit())
 
 
 def test_each_image_is_computed_once_and_its_mirror_image_too(foundation, source):

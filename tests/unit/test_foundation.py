@@ -23,21 +23,20 @@ from transformers import (
     SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
-    ViTConfig,
-    ViTModel,
 )
 
 from alight.models.foundation import FoundationModel
 from alight.models.foundation_catalogue import FOUNDATIONS, FoundationRow, find_row
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
+from helpers.models import tiny_vit
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def small_vit():
-    return ViTModel(ViTConfig(image_size=32, patch_size=8, **SIZE))
+    return tiny_vit(**SIZE)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from alight.data.hugging_face import HuggingFaceImages
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_images
 from alight.runtime.errors import InputError
+from helpers.pictures import noise_file
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is not installed: pip install 'alight[data]'")
 
@@ -24,18 +25,11 @@ def _own_cache_without_network(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def picture(seed, size=(12, 9)):
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="png")
-    return file.getvalue()
-
-
 def table(count=6, names=("zebra", "ant", "unused"), **columns):
     """A typed table: images in the column `img`, classes in `animal`."""
     features = {"img": datasets.Image(), "animal": datasets.ClassLabel(names=list(names))}
     rows = {
-        "img": [{"bytes": picture(n), "path": None} for n in range(count)],
+        "img": [{"bytes": noise_file(n), "path": None} for n in range(count)],
         "animal": [n % 2 for n in range(count)],
     }
     typed = {
@@ -57,8 +51,8 @@ def assert_rows(source, numbers):
     """These rows of `table`, byte for byte."""
     assert len(source) == len(numbers)
     for index in np.random.default_rng(0).permutation(len(numbers)).tolist():
-        assert source.store.read(index) == picture(numbers[index])
-        assert (source.load(index) == np.asarray(Image.open(io.BytesIO(picture(numbers[index]))))).all()
+        assert source.store.read(index) == noise_file(numbers[index])
+        assert (source.load(index) == np.asarray(Image.open(io.BytesIO(noise_file(numbers[index]))))).all()
 
 
 def test_saved_table_with_columns_found_by_type(tmp_path):
@@ -110,7 +104,7 @@ def test_parquet_files_and_slices_of_them(tmp_path):
 
 
 def test_parquet_of_other_programs(tmp_path):
-    images = [picture(n) for n in range(3)]
+    images = [noise_file(n) for n in range(3)]
     binary = plain_parquet(tmp_path / "a.parquet", image=images, label=["x", "y", "x"], score=[0.5, 1.0, 2.0])
     source = open_images(binary)
     assert source.class_names == ("x", "y")
@@ -129,9 +123,9 @@ def test_parquet_of_other_programs(tmp_path):
 
 
 def test_a_parquet_file_that_changes_is_read_anew(tmp_path):
-    path = plain_parquet(tmp_path / "a.parquet", image=[picture(0), picture(1)])
+    path = plain_parquet(tmp_path / "a.parquet", image=[noise_file(0), noise_file(1)])
     first = open_images(path)
-    plain_parquet(path, image=[picture(0), picture(2), picture(3)])
+    plain_parquet(path, image=[noise_file(0), noise_file(2), noise_file(3)])
     second = open_images(path)
     assert_rows(second, [0, 2, 3])
     assert second.fingerprint != first.fingerprint
@@ -154,7 +148,7 @@ def test_columns_must_be_unambiguous(tmp_path):
 
 def test_rows_without_labels_or_images(tmp_path):
     rows = {
-        "image": [{"bytes": picture(0), "path": None}, None, {"bytes": b"torn", "path": None}],
+        "image": [{"bytes": noise_file(0), "path": None}, None, {"bytes": b"torn", "path": None}],
         "label": [0, 0, -1],
     }
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
@@ -170,10 +164,10 @@ def test_an_image_folder_through_datasets(tmp_path):
     for number in range(4):
         path = tmp_path / "pets" / ("cat", "dog")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(number))
+        path.write_bytes(noise_file(number))
     source = open_images(f"hf:{tmp_path / 'pets'}")
     assert source.class_names == ("cat", "dog")
-    assert sorted(source.store.read(index) for index in range(4)) == sorted(picture(number) for number in range(4))
+    assert sorted(source.store.read(index) for index in range(4)) == sorted(noise_file(number) for number in range(4))
     assert source.labels.tolist() == [0, 0, 1, 1]
 
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,6 +20,7 @@ from alight.data.image_folder import ImageFolder
 from alight.data.images import ImageSubset
 from alight.data.loading import open_images, source_fingerprint
 from alight.runtime.errors import InputError
+from helpers.tars import write_tar
 
 Image.init()
 FORMATS = [
@@ -62,14 +62,6 @@ def opened_or_refused(place):
         return open_images(place, max_skipped_fraction=1.0), ""
     except InputError as error:
         return None, str(error)
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
 
 
 @pytest.fixture

@@ -15,25 +15,8 @@ from alight.data.image_folder import ImageFolder
 from alight.data.image_tars import ImageTars
 from alight.data.loading import open_images
 from alight.runtime.errors import InputError
-
-
-def picture(seed, size=(12, 9), kind="png"):
-    """An encoded image of noise."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format=kind)
-    return file.getvalue()
-
-
-def write_tar(path, members, **options):
-    """A tar of (name, content) pairs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", **options) as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
+from helpers.pictures import noise_file
+from helpers.tars import write_tar
 
 
 @pytest.fixture
@@ -42,7 +25,7 @@ def shards(tmp_path):
     for tar in range(3):
         members = []
         for sample in range(tar * 5, tar * 5 + 5):
-            members += [(f"{sample:04d}.cls", str(sample % 4).encode()), (f"{sample:04d}.png", picture(sample))]
+            members += [(f"{sample:04d}.cls", str(sample % 4).encode()), (f"{sample:04d}.png", noise_file(sample))]
         write_tar(tmp_path / "shards" / f"train-{tar:03d}.tar", members)
     return tmp_path / "shards"
 
@@ -53,8 +36,8 @@ def shards(tmp_path):
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_random_access_gives_exactly_the_extracted_files(tmp_path, tar_format):
     long_name = f"deep/{'x' * 90}/{'y' * 90}.jpg"  # needs a header of its own in every format
-    members = [(f"{number % 3}/{number:03d}.png", picture(number, (5 + number, 9))) for number in range(20)]
-    members.insert(7, (long_name, picture(99, kind="jpeg")))
+    members = [(f"{number % 3}/{number:03d}.png", noise_file(number, (5 + number, 9))) for number in range(20)]
+    members.insert(7, (long_name, noise_file(99, kind="jpeg")))
     tar = write_tar(tmp_path / "all.tar", members, format=tar_format)
     with tarfile.open(tar) as archive:
         archive.extractall(tmp_path / "extracted", filter="data")
@@ -112,7 +95,7 @@ def test_braces():
 
 
 def test_a_file_whose_own_name_looks_like_a_pattern(tmp_path):
-    tar = write_tar(tmp_path / "[1]" / "a{1..2}*.tar", [("0.png", picture(0))])
+    tar = write_tar(tmp_path / "[1]" / "a{1..2}*.tar", [("0.png", noise_file(0))])
     assert find_files(str(tar)) == [tar]
     assert len(open_images(tar)) == len(open_images(tar.parent)) == 1
     assert find_files(str(tar.parent / "*.tar")) == [tar]
@@ -122,7 +105,10 @@ def test_names_as_labels_from_cls_and_json(tmp_path):
     def labelled(extension, contents):
         members = []
         for number, content in enumerate(contents):
-            members += [(f"./s/{number}.jpg", picture(number, kind="jpeg")), (f"./s/{number}.{extension}", content)]
+            members += [
+                (f"./s/{number}.jpg", noise_file(number, kind="jpeg")),
+                (f"./s/{number}.{extension}", content),
+            ]
         return write_tar(tmp_path / f"{extension}.tar", members)
 
     by_cls = open_images(labelled("cls", [b"dog\n", b"chat noir", b"dog"]))
@@ -138,12 +124,12 @@ def test_names_as_labels_from_cls_and_json(tmp_path):
 
 def test_samples_need_not_be_complete_or_adjacent(tmp_path):
     members = [
-        ("0.png", picture(0)),
+        ("0.png", noise_file(0)),
         ("notes.txt", b"no image"),
-        (".hidden.png", picture(9)),
-        ("1.png", picture(1)),
+        (".hidden.png", noise_file(9)),
+        ("1.png", noise_file(1)),
         ("1.cls", b"1"),
-        ("1.png", picture(2)),  # a second of the same name: this one counts, as in unpacking
+        ("1.png", noise_file(2)),  # a second of the same name: this one counts, as in unpacking
         ("0.cls", b"0"),
         ("2.cls", b"1"),
     ]
@@ -155,30 +141,30 @@ def test_samples_need_not_be_complete_or_adjacent(tmp_path):
     source = ImageTars(tar)
     assert [source.name(index) for index in range(len(source))] == ["odd.tar/0.png", "odd.tar/1.png"]
     assert source.labels.tolist() == [0, 1]
-    assert source.store.read(1) == picture(2)
+    assert source.store.read(1) == noise_file(2)
 
 
 def test_samples_with_several_images_need_a_choice(tmp_path):
-    members = [(f"{n}.{kind}.png", picture(10 * n + len(kind))) for n in range(2) for kind in ("input", "edge")]
+    members = [(f"{n}.{kind}.png", noise_file(10 * n + len(kind))) for n in range(2) for kind in ("input", "edge")]
     tar = write_tar(tmp_path / "pairs.tar", members)
     with pytest.raises(InputError, match="image_column=input.png"):
         open_images(tar)
     source = open_images(tar, image_column="edge.png")
     assert source.name(1) == "pairs.tar/1.edge.png"
-    assert source.store.read(1) == picture(14)
+    assert source.store.read(1) == noise_file(14)
     with pytest.raises(InputError, match="no images with the extension depth.png"):
         open_images(tar, image_column="depth.png")
 
 
 def test_names_differ_when_tars_of_several_folders_have_the_same_name(tmp_path):
     for folder in ("a", "b"):
-        write_tar(tmp_path / folder / "0.tar", [("0.png", picture(0))])
+        write_tar(tmp_path / folder / "0.tar", [("0.png", noise_file(0))])
     source = open_images(tmp_path / "{a,b}" / "0.tar")
     assert [source.name(index) for index in range(2)] == ["a/0.tar/0.png", "b/0.tar/0.png"]
 
 
 def test_a_tar_beside_the_folders_it_was_unpacked_to_does_not_count(tmp_path):
-    members = [("cat/0.png", picture(0)), ("dog/0.png", picture(1))]
+    members = [("cat/0.png", noise_file(0)), ("dog/0.png", noise_file(1))]
     tar = write_tar(tmp_path / "pets" / "pets.tar", members)
     assert isinstance(open_images(tmp_path / "pets"), ImageTars)
     with tarfile.open(tar) as archive:
@@ -199,7 +185,7 @@ def test_unchanged_tars_are_listed_and_decoded_once(shards, monkeypatch):
         again = open_images(shards)
     assert again.fingerprint == first.fingerprint
     assert not again.skipped
-    write_tar(shards / "train-001.tar", [("0.png", picture(50, (30, 40))), ("0.cls", b"3")])
+    write_tar(shards / "train-001.tar", [("0.png", noise_file(50, (30, 40))), ("0.cls", b"3")])
     changed = open_images(shards)
     assert len(changed) == 11
     assert changed.sizes[5].tolist() == [30, 40]
@@ -222,16 +208,21 @@ def test_a_tar_that_changes_under_a_source_is_noticed(shards):
 
 
 def test_damaged_images_in_a_tar_are_skipped(tmp_path):
-    members = [("0.png", picture(0)), ("1.png", picture(1)[:99]), ("2.png", b""), ("3.png", picture(3))]
+    members = [
+        ("0.png", noise_file(0)),
+        ("1.png", noise_file(1)[:99]),
+        ("2.png", b""),
+        ("3.png", noise_file(3)),
+    ]
     source = ImageTars(write_tar(tmp_path / "some.tar", members))
     assert [source.name(index) for index in range(2)] == ["some.tar/0.png", "some.tar/3.png"]
     assert [path for path, _ in source.skipped] == [f"{tmp_path}/some.tar/{number}.png" for number in (1, 2)]
-    assert (source.load(1) == np.asarray(Image.open(io.BytesIO(picture(3))))).all()
+    assert (source.load(1) == np.asarray(Image.open(io.BytesIO(noise_file(3))))).all()
 
 
 @pytest.mark.parametrize("cut", [0, 100, 512, 700, 1024, -10240 - 100, -10240 - 700])
 def test_cut_tars_are_refused(tmp_path, cut):
-    tar = write_tar(tmp_path / "cut.tar", [(f"{number}.png", picture(number, (40, 40))) for number in range(6)])
+    tar = write_tar(tmp_path / "cut.tar", [(f"{number}.png", noise_file(number, (40, 40))) for number in range(6)])
     tar.write_bytes(tar.read_bytes()[:cut])
     with pytest.raises(InputError, match=r"cut\.tar") as error:
         open_images(tar)
@@ -239,7 +230,7 @@ def test_cut_tars_are_refused(tmp_path, cut):
 
 
 def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
-    tar = write_tar(tmp_path / "flipped.tar", [(f"{number}.png", picture(number)) for number in range(6)])
+    tar = write_tar(tmp_path / "flipped.tar", [(f"{number}.png", noise_file(number)) for number in range(6)])
     with tarfile.open(tar) as archive:
         header = archive.getmembers()[3].offset
     content = bytearray(tar.read_bytes())
@@ -250,7 +241,7 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
 
 
 def test_a_tar_without_its_end_mark_is_whole(tmp_path):
-    tar = write_tar(tmp_path / "open.tar", [("0.png", picture(0)), ("1.png", picture(1))])
+    tar = write_tar(tmp_path / "open.tar", [("0.png", noise_file(0)), ("1.png", noise_file(1))])
     with tarfile.open(tar) as archive:
         last = archive.getmembers()[-1]
     end = last.offset_data + -(-last.size // 512) * 512
@@ -276,7 +267,7 @@ def test_compressed_and_other_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("member", "content"), [("1.cls", b"\xff\xfe"), ("1.json", b"{"), ("1.json", b"[1]")])
 def test_labels_that_cannot_be_read_are_missing_labels(tmp_path, member, content):
-    members = [("0.png", picture(0)), ("0.cls", b"1"), ("1.png", picture(1)), (member, content)]
+    members = [("0.png", noise_file(0)), ("0.cls", b"1"), ("1.png", noise_file(1)), (member, content)]
     tar = write_tar(tmp_path / "labels.tar", members)
     with pytest.raises(InputError, match=r"1 of 2 images .* no label .*labels.tar/1.png"):
         open_images(tar)

@@ -19,11 +19,7 @@ from alight.data.images import ImageSubset, split_source
 from alight.data.loading import open_images
 from alight.runtime.cache_folder import cache_folder
 from alight.runtime.errors import InputError
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ALIGHT_CACHE", str(tmp_path / "cache"))
+from helpers.pictures import write_noise
 
 
 def write_image(path, size=(40, 30), colour="red"):
@@ -31,14 +27,8 @@ def write_image(path, size=(40, 30), colour="red"):
     Image.new("RGB", size, colour).save(path)
 
 
-def write_noise(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
 def truncate(path):
-    write_noise(path)
+    write_noise(path, size=(48, 48))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -342,7 +332,7 @@ def test_interrupted_indexing_keeps_what_it_reached(pets, monkeypatch, decoded):
 
 
 def test_where_the_cache_lies(monkeypatch, tmp_path):
-    assert cache_folder() == tmp_path / "cache"
+    assert cache_folder() == tmp_path / "alight-cache"
     monkeypatch.delenv("ALIGHT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "alight"

@@ -16,20 +16,17 @@ from alight.artifacts import (
 )
 from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
-from alight.runtime.seeding import seeded_initialisation
+from helpers.models import tiny_tokenizer, tiny_transformer
+from helpers.written import write_model
 
 
 @pytest.fixture
 def pipeline(tmp_path):
     """A pipeline folder with its manifest, in the layout of a finished run."""
-    with seeded_initialisation(0, "tokenizer"):
-        vae = VAVAE.build(4, (16, 16), 1, 8, level_attention=False, mid_block_attention=False)
-    transformer = LightningDiT(sample_size=4, in_channels=4, hidden_size=32, num_layers=1, num_heads=2, num_classes=3)
-    for kind, model in (("tokenizer", vae), ("transformer", transformer)):
-        with writing_folder(tmp_path / kind) as staging:
-            model.save_pretrained(staging)
-            facts = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "class_names": ["a", "b", "c"]}
-            write_manifest(staging, kind, {}, kind, facts=facts)
+    facts = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "class_names": ["a", "b", "c"]}
+    transformer = tiny_transformer(hidden_size=32, num_classes=3)
+    for kind, model in (("tokenizer", tiny_tokenizer()), ("transformer", transformer)):
+        write_model(tmp_path / kind, kind, model, digest=kind, facts=facts)
     with writing_folder(tmp_path / "pipeline") as staging:
         parts = tmp_path / "transformer", tmp_path / "tokenizer"
         LightningDiTPipeline.from_artifacts(*parts).save_pretrained(staging)

@@ -1,42 +1,24 @@
 """Labels as tables, records and archives of every origin give them: recognised, refused, or named in a warning."""
 
-import io
 import json
 import tarfile
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from alight.data.image_folder import ImageFolder
 from alight.data.image_tars import ImageTars
 from alight.data.loading import open_images
 from alight.runtime.errors import InputError
+from helpers.pictures import noise_file
+from helpers.tars import tar_of
 
 datasets = pytest.importorskip("datasets")
-
-
-def picture(seed=0):
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(file, format="png")
-    return file.getvalue()
-
-
-def tar_of(members):
-    """The bytes of a tar of (name, content) pairs."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return file.getvalue()
 
 
 @pytest.fixture
 def images(tmp_path):
     for number in range(12):
-        (tmp_path / f"{number}.png").write_bytes(picture(number))
+        (tmp_path / f"{number}.png").write_bytes(noise_file(number))
     return tmp_path
 
 
@@ -115,7 +97,7 @@ def test_an_unknown_header_is_no_image(images, header):
 
 def test_tables_recognise_columns_too(images, caplog):
     def saved(name, **columns):
-        columns = {"image": [{"bytes": picture(n), "path": None} for n in range(4)], **columns}
+        columns = {"image": [{"bytes": noise_file(n), "path": None} for n in range(4)], **columns}
         table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
         table.to_parquet(images / name)
         return images / name
@@ -153,7 +135,7 @@ def test_floats_in_records_are_numbers(images):
     source = labelled(images, [float(number) for number in range(11)], "n.jsonl")
     assert source.class_names[10] == "10"
     assert source.labels.tolist() == list(range(11))
-    members = [(f"{n}.png", picture(n)) for n in range(11)]
+    members = [(f"{n}.png", noise_file(n)) for n in range(11)]
     members += [(f"{n}.json", json.dumps({"Class": float(n)}).encode()) for n in range(11)]
     (images / "n.tar").write_bytes(tar_of(members))
     assert open_images(images / "n.tar").labels.tolist() == list(range(11))
@@ -195,7 +177,7 @@ SYNSETS = ("n01440764", "n01443537", "n02084071")
 
 
 def synset_tar(synset, start=0):
-    return tar_of([(f"{synset}_{n}.JPEG", picture(start + n)) for n in range(3)])
+    return tar_of([(f"{synset}_{n}.JPEG", noise_file(start + n)) for n in range(3)])
 
 
 def test_a_tar_of_a_tar_per_synset_has_their_classes(tmp_path, caplog):
@@ -205,7 +187,7 @@ def test_a_tar_of_a_tar_per_synset_has_their_classes(tmp_path, caplog):
         source = open_images(tmp_path / "ILSVRC2012_img_train.tar")
         assert source.class_names == SYNSETS
         assert source.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-        assert [source.store.read(n) for n in range(9)] == [picture(10 * (n // 3) + n % 3) for n in range(9)]
+        assert [source.store.read(n) for n in range(9)] == [noise_file(10 * (n // 3) + n % 3) for n in range(9)]
         assert source.name(4) == "ILSVRC2012_img_train.tar/n01443537.tar/n01443537_1.JPEG"
     assert open_images(tmp_path / "ILSVRC2012_img_train.tar", unconditional=True).class_names == (
         "ILSVRC2012_img_train",
@@ -226,7 +208,7 @@ def test_a_folder_of_a_tar_per_class_has_their_classes(tmp_path, names):
 @pytest.mark.parametrize("prefix", ["", "./", "pets/", "./data/pets/"])
 def test_a_tar_of_class_folders_has_their_classes(tmp_path, prefix, caplog):
     names = ["10/0.png", "10/deep/1.png", "cat/0.png", "9/0.png"]
-    (tmp_path / "pets.tar").write_bytes(tar_of([(prefix + name, picture(n)) for n, name in enumerate(names)]))
+    (tmp_path / "pets.tar").write_bytes(tar_of([(prefix + name, noise_file(n)) for n, name in enumerate(names)]))
     source = ImageTars(tmp_path / "pets.tar")
     assert source.class_names == ("10", "9", "cat")
     assert source.labels.tolist() == [0, 0, 2, 1]
@@ -234,7 +216,7 @@ def test_a_tar_of_class_folders_has_their_classes(tmp_path, prefix, caplog):
 
 
 def test_class_folders_have_the_same_labels_packed_and_unpacked(tmp_path):
-    members = [(f"{number}/{image}.png", picture(number)) for number in range(11) for image in range(2)]
+    members = [(f"{number}/{image}.png", noise_file(number)) for number in range(11) for image in range(2)]
     (tmp_path / "all.tar").write_bytes(tar_of(members))
     with tarfile.open(tmp_path / "all.tar") as archive:
         archive.extractall(tmp_path / "all", filter="data")
@@ -246,7 +228,7 @@ def test_class_folders_have_the_same_labels_packed_and_unpacked(tmp_path):
 
 def test_loose_images_beside_class_folders_of_a_tar_are_ambiguous(tmp_path):
     (tmp_path / "a.tar").write_bytes(
-        tar_of([("cat/0.png", picture()), ("1.png", picture(1)), ("dog/2.png", picture())])
+        tar_of([("cat/0.png", noise_file()), ("1.png", noise_file(1)), ("dog/2.png", noise_file())])
     )
     with pytest.raises(InputError, match="1 images beside folders with images .cat, dog"):
         open_images(tmp_path / "a.tar")
@@ -265,13 +247,13 @@ def test_numbered_tars_without_labels_are_one_class_in_a_warning(tmp_path, caplo
 
 
 def test_labels_of_samples_count_before_folders(tmp_path):
-    members = [("a/0.png", picture()), ("a/0.cls", b"x"), ("b/1.png", picture(1)), ("b/1.cls", b"x")]
+    members = [("a/0.png", noise_file()), ("a/0.cls", b"x"), ("b/1.png", noise_file(1)), ("b/1.cls", b"x")]
     (tmp_path / "a.tar").write_bytes(tar_of(members))
     assert open_images(tmp_path / "a.tar").class_names == ("x",)
 
 
 def test_keys_of_samples_that_are_not_used_are_named(tmp_path, caplog):
-    members = [("0.png", picture()), ("0.json", b'{"breed": "a", "size": 3}'), ("0.txt", b"a cat")]
+    members = [("0.png", noise_file()), ("0.json", b'{"breed": "a", "size": 3}'), ("0.txt", b"a cat")]
     (tmp_path / "a.tar").write_bytes(tar_of(members))
     assert open_images(tmp_path / "a.tar").class_names == ("a",)
     assert "Not used: .txt, breed, size" in caplog.text
@@ -292,7 +274,7 @@ def test_tars_three_deep_and_archives_inside_are_not_passed_over(tmp_path, caplo
     (tmp_path / "deep.tar").write_bytes(tar_of([("a.tar", tar_of([("b.tar", synset_tar("x"))]))]))
     with pytest.raises(InputError, match="unpack it"):
         open_images(tmp_path / "deep.tar")
-    (tmp_path / "zipped.tar").write_bytes(tar_of([("0.png", picture()), ("more.tar.gz", b"1234")]))
+    (tmp_path / "zipped.tar").write_bytes(tar_of([("0.png", noise_file()), ("more.tar.gz", b"1234")]))
     assert len(open_images(tmp_path / "zipped.tar")) == 1
     assert "more.tar.gz" in caplog.text
 
@@ -307,8 +289,8 @@ def test_hidden_and_litter_folders_are_no_classes_anywhere(tmp_path):
     for number, name in enumerate(names):
         path = tmp_path / "pets" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(number))
-    (tmp_path / "pets.tar").write_bytes(tar_of([(f"./{name}", picture(n)) for n, name in enumerate(names)]))
+        path.write_bytes(noise_file(number))
+    (tmp_path / "pets.tar").write_bytes(tar_of([(f"./{name}", noise_file(n)) for n, name in enumerate(names)]))
     for place in ("pets", "pets.tar"):
         source = open_images(tmp_path / place)
         assert source.class_names == ("cat", "dog")
@@ -319,7 +301,7 @@ def test_a_single_class_folder_with_folders_of_its_own_is_pointed_out(tmp_path, 
     for name in ("cat/0.png", "dog/1.png"):
         path = tmp_path / "pets" / "images" / name
         path.parent.mkdir(parents=True)
-        path.write_bytes(picture())
+        path.write_bytes(noise_file())
     assert ImageFolder(tmp_path / "pets").class_names == ("images",)
     assert "images has folders of its own (cat, dog)" in caplog.text
     caplog.clear()

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from alight.models import PRESETS, LightningDiT, drop_labels, validate_class_labels
 from alight.runtime.errors import InputError
+from helpers.models import randomise
+from helpers.written import WEIGHTS
 
 TINY = {
     "sample_size": 4,
@@ -38,10 +40,7 @@ def seeded():
 
 def random_model(**options):
     """A model whose weights are all random, the gates included: a fresh one predicts zero whatever it is given."""
-    model = LightningDiT(**{**TINY, **options})
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return randomise(LightningDiT(**TINY | options))
 
 
 def inputs(model, batch_size=2):
@@ -241,7 +240,7 @@ def test_sizes_that_do_not_fit_are_named(options, message):
 )
 def test_a_folder_with_a_missing_weight_is_refused(tmp_path, loading):
     random_model().save_pretrained(tmp_path)
-    weights_file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights_file = tmp_path / WEIGHTS
     weights = load_file(weights_file)
     weights.pop("blocks.1.attn.qkv.bias")
     save_file(weights, weights_file, metadata={"format": "pt"})
@@ -254,7 +253,7 @@ def test_a_saved_folder_describes_itself(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["_class_name"] == "LightningDiT"
     assert {name: config[name] for name in TINY} == {**TINY, "sample_size": [2, 6]}
-    assert "rope_table" not in load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    assert "rope_table" not in load_file(tmp_path / WEIGHTS)
 
 
 # --- hidden tokens ------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import unicodedata
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from alight.data.class_names import class_index, readable_class_names
 from alight.data.image_folder import ImageFolder
@@ -16,18 +15,10 @@ from alight.data.loading import open_images
 from alight.data.readable_names import readable
 from alight.pipelines.call_arguments import as_labels
 from alight.runtime.errors import InputError
+from helpers.pictures import write_noise
 
 LATIN_1 = os.fsdecode(b"caf\xe9")
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-
-
-def write_image(path, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="png")
-    path.write_bytes(file.getvalue())
-    return file.getvalue()
 
 
 # --- bytes that are not UTF-8 ---------------------------------------------------------------------------------------
@@ -35,7 +26,7 @@ def write_image(path, seed=0):
 
 def sources_named(tmp_path, classes):
     """The same classes as folders, in a list, as folders in a tar and as tars in a tar."""
-    contents = {name: write_image(tmp_path / "pets" / name / "0.png", n) for n, name in enumerate(classes)}
+    contents = {name: write_noise(tmp_path / "pets" / name / "0.png", n) for n, name in enumerate(classes)}
     with (tmp_path / "list.csv").open("w", encoding="utf-8", errors="surrogateescape") as file:
         file.writelines(f"pets/{name}/0.png,{name}\n" for name in classes)
 
@@ -58,7 +49,7 @@ def test_class_names_that_are_not_utf_8_become_plain_text(tmp_path):
     for place in sources_named(tmp_path, ["abc", LATIN_1, os.fsdecode(b"caf\xe8")]):
         source = open_images(place)
         assert source.class_names == ("abc", r"caf\xe8", r"caf\xe9")
-        assert [source.load(n).shape for n in range(3)] == [(6, 5, 3)] * 3
+        assert [source.load(n).shape for n in range(3)] == [(12, 9, 3)] * 3
         json.dumps(source.class_names, ensure_ascii=False).encode("utf-8")
         assert len(source.fingerprint) == 16
         known = readable_class_names(json.loads(json.dumps(source.class_names)), 3)
@@ -67,7 +58,7 @@ def test_class_names_that_are_not_utf_8_become_plain_text(tmp_path):
 
 
 def test_a_place_that_is_not_utf_8_names_its_class_in_plain_text(tmp_path):
-    write_image(tmp_path / LATIN_1 / "0.png")
+    write_noise(tmp_path / LATIN_1 / "0.png")
     assert ImageFolder(tmp_path / LATIN_1).class_names == (r"caf\xe9",)
     (tmp_path / f"{LATIN_1}.csv").write_bytes(b"caf\xe9/0.png\n")
     assert open_images(tmp_path / f"{LATIN_1}.csv").class_names == (r"caf\xe9",)
@@ -75,7 +66,7 @@ def test_a_place_that_is_not_utf_8_names_its_class_in_plain_text(tmp_path):
 
 def test_messages_about_odd_names_can_be_printed(tmp_path):
     for place in ("a", "b"):
-        write_image(tmp_path / place / LATIN_1 / "0.png")
+        write_noise(tmp_path / place / LATIN_1 / "0.png")
     (tmp_path / "a" / LATIN_1 / "0.png").write_bytes(b"torn")
     (tmp_path / "b" / os.fsdecode(b"\xff empty")).mkdir()
     for place in ("a", "b"):
@@ -149,7 +140,7 @@ def test_digits_that_name_a_class_are_that_class():
 
 def test_folders_of_numbers_are_never_mistaken(tmp_path):
     for number, name in enumerate(PADDED):
-        write_image(tmp_path / "pets" / name / "0.png", number)
+        write_noise(tmp_path / "pets" / name / "0.png", number)
     source = open_images(tmp_path / "pets")
     assert class_index("01", source.class_names, 11) == 0
     with pytest.raises(InputError, match="Did you mean '01'"):
@@ -177,7 +168,7 @@ BRACKETS = ("[1]", "a*b", "q?", "br{1..3}", "x[!a]", "a,b", "{a,b}", "per%20cent
 @pytest.mark.parametrize("name", BRACKETS)
 def test_names_like_patterns_are_names(tmp_path, name):
     folder = tmp_path / name
-    content = write_image(folder / "pets" / name / f"{name}.png")
+    content = write_noise(folder / "pets" / name / f"{name}.png")
     (folder / f"{name}.csv").write_text(f'path,label\n"pets/{name}/{name}.png",cat\n')
     (folder / f"{name}.jsonl").write_text(json.dumps({"path": f"pets/{name}/{name}.png", "label": "cat"}))
     (folder / "tars").mkdir()
@@ -191,7 +182,7 @@ def test_names_like_patterns_are_names(tmp_path, name):
 def test_tables_with_names_like_patterns_are_found(tmp_path, name):
     datasets = pytest.importorskip("datasets")
     folder = tmp_path / name
-    content = write_image(folder / "images" / "cat" / f"{name}.png")
+    content = write_noise(folder / "images" / "cat" / f"{name}.png")
     rows = {"image": [{"bytes": content, "path": None}]}
     table = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()}))
     (folder / "table").mkdir()
@@ -238,7 +229,7 @@ def test_patterns_of_too_many_files_are_refused_at_once(word):
     ],
 )
 def test_text_that_is_no_list_is_one_paragraph(tmp_path, name, content, words):
-    write_image(tmp_path / "0.png")
+    write_noise(tmp_path / "0.png")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=words) as error:
         open_images(tmp_path / name)
@@ -248,7 +239,7 @@ def test_text_that_is_no_list_is_one_paragraph(tmp_path, name, content, words):
 
 
 def test_half_a_surrogate_pair_as_a_label_is_readable(tmp_path):
-    write_image(tmp_path / "0.png")
+    write_noise(tmp_path / "0.png")
     (tmp_path / "a.jsonl").write_text(r'{"path": "0.png", "label": "\ud83d cat"}')
     assert open_images(tmp_path / "a.jsonl").class_names == (r"\ud83d cat",)
 

@@ -13,25 +13,17 @@ from alight import VAVAE, LightningDiT, LightningDiTPipeline
 from alight.models.weight_files import find_weights, weights_hash
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
-from alight.runtime.seeding import seeded_initialisation
+from helpers.models import normalised, tiny_tokenizer, tiny_transformer
 
-SIZES = {"sample_size": 2, "in_channels": 4, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_classes": 10}
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
 def tokenizer():
-    with seeded_initialisation(1):
-        vae = VAVAE.build(4, (16, 16), 1, 8, level_attention=False, mid_block_attention=False).eval()
-    vae.set_latents_statistics(torch.zeros(4), torch.ones(4))
-    return vae
+    return normalised(tiny_tokenizer(1))
 
 
 def transformer():
-    with seeded_initialisation(0):
-        model = LightningDiT(**SIZES)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+    return tiny_transformer(sample_size=2, num_layers=2)
 
 
 MODELS = {"tokenizer": (VAVAE, tokenizer), "transformer": (LightningDiT, transformer)}

@@ -8,12 +8,12 @@ from sklearn.datasets import load_digits
 
 from alight.reporting.pictures import comparison_strip, image_grid, pair_strip, scatter
 from alight.runtime.errors import InputError
+from helpers.pictures import digit_images
 
 
 @pytest.fixture(scope="module")
 def digits() -> np.ndarray:
-    """Real digits, uint8 (1797, 8, 8, 1)."""
-    return (load_digits().images * 255 / 16).astype(np.uint8)[..., None]
+    return digit_images()
 
 
 def test_grid_places_images_in_order(digits: np.ndarray) -> None:

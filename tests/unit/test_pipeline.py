@@ -4,31 +4,23 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from alight import VAVAE, LightningDiT, LightningDiTPipeline
+from alight import LightningDiT, LightningDiTPipeline
 from alight.flow import SOLVERS, time_grid
 from alight.flow.adaptive import ADAPTIVE_METHODS
 from alight.options import ODE_SOLVERS, SDE_SOLVERS, require_solver
 from alight.runtime.errors import InputError
-from alight.runtime.seeding import seeded_initialisation
+from helpers.models import TRANSFORMER, normalised, tiny_tokenizer, tiny_transformer
 
-SIZES = {"sample_size": 2, "in_channels": 4, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_classes": 10}
+SIZES = TRANSFORMER | {"sample_size": 2}
 
 
 def transformer(seed=0, **options):
-    with seeded_initialisation(seed):
-        model = LightningDiT(**SIZES | options)
-        for parameter in model.parameters():  # a fresh model predicts zero, which no test would notice
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+    return tiny_transformer(seed, **SIZES | options)
 
 
 def pipeline(model=None, shift=1.0, **options):
-    with seeded_initialisation(1):
-        tokenizer = VAVAE.build(4, (16, 16), 1, 8, level_attention=False, mid_block_attention=False).eval()
-    tokenizer.set_latents_statistics(torch.zeros(4), torch.ones(4))
-    return LightningDiTPipeline(
-        tokenizer, model or transformer(), FlowMatchEulerDiscreteScheduler(shift=shift), **options
-    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    return LightningDiTPipeline(normalised(tiny_tokenizer(1)), model or transformer(), scheduler, **options)
 
 
 def test_config_and_flow_know_the_same_solvers():

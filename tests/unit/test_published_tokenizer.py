@@ -21,13 +21,13 @@ from alight.interop.reference import (
 from alight.models import LightningDiT
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import seeded_initialisation
+from helpers.models import exportable_tokenizer
 
-TINY = {"latent_channels": 4, "block_out_channels": (32, 64, 64), "layers_per_block": 1, "sample_size": 64}
+TINY = {"block_out_channels": (32, 64, 64), "sample_size": 64}
 
 
 def make_tokenizer(**options):
-    with seeded_initialisation(0):
-        return VAVAE.build(**{**TINY, **options})
+    return exportable_tokenizer(**TINY | options)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Published checkpoint files: damaged, unsafe and foreign ones are refused with a reason, sound ones come back."""
 
-import os
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,25 +14,15 @@ from alight.interop.reference import (
     warm_start_transformer,
 )
 from alight.interop.torch_file import read_torch_file, select_weights
-from alight.models import LightningDiT
 from alight.runtime.errors import InputError
+from helpers.models import tiny_transformer
+from helpers.pickles import Harmful
 
 TINY = {"sample_size": 4, "in_channels": 3, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_classes": 5}
 
 
-class Harmful:
-    """A pickle of this would run a command while it is read."""
-
-    def __reduce__(self):
-        return os.system, ("false",)
-
-
 def make_model(**options):
-    torch.manual_seed(0)
-    model = LightningDiT(**{**TINY, **options})
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return tiny_transformer(**TINY | options)
 
 
 @pytest.fixture

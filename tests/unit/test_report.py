@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from alight.reporting.files import write_report, write_table
 from alight.reporting.page import duration_text, number_text, plain_text, render_page
 from alight.reporting.pictures import image_grid
 from alight.reporting.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage
 from alight.runtime.errors import InputError
+from helpers.pictures import digit_images
 
 NASTY = "</style><script src='//evil.example/x.js'>alert(\"1\")</script> & $title ${summary} <img src=x onerror=y>"
 
@@ -51,8 +51,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def digits() -> np.ndarray:
-    """Real digits, uint8 (1797, 8, 8, 1)."""
-    return (load_digits().images * 255 / 16).astype(np.uint8)[..., None]
+    return digit_images()
 
 
 @pytest.fixture

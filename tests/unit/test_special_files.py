@@ -10,11 +10,11 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from alight.data.loading import open_images
 from alight.data.sample_folder import Request, SampleFolder
 from alight.runtime.errors import InputError
+from helpers.pictures import noise_file
 
 datasets = pytest.importorskip("datasets")
 
@@ -30,12 +30,6 @@ for place in sys.argv[1:]:
     except InputError as error:
         print(json.dumps(str(error)))
 """
-
-
-def picture(seed=0):
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(file, format="png")
-    return file.getvalue()
 
 
 def opened(*places):
@@ -87,7 +81,7 @@ SPECIAL = {
 def sound(tmp_path):
     (tmp_path / "pets").mkdir()
     for number in range(3):
-        (tmp_path / "pets" / f"{number}.png").write_bytes(picture(number))
+        (tmp_path / "pets" / f"{number}.png").write_bytes(noise_file(number))
     return tmp_path / "pets"
 
 
@@ -97,7 +91,7 @@ def test_in_folders_lists_and_tables_they_are_skipped(sound, tmp_path):
         make(sound / f"{kind}.png")
         reasons[f"{sound}/{kind}.png"] = reason
     (sound / "list.csv").write_text("path,label\n0.png,a\n1.png,b\n" + "".join(f"{kind}.png,a\n" for kind in SPECIAL))
-    rows = [{"bytes": picture(), "path": None}] + [{"bytes": None, "path": path} for path in reasons]
+    rows = [{"bytes": noise_file(), "path": None}] + [{"bytes": None, "path": path} for path in reasons]
     features = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
     datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "a.parquet")
     folder, listed, table = opened(sound, sound / "list.csv", tmp_path / "a.parquet")
@@ -132,8 +126,8 @@ def test_members_of_a_tar_are_skipped_with_a_warning(tmp_path, caplog):
             member.type, member.linkname = kind, "/dev/zero" if kind == tarfile.SYMTYPE else ""
             archive.addfile(member)
         member = tarfile.TarInfo("0.png")
-        member.size = len(picture())
-        archive.addfile(member, io.BytesIO(picture()))
+        member.size = len(noise_file())
+        archive.addfile(member, io.BytesIO(noise_file()))
     assert len(open_images(tmp_path / "a.tar")) == 1
     assert "4 members" in caplog.text
     assert "odd0.png" in caplog.text

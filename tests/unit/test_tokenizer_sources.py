@@ -6,7 +6,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from alight import VAVAE
 from alight.artifacts import read_artifact, write_manifest
 from alight.config import ConvertConfig
 from alight.interop.reference import export_latents_statistics, export_tokenizer
@@ -16,16 +15,15 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.seeding import seeded_initialisation
 from alight.stages import convert
+from helpers.models import exportable_tokenizer
+from helpers.written import WEIGHTS
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 MEAN, STD = torch.linspace(-1, 1, 4), torch.linspace(0.5, 2, 4)
 
 
 @pytest.fixture(scope="module")
 def vae():
-    with seeded_initialisation(0):
-        model = VAVAE.build(latent_channels=4, block_out_channels=(32, 32), layers_per_block=1)
-    return model.eval()
+    return exportable_tokenizer()
 
 
 @pytest.fixture

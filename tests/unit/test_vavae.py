@@ -10,14 +10,15 @@ from safetensors.torch import load_file, save_file
 from alight import VAVAE
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import seeded_initialisation
+from helpers.models import tiny_tokenizer
+from helpers.written import WEIGHTS
 
 
 @pytest.fixture
 def vae():
-    with seeded_initialisation(0):
-        model = VAVAE.build(latent_channels=4, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8)
+    model = tiny_tokenizer(block_out_channels=(16, 32), level_attention=True, mid_block_attention=True)
     model.set_latents_statistics(torch.linspace(-1, 1, 4), torch.linspace(0.5, 2, 4))
-    return model.eval()
+    return model
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_sizes_that_do_not_fit(vae):
 
 
 def test_missing_statistics():
-    model = VAVAE.build(latent_channels=4, block_out_channels=(8,), layers_per_block=1, norm_num_groups=8)
+    model = tiny_tokenizer(block_out_channels=(8,))
     with pytest.raises(InputError, match="no latents_mean"):
         model.decode_latents(torch.zeros(1, 4, 4, 4))
 
@@ -80,7 +81,7 @@ def test_unusable_folders(vae, tmp_path):
     with pytest.raises(InputError, match=r"no config\.json"):
         VAVAE.from_pretrained(tmp_path)
     vae.save_pretrained(tmp_path)
-    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = tmp_path / WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="not a complete safetensors file"):
@@ -104,7 +105,7 @@ def test_weights_that_do_not_fit_the_configuration(vae, tmp_path):
 
 def test_weights_that_are_not_finite(vae, tmp_path):
     vae.save_pretrained(tmp_path)
-    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    path = tmp_path / WEIGHTS
     tensors = load_file(path)
     tensors["decoder.conv_out.bias"][0] = float("nan")
     save_file(tensors, path)
@@ -164,7 +165,7 @@ def test_statistics_take_the_place_of_a_scaling_factor(foreign, tmp_path):
 def test_attention_under_its_old_names(foreign, images, tmp_path):
     """As in the files of the original Stable Diffusion; strictly, so that no weight is left random."""
     foreign.save_pretrained(tmp_path)
-    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    path = tmp_path / WEIGHTS
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     tensors = {}
     for name, value in load_file(path).items():
@@ -182,7 +183,7 @@ def test_attention_under_its_old_names(foreign, images, tmp_path):
 
 def test_folders_that_hold_something_else(foreign, tmp_path):
     foreign.save_pretrained(tmp_path)
-    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = tmp_path / WEIGHTS
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(InputError, match=r"model\.bin is a pickle.*as safetensors"):
         VAVAE.from_pretrained(tmp_path)

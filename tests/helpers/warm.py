@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+from helpers.command_line import ENVIRONMENT
+
 PRELOADED = [
     *("torch", "diffusers", "diffusers.models.autoencoders.autoencoder_kl", "transformers", "tyro", "sklearn.svm"),
     *("alight.cli", "alight.studies.quickstart", "alight.stages.train_foundation", "alight.stages.train_tokenizer"),

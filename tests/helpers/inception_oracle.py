@@ -1,7 +1,7 @@
-"""Run by `test_inception.py` beside pytorch-fid and torch-fidelity: their activations of one batch, with our weights.
+"""A script beside pytorch-fid and torch-fidelity: their activations of one batch, with the given weights.
 
-python inception_oracle.py WEIGHTS IMAGES RESULT: reads weights (.pth) and images (.pt, (B, 3, H, W) uint8), writes a
-dictionary of tensors.
+`test_inception.py` runs it as: python inception_oracle.py WEIGHTS IMAGES RESULT. It reads weights (.pth) and
+images (.pt, (B, 3, H, W) uint8) and writes a dictionary of tensors.
 """
 
 import sys

@@ -3,11 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from helpers.command_line import alight_command
 
 
 class Server:
@@ -35,7 +36,7 @@ class Server:
 @contextmanager
 def serving(folder: Path, log: Path, *options: object, **environment: str) -> Iterator[Server]:
     """Start a server on a free port, wait until it says where it is, and end it afterwards."""
-    command = [sys.executable, "-m", "alight", "serve", str(folder), "--port", "0", *map(str, options)]
+    command = alight_command("serve", folder, "--port", "0", *options)
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)

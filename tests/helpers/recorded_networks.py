@@ -2,10 +2,9 @@
 
 import re
 
-from portable_weights import portable_state
-
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.perceptual import LPIPS
+from helpers.portable_weights import portable_state
 
 
 def recorded_state(case, prefix=""):

@@ -1,0 +1,1 @@
+"""Shared by the tests of all folders: builders of small models and data, real processes, and oracles."""
