@@ -30,6 +30,7 @@ MANIFEST = "alight.json"
 STARTED = "started.json"  # names the kind of artifact that an unfinished folder is going to be
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"  # of a model, as diffusers has it
 PROJECTION_FILE, DISCRIMINATOR_FILE = "projection.safetensors", "discriminator.safetensors"  # beside a tokenizer
+SAMPLES_RECORD, SAMPLES_GRID, SAMPLES_NPZ = "samples.json", "grid.png", "samples.npz"  # of samples
 PIPELINE_INDEX = "model_index.json"  # of a pipeline, likewise
 PIPELINE_OF_A_RUN = "pipeline"  # the folder of it in that of a whole run
 FORMAT = 2
@@ -142,6 +143,11 @@ class Artifact:
                 f"{other.path} ({other.hash[:12]}). Give the {other.kind} that it was made with, or make the "
                 f"{self.kind} again from this one."
             )
+
+
+def sample_path(folder: Path, number: int) -> Path:
+    """The image of a number in a samples artifact."""
+    return folder / "images" / f"{number:06d}.png"
 
 
 # --- opening ------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from alight import LightningDiTPipeline
-from alight.artifacts import read_artifact
+from alight import VAVAE, LightningDiTPipeline
+from alight.artifacts import WEIGHTS_FILE, read_artifact, write_manifest
 from alight.cli import parse
 from alight.config import ImagesConfig, TuneConfig
 from alight.config.commands import COMMANDS
@@ -18,7 +18,9 @@ from alight.config.recipes import validate
 from alight.data.loading import open_dataset
 from alight.evaluation.label_figures import pixels_of
 from alight.metrics import FeatureStatistics, GreyPixels, frechet_distance
+from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
 from alight.tune import trial
 from alight.tune.search import run as search
 from helpers import warm
@@ -102,6 +104,35 @@ def test_a_folder_and_an_npz_give_the_same_figures(run, whole, tmp_path):
     assert conditions(of_npz, GREY)["NFE"] == conditions(whole[1], GREY)["NFE"]
     assert "generated_label_accuracy" not in of_folder  # nobody knows the labels
     assert "reconstruction_psnr" not in of_npz
+
+
+def improved_tokenizer(folder, original):
+    """The tokenizer with another decoder, in the form in which `train: decoder` leaves one."""
+    vae, artifact = VAVAE.from_pretrained(original), read_artifact(original, "tokenizer")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias += 0.01
+    with writing_folder(folder) as staging:
+        vae.save_pretrained(staging)
+        facts = artifact.facts | {"same_latents_as": [artifact.hash]}
+        write_manifest(staging, "tokenizer", artifact.config, file_hash(staging / WEIGHTS_FILE), facts=facts)
+    return read_artifact(folder, "tokenizer")
+
+
+def test_a_tokenizer_improved_after_the_transformer_is_named(run, whole, tmp_path):
+    original = read_artifact(run / "tokenizer", "tokenizer")
+    improved = improved_tokenizer(tmp_path / "improved", original.path)
+    draw = ("--samples-per-class", "2", "--sampling.num-inference-steps", "2", "--device", "cpu")
+    models = ("--transformer", run / "transformer", "--tokenizer", improved.path)
+    start("sample", ["--output", tmp_path / "samples", *models, *draw])
+    for samples, said in (
+        (tmp_path / "samples", "trained on the latents of"),
+        (run / "samples", "decoded by another"),
+    ):
+        report = evaluate(tmp_path / said.split()[0], "--samples", samples, "--tokenizer", improved.path)
+        note = next(note for note in report["notes"] if said in note)
+        assert improved.hash[:12] in note
+        assert original.hash[:12] in note
+    assert not any(original.hash[:12] in note for note in whole[1]["notes"])
 
 
 def test_live_generation_gives_the_figures_of_stored_samples(run, whole, reference, tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from alight.artifacts import differences
+from alight.artifacts import differences, sample_path
 from alight.data.png_check import is_intact_png
 from alight.data.provenance import png_text
 from alight.runtime.errors import InputError
@@ -57,7 +57,7 @@ class SampleFolder:
 
     def image_path(self, number: int) -> Path:
         """Where image `number` lies."""
-        return self.path / "images" / f"{number:06d}.png"
+        return sample_path(self.path, number)
 
     def start(self) -> float:
         """Claim the folder, or find this very run in it.

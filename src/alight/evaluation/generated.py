@@ -6,7 +6,7 @@ Scores depend on the order of the images, so each kind has one: that of the file
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ConfigDict, JsonValue, with_config
 from typing_extensions import TypedDict
 
-from alight.artifacts import Artifact, is_complete, read_artifact
+from alight.artifacts import SAMPLES_RECORD, Artifact, is_complete, read_artifact, sample_path
 from alight.data.provenance import read_npz_entry
 from alight.metrics.reference import NpzImageReader
 from alight.reporting.report import Conditions
@@ -24,7 +24,6 @@ from alight.runtime.reading import check_values, read_json, require_regular
 Pixels = npt.NDArray[np.uint8]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SETTINGS = "samples.json"
 
 
 @with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
@@ -41,6 +40,7 @@ class SampleSettings(TypedDict):
     uint8_rule: str
     transformer: str
     tokenizer: str
+    latents_tokenizer: NotRequired[str]
 
 
 class GeneratedImages(ABC):
@@ -78,6 +78,11 @@ class GeneratedImages(ABC):
         self.class_names = settings["class_names"]
         self.conditions = sampling_conditions(settings)
         self.settings = settings
+        if trained_on := settings.get("latents_tokenizer"):
+            self.remarks = [
+                f"The images were decoded by the tokenizer {settings['tokenizer'][:12]}, an improved one: the "
+                f"transformer was trained on the latents of {trained_on[:12]}, and only the decoder differs."
+            ]
 
     @abstractmethod
     def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
@@ -174,9 +179,9 @@ class SampledImages(GeneratedFiles):
 
     def __init__(self, folder: Path) -> None:
         self.artifact: Artifact = read_artifact(folder, "samples")
-        settings = read_json(folder / SETTINGS, SampleSettings, "Generate the samples again.")
-        self._know(settings, folder / SETTINGS)
-        paths = [folder / "images" / f"{number:06d}.png" for number in range(settings["count"])]
+        settings = read_json(folder / SAMPLES_RECORD, SampleSettings, "Generate the samples again.")
+        self._know(settings, folder / SAMPLES_RECORD)
+        paths = [sample_path(folder, number) for number in range(settings["count"])]
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None or len(paths) < 2:
             raise InputError(

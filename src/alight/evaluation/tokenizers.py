@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alight.artifacts import Artifact
+from alight.artifacts import PROJECTION_FILE, Artifact
 from alight.config import EvaluateTokenizerConfig, MeasureTokenizerConfig
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.foundation import FoundationModel
@@ -18,8 +18,6 @@ from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
 from alight.runtime.errors import InputError
 from alight.runtime.files import short_names
-
-PROJECTION_FILE = "projection.safetensors"
 
 
 @dataclass(frozen=True)

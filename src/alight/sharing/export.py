@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from alight.artifacts import PIPELINE_INDEX, WEIGHTS_FILE, Artifact, is_complete, read_artifact, write_manifest
+from alight.artifacts import (
+    PIPELINE_INDEX,
+    SAMPLES_GRID,
+    SAMPLES_RECORD,
+    WEIGHTS_FILE,
+    Artifact,
+    is_complete,
+    read_artifact,
+    write_manifest,
+)
 from alight.config import EvaluateTokenizerConfig, ExportConfig, ImagesConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
@@ -162,8 +171,8 @@ def describe(
 
 def with_samples(shared: Shared, samples: Artifact, staging: Path) -> Shared:
     """Show the grid of the samples, and tell how they were made."""
-    settings = json.loads((samples.path / "samples.json").read_text(encoding="utf-8"))
-    shutil.copyfile(samples.path / "grid.png", staging / SAMPLES_PICTURE)
+    settings = json.loads((samples.path / SAMPLES_RECORD).read_text(encoding="utf-8"))
+    shutil.copyfile(samples.path / SAMPLES_GRID, staging / SAMPLES_PICTURE)
     chosen = {name: value for name, value in settings["sampling"].items() if value is not None}
     caption = (
         f"Samples, a row per class, not chosen: {setting_text(chosen)}, NFE {setting_text(settings['nfe'])}, "

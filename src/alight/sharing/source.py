@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field, JsonValue
 from alight.artifacts import CONFIG_FILE, PIPELINE_INDEX, WEIGHTS_FILE, Artifact, is_complete, read_artifact
 from alight.config import ExportConfig
 from alight.lineage import record_of, require_tokenizer_of
+from alight.models.weight_files import find_weights, weights_hash
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
-from alight.runtime.files import file_hash
 from alight.runtime.reading import read_json, read_json_object
 
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)*([^/\s'\"]+)")  # within a sentence; no part of an address
@@ -110,9 +110,9 @@ def records_of(source: Source) -> dict[str, Artifact]:
     records = {}
     for kind, folder in source.folders.items():
         record = read_artifact(folder, kind) if is_complete(folder) else None
-        if not (folder / WEIGHTS_FILE).is_file():
+        if not find_weights(folder):
             raise InputError(f"{folder} holds no {kind}: it has no {WEIGHTS_FILE}. Give a finished one.")
-        digest = file_hash(folder / WEIGHTS_FILE)
+        digest = weights_hash(folder)
         if record is not None:
             records[kind] = record
             if record.hash != digest:

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 
-from alight.artifacts import MANIFEST
+from alight.artifacts import MANIFEST, SAMPLES_RECORD
 from alight.config.recipes import read_recipe
 from alight.data.provenance import NPZ_ENTRY, read_npz_entry, read_png
 from alight.runtime.errors import InputError
@@ -144,7 +144,7 @@ def _recipe(path: Path) -> Description:
 def _record(path: Path) -> Description:
     kinds = {
         MANIFEST: "the manifest of an artifact",
-        "samples.json": "the settings of samples",
+        SAMPLES_RECORD: "the settings of samples",
         "report.json": "a report; 'alight report' shows its figures",
         "model_index.json": "the index of a pipeline",
         "config.json": "the configuration of a model",

@@ -1,19 +1,26 @@
 """Stage 5: generated images, and what their tokenizer reconstructs -> figures with their conditions, and a report."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from alight.artifacts import Artifact, find_pipeline, library_versions, read_artifact, write_manifest
+from alight.artifacts import (
+    SAMPLES_NPZ,
+    Artifact,
+    find_pipeline,
+    library_versions,
+    read_artifact,
+    write_manifest,
+)
 from alight.config import EvaluateConfig
 from alight.data.image_dataset import ImageDataset
-from alight.data.image_npz import write_images_npz
+from alight.data.image_npz import write_shuffled_npz
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
-from alight.data.provenance import software
 from alight.evaluation.batches import in_steps
 from alight.evaluation.generated import GeneratedImages, SampledImages, open_generated
 from alight.evaluation.generation import Generation, measure_generation
@@ -34,11 +41,9 @@ from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.files import file_hash
-from alight.runtime.seeding import random_stream
 
 HEADLINES = ("reconstruction_psnr", "alignment_cosine")  # of the tokenizer's figures
 SHOWN_PAIRS = 16
-NPZ = "samples.npz"
 
 
 def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> Artifact:
@@ -72,7 +77,7 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
             with writing_folder(config.output) as staging:
                 write_report(staging, report)
                 if config.npz:
-                    export_npz(staging / NPZ, images, config)
+                    export_npz(staging / SAMPLES_NPZ, images, config)
                 digest = file_hash(staging / "report.json")
                 inputs = {artifact.kind: artifact.hash for artifact in artifacts}
                 write_manifest(staging, "report", resolved, digest, inputs, seconds=time.perf_counter() - started)
@@ -159,6 +164,7 @@ def describe(
         ]
         pictures.append(reconstruction_picture(reconstruction, config))
         curves += tokenizer_curves([reconstruction.tokenizer])
+        notes += decoder_notes(images, reconstruction.tokenizer)
         notes += [*reconstruction.notes, "PSNR and SSIM compare with the same centre crops that the tokenizer saw."]
     if generation.label_scores is not None:
         figures.append(label_figure(generation.label_scores, images))
@@ -208,6 +214,17 @@ def summary(images: GeneratedImages, reconstruction: Reconstruction | None, arti
     return f"{text[0].upper()}{text[1:]}."
 
 
+def decoder_notes(images: GeneratedImages, measured: EvaluatedTokenizer) -> list[str]:
+    """Name both tokenizers where the reconstructions are of another one than the generated images."""
+    decoder = images.settings["tokenizer"] if images.settings is not None else measured.artifact.hash
+    if decoder == measured.artifact.hash:
+        return []
+    return [
+        f"The reconstructions are those of the tokenizer {measured.artifact.hash[:12]}, but the generated images were "
+        f"decoded by another one, {decoder[:12]}."
+    ]
+
+
 def remarks(config: EvaluateConfig, generation: Generation) -> list[str]:
     """Notes on omitted measurements and on caveats."""
     notes = [
@@ -237,11 +254,10 @@ def _brief(artifact: Artifact) -> dict[str, object]:
 
 
 def export_npz(path: Path, images: GeneratedImages, config: EvaluateConfig) -> None:
-    """`arr_0` in shuffled order, whatever order the images have."""
-    order = torch.randperm(images.count, generator=random_stream(config.seed, "npz order")).tolist()
-    batches = (images.pick(order[part.start : part.stop]) for part in in_steps(0, len(order), config.batch_size))
-    said = None
-    if images.settings is not None:
-        shuffled = {name: [images.settings[name][number] for number in order] for name in ("labels", "seeds")}
-        said = software() | dict(images.settings) | shuffled
-    write_images_npz(path, (pixels for batch in batches for pixels in batch), images.count, said)
+    """Write the images in shuffled order as `arr_0`."""
+
+    def read(order: list[int]) -> Iterator[np.ndarray]:
+        for part in in_steps(0, len(order), config.batch_size):
+            yield from images.pick(order[part.start : part.stop])
+
+    write_shuffled_npz(path, read, images.count, config.seed, images.settings)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alight.artifacts import Artifact, read_artifact, write_manifest
+from alight.artifacts import SAMPLES_GRID, SAMPLES_NPZ, SAMPLES_RECORD, Artifact, read_artifact, write_manifest
 from alight.config import SampleConfig
-from alight.data.image_npz import write_images_npz
+from alight.data.image_npz import write_shuffled_npz
 from alight.data.provenance import software
 from alight.data.sample_folder import Request, SampleFolder
 from alight.lineage import require_tokenizer_of
@@ -28,11 +28,10 @@ from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
 from alight.runtime.pixels import UINT8_RULE
-from alight.runtime.seeding import random_stream
 from alight.runtime.units import duration
 from alight.training.snapshot import Snapshot, transformer_to_sample
 
-SETTINGS, GRID, TRAJECTORY, NPZ = "samples.json", "grid.png", "trajectory.png", "samples.npz"
+TRAJECTORY = "trajectory.png"
 GRID_ROWS, GRID_COLUMNS, TRAJECTORY_COLUMNS = 10, 10, 8
 
 
@@ -209,16 +208,13 @@ def finish(
 ) -> None:
     """Write the record, the overview and the manifest beside the images."""
     settings = describe(models, requests, folder, config)
-    folder.write_picture(GRID, class_grid(requests, folder), software() | common_settings(models, config))
+    folder.write_picture(SAMPLES_GRID, class_grid(requests, folder), software() | common_settings(models, config))
     with writing_folder(folder.path) as staging:
-        write_text(staging / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        write_text(staging / SAMPLES_RECORD, json.dumps(settings, indent=2) + "\n")
         if config.npz:
-            order = torch.randperm(len(requests), generator=random_stream(config.seed, "npz order")).tolist()
-            shuffled = {name: [settings[name][number] for number in order] for name in ("labels", "seeds")}
-            record = software() | settings | shuffled
-            write_images_npz(staging / NPZ, folder.read(order), len(requests), record)  # classes mixed
+            write_shuffled_npz(staging / SAMPLES_NPZ, folder.read, len(requests), config.seed, settings)
         images = [folder.image_path(number) for number in range(len(requests))]
-        digest, beside = file_hash(*images), [*images, folder.path / GRID]
+        digest, beside = file_hash(*images), [*images, folder.path / SAMPLES_GRID]
         facts = {key: settings[key] for key in ("count", "nfe", "label_protocol", "class_names")}
         seconds = time.perf_counter() - started
         write_manifest(staging, "samples", folder.config, digest, models.hashes, facts, seconds, beside)
@@ -228,12 +224,15 @@ def finish(
 def describe(models: Models, requests: list[Request], folder: SampleFolder, config: SampleConfig) -> dict[str, Any]:
     """Every setting that determined the images."""
     costs = [folder.evaluations(number) for number in range(len(requests))]
+    trained_on = models.artifacts["transformer"].inputs.get("tokenizer", models.hashes["tokenizer"])
+    improved = {"latents_tokenizer": trained_on} if trained_on != models.hashes["tokenizer"] else {}
     return {
         "count": len(requests),
         "label_protocol": label_protocol(config),
         "nfe": costs[0] if len(set(costs)) == 1 else sum(costs) / len(costs),  # adaptive solvers differ by batch
         "seed": config.seed,
         **common_settings(models, config),
+        **improved,  # its decoder was trained after the transformer
         "labels": [request.label for request in requests],
         "seeds": [request.seed for request in requests],
         "class_names": models.class_names,

@@ -13,14 +13,14 @@ from alight.config import ServeConfig, SolverConfig
 from alight.data.readable_names import folded, readable
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.foundation import FoundationModel
-from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
+from alight.models.weight_files import weights_hash
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import latent_shape
 from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
-from alight.runtime.files import file_hash, short_names
+from alight.runtime.files import short_names
 from alight.sharing.source import Source, records_of
 from alight.web.folders import pipeline_folders
 
@@ -125,7 +125,7 @@ def _run_folder(folder: Path) -> Path:
 def _open_pipeline(folder: Path, name: str, device: torch.device) -> ServedPipeline:
     place = find_pipeline(folder)
     pipeline = open_pipeline(place).to(device)
-    hashes = {part: file_hash(place / part / WEIGHTS_FILE)[:12] for part in ("transformer", "tokenizer")}
+    hashes = {part: weights_hash(place / part)[:12] for part in ("transformer", "tokenizer")}
     return ServedPipeline(name, pipeline, hashes, starting_settings(pipeline, _run_folder(folder)))
 
 
