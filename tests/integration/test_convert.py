@@ -303,7 +303,7 @@ def test_what_does_not_belong_together_is_refused(convert, files, tmp_path):
         (("tokenizer", files / "vae.pt", out, "--weights", "ema"), "weights has no meaning for a tokenizer"),
         (("transformer", model, out, "--num-heads", 2, *published), "num_heads has no meaning"),
         (("latents", tmp_path / "empty", out), "holds no latents"),
-        (("latents", tmp_path / "strange", out), "is no shard of latents"),
+        (("latents", tmp_path / "strange", out), "is not a shard of latents"),
         (("tokenizer", model, out, *published), "There is no tokenizer folder"),
         (("latents", tmp_path / "unflipped", out, *published), "--flips"),
     ):
