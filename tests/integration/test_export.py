@@ -105,7 +105,7 @@ def test_a_tokenizer_alone(finished_quickstart, tmp_path):
     np.testing.assert_array_equal(reconstruct(artifact.path, AutoencoderKL), reconstruct(source))
     card = ModelCard.load(artifact.path / "README.md")
     assert card.data.license is None
-    assert "has not chosen a licence" in card.text
+    assert "have not chosen a licence" in card.text
     assert "Reconstruction PSNR" in card.text
     assert "Label accuracy" not in card.text  # a figure of the transformer, too
     assert Image.open(artifact.path / "reconstructions.png").size == (2 * 32 + 2, 2 * 32 + 2)
@@ -281,8 +281,8 @@ def test_reports_of_wrong_shape_are_refused(finished_quickstart, tmp_path):
         ([], "Give the folder to export"),
         (["{run}/transformer"], "needs its tokenizer to make images"),
         (["{run}/report"], "holds a report, not a tokenizer"),
-        (["{run}/pipeline/scheduler"], "no pipeline, no run and no tokenizer"),
-        (["{run}/nowhere"], "no pipeline, no run and no tokenizer"),
+        (["{run}/pipeline/scheduler"], "not a pipeline, a run or a tokenizer"),
+        (["{run}/nowhere"], "not a pipeline, a run or a tokenizer"),
         (["{run}", "--report", "{run}/samples"], "no report of alight"),
         (["{run}", "--license", "MIT License"], "no identifier of the hub"),
         (["{run}", "--push-to-hub", "digits"], "OWNER/NAME"),
@@ -345,7 +345,7 @@ def test_an_upload_sends_the_export_and_nothing_else(hub, finished_quickstart, t
     ("token", "repository", "message"),
     [
         ("", "somebody/digits", "You are not logged in to the hub"),
-        ("hf_of_somebody_else", "somebody/digits", "does not accept the token"),
+        ("hf_of_somebody_else", "somebody/digits", "does not accept your token"),
         (TOKEN, "nobody/digits", "You are somebody on the hub, who cannot write to nobody/digits"),
     ],
 )

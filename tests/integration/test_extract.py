@@ -279,7 +279,7 @@ def test_another_run_in_the_same_folder_is_refused(configure, tokenizer, tmp_pat
         with pytest.raises(InputError, match=message):
             run(configure(folder, **values))
     assert contents(folder) == before
-    with pytest.raises(InputError, match="are not finished"):
+    with pytest.raises(InputError, match="holds unfinished latents"):
         LatentDataset(folder)
     (folder / "unfinished" / "run.json").unlink()
     with pytest.raises(InputError, match="not of an unfinished 'alight latents extract'"):

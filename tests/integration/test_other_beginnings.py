@@ -139,7 +139,7 @@ def test_another_number_of_classes_begins_with_new_class_embeddings_and_says_so(
     torch.testing.assert_close(new[rows][5], old[rows][3], rtol=0, atol=1e-6)  # of the null class
     for name in set(old) - {rows}:
         torch.testing.assert_close(new[name], old[name], rtol=0, atol=1e-6, msg=name)
-    assert "knows 3 classes and the latents have 5, so the class embeddings begin with new values" in log_text.text
+    assert "has 3 classes and the latents have 5, so the class embeddings begin with new values" in log_text.text
 
 
 @pytest.mark.parametrize("shape", [{"channels": 8}, {"side": 3}])
