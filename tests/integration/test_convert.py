@@ -256,7 +256,7 @@ def bad_files(folder, files):
         "text.pt": ("tokenizer", "is not a complete torch file"),
         "half.pt": ("tokenizer", "is not a complete torch file"),
         "half.safetensors": ("tokenizer", "is not a complete safetensors file"),
-        "harmful.pt": ("tokenizer", "system' to be executed"),
+        "harmful.pt": ("tokenizer", "would execute '"),
         "nan.pt": ("tokenizer", "1 not finite (decoder.conv_out.bias)"),
         "nan_model.pt": ("transformer", "1 not finite (output_layer.proj.bias)"),
         "transformer.pt": ("tokenizer", "It looks like a published LightningDiT"),

@@ -100,7 +100,7 @@ def test_the_architecture_comes_with_the_weights_and_another_one_is_refused(trai
         (MODEL | {"qk_norm": True}, "qk_norm False -> True"),
         ({"preset": "LightningDiT-S/1"}, "num_layers 1 -> 12"),
     ):
-        with pytest.raises(InputError, match=f"another architecture .*{said}"):
+        with pytest.raises(InputError, match=f"the architecture of the section .*{said}"):
             train("other", init_from=str(first.path), model=model)
     assert train("said", init_from=str(first.path), model=MODEL | {"class_dropout_prob": 0.3}, **still()).facts
 

@@ -150,7 +150,7 @@ def test_weights_that_do_not_fit_are_listed():
         ({qkv: torch.full((48, 16), torch.inf)}, "1 not finite"),
         ({"feat_rope.freqs_cos": torch.zeros(16, 8)}, "rotary positions"),
         ({"x_embedder.proj.weight": None}, "not a checkpoint of a LightningDiT"),
-        ({"pos_embed": torch.zeros(1, 15, 16)}, "no square"),
+        ({"pos_embed": torch.zeros(1, 15, 16)}, "not a square"),
     ):
         broken = {name: value for name, value in {**published, **changes}.items() if value is not None}
         with pytest.raises(InputError, match=message):
