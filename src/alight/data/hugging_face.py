@@ -19,7 +19,7 @@ from alight.data.image_store import ImageStore, file_stamp, first_special, read_
 from alight.data.readable_names import readable_classes
 from alight.data.stored_images import StoredImages
 from alight.runtime.console import log
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -239,7 +239,7 @@ def _explained(word: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:_MOST_OF_A_MESSAGE]
+        reason = one_line(error, _MOST_OF_A_MESSAGE)
         raise InputError(
             f"The package datasets cannot open {word} ({reason}); check the name, the split and the network."
         ) from error

@@ -18,6 +18,7 @@ from alight.data.cache import cache_file, one_process_at_a_time, read_cache, wri
 from alight.data.decode import decode_with_peak
 from alight.data.image_store import ImageStore
 from alight.runtime.console import progress_bar
+from alight.runtime.errors import one_line
 
 _FORMAT = "image-index-3"
 _HASH_DIGITS = 32  # 128 bits, without collisions in practice
@@ -167,4 +168,4 @@ def _reason(error: Exception) -> str:
         return "not an image that Pillow supports"  # Pillow's message repeats the path
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -13,7 +13,7 @@ from alight.interop.tokenizer import load_tokenizer
 from alight.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, is_hub_id
 from alight.models.vavae import VAVAE
 from alight.models.weight_files import weights_hash
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 from alight.runtime.reading import read_json_object
 
 SUBFOLDER = "vae"  # of the folder of a pipeline
@@ -98,7 +98,7 @@ def _download(hub_id: str) -> Path:
     except Exception as error:  # of the network, the hub or the cache, in many types
         raise InputError(
             f"The tokenizer '{hub_id}' is not a folder, and it cannot be downloaded from the hub "
-            f"({' '.join(str(error).split())[:200]}). Check the name and the network, or download it elsewhere and "
+            f"({one_line(error)}). Check the name and the network, or download it elsewhere and "
             "give the folder."
         ) from error
     return Path(folder)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alight.interop.safe_unpickling import HARMLESS
 from alight.models.pretrained import read_safetensors
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 from alight.runtime.files import explained_disk_errors
 from alight.runtime.reading import require_regular
 
@@ -59,7 +59,7 @@ def read_torch_file(path: str | Path) -> Any:
                 "it was refused. Ask its author to save only the tensors, for example as safetensors."
             ) from error
         raise InputError(
-            f"{path} is not a complete torch file ({type(error).__name__}: {' '.join(str(error).split())[:120]}). It "
+            f"{path} is not a complete torch file ({type(error).__name__}: {one_line(error, 120)}). It "
             "was truncated when it was copied or downloaded, or it is a file of another kind; get it again."
         ) from error
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alight.models.foundation_catalogue import IMAGENET_MEAN, IMAGENET_STD, allowed_sizes
 from alight.models.foundation_loading import open_backbone
 from alight.runtime.console import log
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 
 Size = tuple[int, int]  # height, width
 
@@ -149,9 +149,7 @@ class FoundationModel(nn.Module):
             with torch.no_grad():
                 width = self._tokens(torch.zeros(1, 3, side, side).to(self.mean)).shape[-1]
         except Exception as error:  # other kinds of networks raise many types
-            raise self._no_grid(
-                f"an image of {side}x{side} pixels fails: {' '.join(str(error).split()):.150}"
-            ) from error
+            raise self._no_grid(f"an image of {side}x{side} pixels fails: {one_line(error, 150)}") from error
         if not 0 <= found <= MOST_PREFIX_TOKENS or width != self.feature_dim:
             patches = (side // self.patch_size) ** 2
             raise self._no_grid(f"{found + patches} features of {width} channels for {patches} patches")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alight.artifacts import CONFIG_FILE, WEIGHTS_FILE, verify_folder
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.weight_files import find_weights, read_safetensors, read_weights
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 from alight.runtime.reading import read_json_object
 
 __all__ = [
@@ -85,7 +85,7 @@ class StrictlyLoaded(ModelMixin):
             )
         except OSError as error:
             raise InputError(
-                f"'{origin}' is not a folder, and as a hub id it cannot be downloaded ({_one_line(error)}). Check the "
+                f"'{origin}' is not a folder, and as a hub id it cannot be downloaded ({one_line(error)}). Check the "
                 "name and the network, or download it elsewhere and give the folder."
             ) from error
         wrong = {kind: names for kind, names in found.items() if names}
@@ -172,7 +172,7 @@ def _build(cls: type[ModelT], config: dict[str, Any], weights: dict[str, Tensor]
         raise
     except Exception as error:  # wrong types and values fail in the networks, in their own ways
         raise InputError(
-            f"{place} does not describe a {cls.__name__} ({_one_line(error)}). Restore the file that was saved with "
+            f"{place} does not describe a {cls.__name__} ({one_line(error)}). Restore the file that was saved with "
             "the weights."
         ) from error
 
@@ -224,7 +224,3 @@ def _advice(folder: Path) -> str:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from alight.artifacts import WEIGHTS_FILE
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 from alight.runtime.files import file_hash
 from alight.runtime.reading import read_json, require_regular
 
@@ -95,7 +95,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path} is not a complete safetensors file ({' '.join(str(error).split())[:200]}). It was probably "
+            f"{path} is not a complete safetensors file ({one_line(error)}). It was probably "
             "truncated when it was copied or downloaded; get it again."
         ) from error
 

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 
 LATER = "Leave out --push-to-hub to export now, and upload the folder later with 'hf upload {repository} FOLDER'."
 
@@ -43,17 +43,16 @@ def check_access(repository: str) -> None:
         account = TypeAdapter(_Account).validate_python(HfApi().whoami())
     except HfHubHTTPError as error:
         raise InputError(
-            f"The hub does not accept your token ({_one_line(error)}). Run 'hf auth login' again with one that may "
+            f"The hub does not accept your token ({one_line(error)}). Run 'hf auth login' again with one that may "
             f"write to {repository}. {later}"
         ) from error
     except ValidationError as error:
         raise InputError(
-            f"The hub at {constants.ENDPOINT} does not say who you are ({_one_line(error)}). Check its address. "
-            f"{later}"
+            f"The hub at {constants.ENDPOINT} does not say who you are ({one_line(error)}). Check its address. {later}"
         ) from error
     except Exception as error:  # of the network, in many types
         raise InputError(
-            f"The hub at {constants.ENDPOINT} cannot be reached ({_one_line(error)}). Check the network. {later}"
+            f"The hub at {constants.ENDPOINT} cannot be reached ({one_line(error)}). Check the network. {later}"
         ) from error
     owner = repository.split("/")[0]
     owners = [account["name"], *(organisation["name"] for organisation in account.get("orgs", ()))]
@@ -87,11 +86,7 @@ def upload(folder: Path, files: Sequence[str], repository: str, private: bool) -
         )
     except Exception as error:
         raise InputError(
-            f"{folder} is complete, but uploading it to {repository} failed ({_one_line(error)}). Run the same "
+            f"{folder} is complete, but uploading it to {repository} failed ({one_line(error)}). Run the same "
             "command again."
         ) from error
     return str(url)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
