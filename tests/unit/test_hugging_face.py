@@ -189,6 +189,7 @@ def test_damaged_files_are_one_paragraph(tmp_path):
         open_images(tmp_path / "saved")
 
 
+@pytest.mark.slow
 def test_worker_processes_read_the_same(tmp_path):
     table().save_to_disk(tmp_path / "saved")
     source = open_images(tmp_path / "saved")
