@@ -28,6 +28,26 @@ def write_noise(path: Path, seed: int = 0, size: tuple[int, int] = (12, 9)) -> b
     return content
 
 
+def write_plain(path: Path, size: tuple[int, int] = (40, 30), colour: str = "red") -> None:
+    """Write an image of one colour, with its folder; (width, height) is `size`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def write_truncated(path: Path) -> None:
+    """Write the first half of a file of noise."""
+    content = write_noise(path, size=(48, 48))
+    path.write_bytes(content[: len(content) // 2])
+
+
+def write_pets(folder: Path) -> Path:
+    """Write one image of the class `dog`, and two of the class `cat`, one of them in a folder below."""
+    write_plain(folder / "dog" / "a.JPG", (50, 20))
+    write_plain(folder / "cat" / "b.png", (30, 60), "lime")
+    write_plain(folder / "cat" / "kittens" / "c.WebP", (25, 25), "blue")
+    return folder
+
+
 def write_photographs(folder: Path, number: int, size: tuple[int, int]) -> Path:
     """Write crops of two photographs, `number` of each class `temple` and `flower`; (height, width) is `size`."""
     height, width = size

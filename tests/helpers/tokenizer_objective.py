@@ -1,4 +1,4 @@
-"""The tokenizer's objective as the paper writes it: one sum for autograd to differentiate, without cuts in the graph."""
+"""The tokenizer's objective as the paper writes it: one sum for autograd, without cuts in the graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -3,42 +3,22 @@
 import os
 import pickle
 import re
-from hashlib import sha256
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from alight.data import image_index
-from alight.data.cache import read_cache
 from alight.data.embedded import Digits, Photographs
 from alight.data.image_folder import ImageFolder
-from alight.data.image_index import index_images
-from alight.data.image_store import FileStore, list_images
 from alight.data.images import ImageSubset, split_source
 from alight.data.loading import open_images
-from alight.runtime.cache_folder import cache_folder
 from alight.runtime.errors import InputError
-from helpers.pictures import write_noise
-
-
-def write_image(path, size=(40, 30), colour="red"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-
-
-def truncate(path):
-    write_noise(path, size=(48, 48))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+from helpers.pictures import write_pets, write_plain, write_truncated
 
 
 @pytest.fixture
 def pets(tmp_path):
-    folder = tmp_path / "pets"
-    write_image(folder / "dog" / "a.JPG", (50, 20))
-    write_image(folder / "cat" / "b.png", (30, 60), "lime")
-    write_image(folder / "cat" / "kittens" / "c.WebP", (25, 25), "blue")
-    return folder
+    return write_pets(tmp_path / "pets")
 
 
 def one_paragraph(error, *parts):
@@ -68,7 +48,7 @@ def test_subfolders_are_classes_searched_recursively(pets):
 
 def test_loose_images_are_one_unlabelled_class(tmp_path):
     for name in ("b.png", "a.bmp"):
-        write_image(tmp_path / "art" / name)
+        write_plain(tmp_path / "art" / name)
     (tmp_path / "art" / "notes.txt").write_text("not an image")
     (tmp_path / "art" / "empty folder").mkdir()
     source = ImageFolder(tmp_path / "art")
@@ -78,21 +58,21 @@ def test_loose_images_are_one_unlabelled_class(tmp_path):
 
 
 def test_unconditional_takes_any_layout_as_one_class(pets):
-    write_image(pets / "loose.png")
+    write_plain(pets / "loose.png")
     source = ImageFolder(pets, unconditional=True)
     assert source.class_names == ("pets",)
     assert source.labels.tolist() == [0, 0, 0, 0]
 
 
 def test_hidden_files_and_archive_litter_do_not_count(pets):
-    write_image(pets / ".thumbnails" / "x.png")
-    write_image(pets / "cat" / ".hidden.png")
-    write_image(pets / "__MACOSX" / "cat" / "x.png")
+    write_plain(pets / ".thumbnails" / "x.png")
+    write_plain(pets / "cat" / ".hidden.png")
+    write_plain(pets / "__MACOSX" / "cat" / "x.png")
     assert len(ImageFolder(pets)) == 3
 
 
 def test_linked_classes_are_followed_and_loops_end(pets, tmp_path):
-    write_image(tmp_path / "elsewhere" / "x.png")
+    write_plain(tmp_path / "elsewhere" / "x.png")
     (pets / "fox").symlink_to(tmp_path / "elsewhere")
     (pets / "cat" / "round").symlink_to(pets)
     source = ImageFolder(pets)
@@ -102,7 +82,7 @@ def test_linked_classes_are_followed_and_loops_end(pets, tmp_path):
 
 def test_names_that_are_not_unicode(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
-    write_image(tmp_path / "odd" / "plain.png")
+    write_plain(tmp_path / "odd" / "plain.png")
     os.rename(tmp_path / "odd" / "plain.png", tmp_path / "odd" / name)
     for _ in range(2):  # the second time from the cache
         source = ImageFolder(tmp_path / "odd")
@@ -143,7 +123,7 @@ def test_class_folder_without_images(pets):
 
 
 def test_images_beside_class_folders_are_ambiguous(pets):
-    write_image(pets / "loose.png")
+    write_plain(pets / "loose.png")
     with pytest.raises(InputError) as error:
         ImageFolder(pets)
     one_paragraph(error, "1 images beside 2 subfolders", "unconditional=True")
@@ -151,7 +131,7 @@ def test_images_beside_class_folders_are_ambiguous(pets):
 
 def test_classes_that_look_like_splits_are_pointed_out(tmp_path, caplog):
     for split in ("train", "val"):
-        write_image(tmp_path / split / "cat" / "a.png")
+        write_plain(tmp_path / split / "cat" / "a.png")
     ImageFolder(tmp_path)
     assert "train, val" in caplog.text
 
@@ -160,7 +140,7 @@ def test_classes_that_look_like_splits_are_pointed_out(tmp_path, caplog):
 
 
 def test_damaged_files_are_named_skipped_and_counted(pets, caplog):
-    truncate(pets / "cat" / "half.jpg")
+    write_truncated(pets / "cat" / "half.jpg")
     (pets / "dog" / "page.jpg").write_text("<html>404</html>")
     (pets / "dog" / "zero.png").write_bytes(b"")
     (pets / "dog" / "gone.png").symlink_to(pets / "nowhere.png")
@@ -179,7 +159,7 @@ def test_damaged_files_are_named_skipped_and_counted(pets, caplog):
 
 
 def test_too_many_damaged_files(pets):
-    truncate(pets / "cat" / "half.jpg")
+    write_truncated(pets / "cat" / "half.jpg")
     with pytest.raises(InputError) as error:
         ImageFolder(pets, max_skipped_fraction=0.2)
     one_paragraph(error, "1 of 4", "half.jpg", "max_skipped_fraction")
@@ -187,14 +167,14 @@ def test_too_many_damaged_files(pets):
 
 
 def test_only_damaged_files(tmp_path):
-    truncate(tmp_path / "broken" / "a.jpg")
+    write_truncated(tmp_path / "broken" / "a.jpg")
     with pytest.raises(InputError) as error:
         ImageFolder(tmp_path / "broken", max_skipped_fraction=1.0)
     one_paragraph(error, "1 of 1", "a.jpg", "truncated")
 
 
 def test_class_with_only_damaged_files(pets):
-    truncate(pets / "fox" / "a.jpg")
+    write_truncated(pets / "fox" / "a.jpg")
     with pytest.raises(InputError) as error:
         ImageFolder(pets)
     one_paragraph(error, "class fox", pets, "can be decoded")
@@ -208,146 +188,13 @@ def test_file_that_vanishes_after_indexing(pets):
     one_paragraph(error, "b.png", "indexed")
 
 
-# --- the cached index ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """The files that indexing really reads, in a list that the test may clear."""
-    seen = []
-
-    def recording(store, position):
-        seen.append(os.path.basename(store.name(position)))
-        return read(store, position)
-
-    read = FileStore.read
-    monkeypatch.setattr(FileStore, "read", recording)
-    return seen
-
-
-def index(folder):
-    return index_images(FileStore(folder, folder, list_images(folder)))
-
-
-def index_file():
-    return next((cache_folder() / "image-index-3").glob("*.json"))
-
-
-def test_unchanged_files_are_decoded_once(pets, decoded):
-    first = index(pets)
-    assert sorted(decoded) == ["a.JPG", "b.png", "c.WebP"]
-    decoded.clear()
-    assert index(pets) == first
-    assert decoded == []
-
-
-def test_the_index_holds_sizes_and_hashes_of_the_files(pets):
-    first = index(pets).images[0]
-    content = (pets / "cat" / "b.png").read_bytes()
-    assert first[:2] == ("cat/b.png", f"{len(content)}-{(pets / 'cat' / 'b.png').stat().st_mtime_ns}")
-    assert first[2:] == (60, 30, sha256(content).hexdigest()[:32], 0)
-    assert ImageFolder(pets).content_hash(0) == first.hash
-
-
-def test_only_changed_new_and_damaged_files_are_decoded_again(pets, decoded):
-    truncate(pets / "dog" / "half.jpg")
-    assert len(index(pets).skipped) == 1
-    decoded.clear()
-    write_image(pets / "dog" / "new.png")
-    write_image(pets / "cat" / "b.png", (99, 98))
-    (pets / "dog" / "a.JPG").unlink()
-    found = index(pets)
-    assert sorted(decoded) == ["b.png", "half.jpg", "new.png"]
-    assert [record.name for record in found.images] == ["cat/b.png", "cat/kittens/c.WebP", "dog/new.png"]
-    assert (found.images[0].height, found.images[0].width) == (98, 99)
-    cached = read_cache(index_file())
-    assert sorted(fields[0] for fields in cached) == [record.name for record in found.images]
-
-
-def test_same_size_but_touched_is_decoded_again(pets, decoded):
-    index(pets)
-    decoded.clear()
-    os.utime(pets / "cat" / "b.png", ns=(1, 1))
-    index(pets)
-    assert decoded == ["b.png"]
-
-
-def test_same_time_but_another_size_is_decoded_again(pets, decoded):
-    os.utime(pets / "cat" / "b.png", ns=(1, 1))
-    index(pets)
-    decoded.clear()
-    write_image(pets / "cat" / "b.png", (99, 98))
-    os.utime(pets / "cat" / "b.png", ns=(1, 1))
-    index(pets)
-    assert decoded == ["b.png"]
-
-
-def test_file_damaged_after_indexing_is_found(pets):
-    index(pets)
-    truncate(pets / "cat" / "b.png")
-    found = index(pets)
-    assert [os.path.basename(skipped.path) for skipped in found.skipped] == ["b.png"]
-    assert [record.name for record in found.images] == ["cat/kittens/c.WebP", "dog/a.JPG"]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: b"",
-        lambda content: content[:-1],
-        lambda content: content[: len(content) // 2],
-        lambda content: content.replace(b"60", b"61"),  # the height of cat/b.png
-        lambda content: content.split(b"\n", 1)[1],
-    ],
-)
-def test_damaged_cache_is_no_cache(pets, damage):
-    first = index(pets)
-    assert first.images[0].height == 60
-    index_file().write_bytes(damage(index_file().read_bytes()))
-    assert index(pets) == first
-
-
-def test_cache_that_cannot_be_written_is_no_error(pets, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("in the way")  # also stops root, whom a read-only folder does not
-    monkeypatch.setenv("ALIGHT_CACHE", str(tmp_path / "file" / "cache"))
-    assert len(ImageFolder(pets)) == 3
-
-
-def test_interrupted_indexing_keeps_what_it_reached(pets, monkeypatch, decoded):
-    monkeypatch.setattr(image_index, "_IMAGES_PER_TASK", 1)
-    recording = FileStore.read
-
-    def interrupted(store, position):
-        if store.name(position) == "dog/a.JPG":  # the last name
-            raise MemoryError
-        return recording(store, position)
-
-    monkeypatch.setattr(FileStore, "read", interrupted)
-    with pytest.raises(MemoryError):
-        index(pets)
-    decoded.clear()
-    monkeypatch.setattr(FileStore, "read", recording)
-    assert len(index(pets).images) == 3
-    assert decoded == ["a.JPG"]
-
-
-def test_where_the_cache_lies(monkeypatch, tmp_path):
-    assert cache_folder() == tmp_path / "alight-cache"
-    monkeypatch.delenv("ALIGHT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "alight"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "home" / ".cache" / "alight"
-
-
 # --- splits and names ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def many(tmp_path):
     for index in range(200):
-        write_image(tmp_path / "many" / f"{'ab'[index % 2]}" / f"{index:03d}.png", (4, 4))
+        write_plain(tmp_path / "many" / f"{'ab'[index % 2]}" / f"{index:03d}.png", (4, 4))
     return tmp_path / "many"
 
 

@@ -1,7 +1,6 @@
-"""`alight latents extract`: no finished work is ever lost, and whatever happens on the way, the bytes end the same."""
+"""Interrupted extraction: no finished work is ever lost, and whatever happens on the way, the bytes end the same."""
 
 import errno
-import json
 import os
 import random
 import signal
@@ -11,205 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from alight import VAVAE
 from alight.artifacts import read_artifact
-from alight.config import ExtractLatentsConfig, TrainTransformerConfig
-from alight.config.recipes import validate
-from alight.data import latent_folder
-from alight.data.image_dataset import ImageDataset
 from alight.data.latents import LatentDataset
-from alight.data.loading import open_source
 from alight.runtime.errors import InputError
-from alight.runtime.seeding import derive_seed, noise_of_seeds
-from alight.stages import extract_latents, train_transformer
+from alight.stages import extract_latents
 from alight.stages.extract_latents import run
 from helpers import warm
-from helpers.models import normalised, tiny_tokenizer
+from helpers.extraction import contents, interrupt, write_tokenizer
 from helpers.written import write_model
 
 CHANNELS = 4
-
-
-def write_tokenizer(folder, seed=0):
-    vae = normalised(tiny_tokenizer(seed, block_out_channels=(8, 8, 8)))
-    return write_model(folder, "tokenizer", vae)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def configure(tokenizer):
-    """The configuration of a short run on the CPU: 1,500 digits in 8 shards."""
-
-    def configured(output, **values):
-        values = {"tokenizer": tokenizer, "device": "cpu", "shard_size": 200, "batch_size": 50} | values
-        values["images"] = {"size": 16} | values.get("images", {})
-        return validate(ExtractLatentsConfig, values | {"output": output, "statistics": "data"}, "test")
-
-    return configured
-
-
-@pytest.fixture(scope="module")
-def options(tokenizer):
-    """The same on the command line."""
-    values = {"tokenizer": tokenizer, "device": "cpu", "shard-size": 200, "batch-size": 50, "images.size": 16}
-    values["statistics"] = "data"
-    return [str(part) for name, value in values.items() for part in (f"--{name}", value)]
-
-
-@pytest.fixture(scope="module")
-def whole(configure, tmp_path_factory):
-    """The latents of an uninterrupted run."""
-    return run(configure(tmp_path_factory.mktemp("whole") / "latents"))
-
-
-def contents(folder):
-    """The bytes of shards and index, by name; an unfinished folder has no index."""
-    return {path.name: path.read_bytes() for path in [*folder.glob("*.safetensors"), *folder.glob("index.json")]}
-
-
-def interrupt(configure, folder, monkeypatch, after=3):
-    """A run that dies after some shards, as a killed one does: nothing is cleaned up."""
-    write, written = latent_folder.LatentFolder.write, []
-
-    def dying_write(self, number, tensors):
-        if len(written) == after:
-            raise KeyboardInterrupt
-        written.append(number)
-        write(self, number, tensors)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
-        patch.setattr(latent_folder.LatentFolder, "write", dying_write)
-        run(configure(folder))
-
-
-# --- what is written ----------------------------------------------------------------------------------------------
-
-
-def test_an_uninterrupted_run(whole, tokenizer):
-    assert sorted(path.name for path in whole.path.iterdir()) == sorted(
-        [*(f"latents_{number:05d}.safetensors" for number in range(8)), "alight.json", "index.json"]
-    )
-    dataset = LatentDataset(whole.path)
-    assert (len(dataset), dataset.shape, dataset.has_flips, dataset.has_moments) == (
-        1500,
-        (CHANNELS, 4, 4),
-        True,
-        False,
-    )
-    assert whole.inputs == {"tokenizer": read_artifact(tokenizer, "tokenizer").hash}
-    assert whole.facts["count"] == 1500
-    normalised = dataset.gather(range(1500)).latents
-    assert normalised.mean((0, 2, 3)).abs().max() < 1e-4
-    assert (normalised.std((0, 2, 3)) - 1).abs().max() < 1e-3
-
-
-def test_a_latent_is_mean_plus_std_times_the_noise_of_its_image(whole, configure, tokenizer):
-    config = configure(whole.path)
-    dataset = ImageDataset(open_source(config.images, "train"), config.images.size)
-    vae = VAVAE.from_pretrained(tokenizer)
-    shard, row, number = load_file(whole.path / "latents_00002.safetensors"), 71, 471
-    pixels = dataset[number].image[None]
-    for key, images in (("latents", pixels), ("latents_flip", pixels.flip(-1))):
-        with torch.no_grad():
-            posterior = vae.posterior(images / 127.5 - 1)
-        noise = noise_of_seeds([derive_seed(0, "posterior", key, number)], (CHANNELS, 4, 4))
-        expected = posterior.mean + posterior.std * noise
-        torch.testing.assert_close(
-            shard[key][row], expected[0], rtol=1e-4, atol=1e-5
-        )  # another batch rounds otherwise
-    assert shard["labels"][row] == dataset[number].label
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_the_batch_size_changes_rounding_alone(whole, configure, tmp_path, batch_size):
-    """Large batches are equal bit for bit here; for small ones the processor's library adds in another order."""
-    artifact = run(configure(tmp_path / "run", batch_size=batch_size))
-    for path in whole.path.glob("*.safetensors"):
-        ours, other = load_file(path), load_file(artifact.path / path.name)
-        for key in ours:
-            torch.testing.assert_close(other[key], ours[key], rtol=0, atol=2e-6)
-    if batch_size == 1000:
-        assert contents(artifact.path) == contents(whole.path)
-
-
-def test_worker_processes_change_nothing(whole, configure, tmp_path):
-    assert contents(run(configure(tmp_path / "run", images={"workers": 1})).path) == contents(whole.path)
-
-
-def test_shards_cut_the_same_sequence(whole, configure, tmp_path):
-    other = LatentDataset(run(configure(tmp_path / "run", shard_size=70)).path)
-    dataset = LatentDataset(whole.path)
-    torch.testing.assert_close(other.mean, dataset.mean, rtol=1e-6, atol=1e-6)
-    order, flips = np.arange(0, 1500, 11), np.arange(137) % 2 == 0
-    raw = [each.gather(order, flips).latents * each.std + each.mean for each in (other, dataset)]
-    torch.testing.assert_close(*raw, rtol=1e-5, atol=1e-5)
-
-
-def test_moments(whole, configure, tmp_path):
-    """Drawn with the noise of the stored samples, the moments give the stored samples."""
-    moments = LatentDataset(run(configure(tmp_path / "moments", posterior="moments")).path)
-    mode = LatentDataset(run(configure(tmp_path / "mode", posterior="mode")).path)
-    samples = LatentDataset(whole.path)
-    order, flips = np.array([3, 700, 1499]), np.array([True, False, True])
-    seeds = [
-        derive_seed(0, "posterior", "latents_flip" if f else "latents", int(i))
-        for i, f in zip(order, flips, strict=True)
-    ]
-    noise = noise_of_seeds(seeds, samples.shape)
-
-    def raw(dataset, **options):
-        return dataset.gather(order, flips, **options).latents * dataset.std + dataset.mean
-
-    assert (moments.has_moments, mode.has_moments) == (True, False)
-    torch.testing.assert_close(raw(moments, noise=noise), raw(samples), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(raw(moments), raw(mode), rtol=1e-4, atol=1e-5)
-    assert (raw(moments) - raw(samples)).abs().max() > 0.1
-    # the statistics are those of samples: 24,000 values per channel, whose mean is good to std / sqrt(24,000)
-    torch.testing.assert_close(moments.mean, samples.mean, rtol=0, atol=0.03)
-    torch.testing.assert_close(moments.std, samples.std, rtol=0.02, atol=0)
-
-
-def test_training_draws_from_moments(configure, tmp_path):
-    """With the same statistics, only the noise of the posterior tells moments from modes."""
-    losses = []
-    for posterior in ("moments", "mode"):
-        config = configure(tmp_path / posterior, posterior=posterior).model_copy(update={"statistics": "tokenizer"})
-        run(config)
-        sizes = {"preset": None, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "patch_size": 1}
-        training = {"steps": 2, "global_batch_size": 8, "log_every": 1}
-        values = {"latents": config.output, "output": tmp_path / f"{posterior}-transformer", "device": "cpu"}
-        values |= {"model": sizes, "training": training}
-        train_transformer.run(validate(TrainTransformerConfig, values, "test"))
-        lines = (values["output"] / "training" / "log.jsonl").read_text().splitlines()
-        losses.append([json.loads(line)["loss"] for line in lines])
-    assert abs(losses[0][0] - losses[1][0]) > 1e-3
-
-
-@pytest.mark.parametrize(("dtype", "bits"), [("bf16", 8), ("fp16", 11)])
-def test_half_precision(whole, configure, tmp_path, dtype, bits):
-    small, full = LatentDataset(run(configure(tmp_path, dtype=dtype)).path), LatentDataset(whole.path)
-    raw = [each.gather(range(0, 1500, 7)).latents * each.std + each.mean for each in (small, full)]
-    torch.testing.assert_close(*raw, rtol=2**-bits, atol=1e-5)
-    assert (tmp_path / "latents_00000.safetensors").stat().st_size < 0.6 * (
-        whole.path / "latents_00000.safetensors"
-    ).stat().st_size
-
-
-def test_the_encoder_in_bf16(configure, tmp_path):
-    """Eight bits of precision per operation, over about ten layers."""
-    low, full = (
-        LatentDataset(run(configure(tmp_path / precision, posterior="mode", precision=precision)).path)
-        for precision in ("bf16", "fp32")
-    )
-    raw = [each.gather(range(0, 1500, 7)).latents * each.std + each.mean for each in (low, full)]
-    error = (raw[0] - raw[1]).square().mean().sqrt() / raw[1].std()
-    assert 1e-4 < error < 0.03
 
 
 # --- interruptions ------------------------------------------------------------------------------------------------
