@@ -34,7 +34,7 @@ _COLOUR = re.compile(r"\033\[[0-9;]*m")
 
 
 class OutputOptions(NamedTuple):
-    """What every command can be told about its output."""
+    """Options of every command that are about its output."""
 
     quiet: bool = False  # results only
     verbose: bool = False  # also the whole configuration, and where in the code a mistake was noticed

@@ -17,7 +17,7 @@ COMMON = ("--config", "--quiet", "--verbose", "--json", "--help")
 
 
 def completion_script(shell: str | None) -> str:
-    """What the shell has to read, in its start-up file, for example.
+    """The script for a shell to read, in its start-up file for example.
 
     Raises:
         InputError: the shell is unknown.

@@ -33,6 +33,7 @@ SIDEWAYS = {
     "__main__": {"cli"},
 }
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+QUESTION_WORDS = {"What", "Whether", "How", "Where", "Which", "Who", "Whose", "When", "That", "Those"}
 OPTIONAL = {
     "gradio",
     "fastapi",
@@ -65,6 +66,10 @@ def imports(path: Path) -> set[str]:
 
 def own_parts(path: Path) -> set[str]:
     return {name.split(".")[1] for name in imports(path) if name.startswith("alight.")}
+
+
+def length(node: ast.AST) -> int:
+    return node.end_lineno - node.lineno + 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -129,6 +134,23 @@ def test_networks_leave_policy_to_the_runtime(part):
 def test_files_stay_readable():
     for path in FILES:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_functions_stay_readable(path):
+    """A class within a function, whose methods are counted by themselves, is no part of the function's length."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            inner = sum(length(each) for each in ast.walk(node) if isinstance(each, ast.ClassDef))
+            assert length(node) - inner <= 60, node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_docstrings_open_with_a_noun_or_a_verb(path):
+    """So that the first word says what a thing is or does."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        text = ast.get_docstring(node) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) else None
+        assert not text or text.split()[0] not in QUESTION_WORDS, text
 
 
 ISOLATED = """

@@ -114,7 +114,7 @@ def _mentions(annotation: Any, kind: type) -> bool:
 
 
 class ImagesConfig(Section):
-    """Which images, and how they are cropped."""
+    """Images and their crops."""
 
     source: Source = "digits"  # digits, photographs (embedded), a folder, list, tars or parquet, hf:owner/name[:split]
     image_column: str | None = None  # of a list, tars or a table: where the images are; None = found by name or type
@@ -130,7 +130,7 @@ class ImagesConfig(Section):
 
 
 class Job(Section):
-    """What every job has."""
+    """The options of every job."""
 
     output: Path  # the folder of the artifact
     seed: Seed = 0  # all randomness follows from it

@@ -13,7 +13,7 @@ from alight.options import Posterior, Split
 
 
 class MeasureTokenizerConfig(Job):
-    """What is measured of a tokenizer in every report."""
+    """Measurements of a tokenizer in every report."""
 
     images: ImagesConfig = ImagesConfig()
     split: Split = "held_out"  # which images are reconstructed

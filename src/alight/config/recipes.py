@@ -27,7 +27,7 @@ COMPARED_LENGTH = 60  # of a word for which a similar one is looked for; compari
 
 
 def recipes_folder() -> Path:
-    """Where the shipped recipes lie: inside an installed package, or beside the sources."""
+    """The folder of the shipped recipes: inside an installed package, or beside the sources."""
     packaged = Path(__file__).parents[1] / "configs"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "configs"
 

@@ -17,7 +17,7 @@ Steps = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class SolverConfig(Section):
-    """How noise becomes latents."""
+    """Sampling: the way from noise to latents."""
 
     solver: str = "euler"  # or heun, ab2, rk4, dopri5, sde_euler, ...; a wrong name is answered with the list
     num_inference_steps: Steps = 50  # steps really taken
@@ -64,7 +64,7 @@ class SolverConfig(Section):
 
 
 class DrawConfig(Section):
-    """Which images to generate, of which classes, and how."""
+    """The images to generate: their number, classes and sampling."""
 
     labels: LabelProtocol = "balanced"  # equally many of each class, or drawn uniformly from the seed
     classes: tuple[ClassName, ...] = ()  # names or indices; empty = all

@@ -43,7 +43,7 @@ class FoundationModelConfig(Section):
 
 
 class TrainFoundationConfig(Job):
-    """Train a small vision foundation model where no pretrained one is at hand."""
+    """Train a small vision foundation model where no pretrained one is available."""
 
     output: Path = Path("runs/foundation")
     images: ImagesConfig = ImagesConfig()
@@ -79,7 +79,7 @@ class TokenizerModelConfig(Section):
 
 
 class AlignmentConfig(Section):
-    """How the latent is tied to a vision foundation model (paper, section 3.2)."""
+    """Alignment of the latent with a vision foundation model (paper, section 3.2)."""
 
     foundation: Source | None = (
         "facebook/dinov2-large"  # folder or hub id of a transformers model; None = no alignment
@@ -102,7 +102,7 @@ class AlignmentConfig(Section):
 
 
 class ReconstructionConfig(Section):
-    """What a good reconstruction is: L1, KL, and optionally LPIPS and a discriminator."""
+    """The reconstruction loss: L1, KL, and optionally LPIPS and a discriminator."""
 
     l1_weight: PositiveReal = 1.0
     kl_weight: NonNegativeReal = 1e-6

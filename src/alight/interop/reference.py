@@ -6,6 +6,7 @@ files hold fewer. The keys of `model` carry the prefix `module.` after a run on 
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -210,6 +211,21 @@ def warm_start_transformer(
     return done
 
 
+def _shape_of(published: Mapping[str, Tensor], name: str, axes: int = 2, *, source: Any) -> tuple[int, ...]:
+    """The shape of a tensor that every checkpoint of a LightningDiT has."""
+    if name in published and published[name].dim() == axes:
+        return tuple(published[name].shape)
+    if "x_embedder.proj.weight" in published and "blocks.0.attn.qkv.weight" in published:
+        has = f"{published[name].dim()} axes instead of {axes}" if name in published else "is missing"
+        raise InputError(
+            f"{source} is an incomplete checkpoint of a LightningDiT: its {name!r} {has}. Get a complete one."
+        )
+    raise InputError(
+        f"{source} is not a checkpoint of a LightningDiT: it has no {name!r} with {axes} axes. "
+        f"{describe_weights(published)}"
+    )
+
+
 def infer_transformer_config(
     published: Mapping[str, Tensor],
     *,
@@ -230,20 +246,7 @@ def infer_transformer_config(
     Raises:
         InputError: this is not a LightningDiT, or `num_heads` or `sample_size` is needed or wrong.
     """
-
-    def shape(name: str, axes: int = 2) -> tuple[int, ...]:
-        if name in published and published[name].dim() == axes:
-            return tuple(published[name].shape)
-        if "x_embedder.proj.weight" in published and "blocks.0.attn.qkv.weight" in published:
-            has = f"{published[name].dim()} axes instead of {axes}" if name in published else "is missing"
-            raise InputError(
-                f"{source} is an incomplete checkpoint of a LightningDiT: its {name!r} {has}. Get a complete one."
-            )
-        raise InputError(
-            f"{source} is not a checkpoint of a LightningDiT: it has no {name!r} with {axes} axes. "
-            f"{describe_weights(published)}"
-        )
-
+    shape = partial(_shape_of, published, source=source)
     empty = next((name for name, value in published.items() if not value.numel()), None)
     if empty is not None:
         raise InputError(f"{source} is not a checkpoint of a LightningDiT: {empty!r} is empty. Get a complete one.")

@@ -109,7 +109,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, subject: Subject) -> Self:
-        """Those of the recipe's own step, or on the line through the steps that were measured."""
+        """Read them from the recipe's own step, or from the line through the steps that were measured."""
         values = ({extent: getattr(work, name) for extent, work in subject.works.items()} for name in cls._fields)
         return cls(*(round(at_extent(each, subject.extent)) for each in values))
 

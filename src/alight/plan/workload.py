@@ -1,4 +1,4 @@
-"""What is timed: the real networks of a recipe with random weights, and the parts of its training step.
+"""Workloads to time: the real networks of a recipe with random weights, and the parts of its training step.
 
 Neither latents, images nor weight files are needed: only shapes matter to the clock. Reading data is no part of it.
 """

@@ -47,7 +47,7 @@ UNRECORDED = ""  # in place of a hash: nobody knows what it was made with, and `
 
 
 class Exported(NamedTuple):
-    """Where a published file, or a folder of them, was written."""
+    """The result of writing a published file, or a folder of them."""
 
     kind: str
     path: Path
@@ -182,12 +182,12 @@ def save_model(
 
 
 def tokenizer_hash(config: ConvertConfig) -> str:
-    """What later stages compare, so that nothing is decoded by another tokenizer than the one that was named."""
+    """Hashes that later stages compare, so that only the named tokenizer decodes."""
     return read_artifact(config.tokenizer, "tokenizer").hash if config.tokenizer else UNRECORDED
 
 
 def transformer_statistics(config: ConvertConfig, channels: int) -> LatentsStatistics:
-    """What the transformer's latents were normalised with: the given file, or what the tokenizer says."""
+    """Statistics that normalised the transformer's latents: those of the given file, or of the tokenizer."""
     if config.statistics is not None:
         statistics, source = load_latents_statistics(config.statistics), config.statistics
     elif config.tokenizer is not None and (vae := VAVAE.from_pretrained(config.tokenizer)).has_latents_statistics:
@@ -218,7 +218,7 @@ def class_names(num_classes: int) -> list[str]:
 
 
 def origin(source: Path) -> dict[str, str]:
-    """Which file, folder or name on the hub an artifact was converted from."""
+    """Name the file, folder or repository that an artifact was converted from."""
     if not source.is_file():
         return {"converted_from": str(source)}
     return {"converted_from": source.name, "converted_from_sha256": file_hash(source)}

@@ -128,7 +128,7 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
 
 
 class Preview(NamedTuple):
-    """What samples are drawn from while training goes on: the same at every step, so that they can be compared.
+    """Inputs of the samples drawn during training: the same at every step, so that they can be compared.
 
     Attributes:
         vae: decodes them.

@@ -49,7 +49,7 @@ _NEEDED = ("step", "state", "config", "seconds", "non_finite")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` optimizer steps lies."""
+    """The path of the checkpoint after `step` optimizer steps."""
     return folder / f"step-{step:08d}.pt"
 
 

@@ -1,4 +1,4 @@
-"""What is told of training at every line of its log: scalars averaged since the line before, and how fast it goes."""
+"""Figures for every line of the log: scalars averaged since the line before, and the speed of training."""
 
 import functools
 import time
@@ -39,7 +39,7 @@ class Averages:
 
 
 class Meter:
-    """How far training has come, and how fast it goes from one line of the log to the next.
+    """Progress and speed of training from one line of the log to the next.
 
     Args:
         training: its batch and precision.

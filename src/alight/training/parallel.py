@@ -38,7 +38,7 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
 
 
 def replicate(model: nn.Module, processes: Processes) -> nn.Module:
-    """What to call instead of the model so that its gradients are averaged over the processes."""
+    """The module to call instead of the model, so that gradients are averaged over the processes."""
     if processes.world_size == 1 or isinstance(model, FSDPModule):
         return model
     return DistributedDataParallel(model, device_ids=[processes.device] if processes.device.type == "cuda" else None)
@@ -51,7 +51,7 @@ def release_weights(model: nn.Module) -> None:
 
 
 def synchronised(model: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Around forward and backward of one piece of a batch: gradients travel with the last piece alone."""
+    """Around forward and backward of one micro-batch: gradients travel with the last one alone."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         return nullcontext()

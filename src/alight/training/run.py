@@ -39,7 +39,7 @@ Listener = Callable[[int, Mapping[str, float]], None]
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold: models, optimizers, averages."""
+    """An object with state for checkpoints: a model, an optimizer, an average."""
 
     def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
 

@@ -28,6 +28,7 @@ from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
+from alight.options import Reduction
 from alight.runtime.device import without_autocast
 
 Regularisation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -73,9 +74,7 @@ def autoencoder_backward(
     average: Average | None = None,
     features: Tensor | None = None,
 ) -> TokenizerStep:
-    """Add the gradient of the autoencoder's objective to its parameters and to the projection's.
-
-    Where the encoder's parameters want no gradient, only the decoder gets one, and alignment takes no part.
+    """Add the gradient of the autoencoder's objective to its parameters (unless frozen) and to the projection's.
 
     Args:
         networks: those whose losses are on.
@@ -83,34 +82,27 @@ def autoencoder_backward(
         noise: (B, C, h, w) standard normal, of the posterior sample.
         reconstruction: weights of L1, LPIPS, KL and the adversarial term.
         alignment: weights, margins and sides of the alignment term.
-        adversarial_factor: of the adversarial term: 1 = on; 0 = only measured, as published before its start; None =
-            the discriminator takes no part.
+        adversarial_factor: 1 = on; 0 = only measured, as published before its start; None = without discriminator.
         share: of this micro-batch in the optimizer step; the losses are balanced within it.
-        regularisation: images and latents -> the images to reconstruct and what is decoded; differentiable in latents.
-        average: over processes; of the gradients whose norms are compared, so that many processes weigh like one.
-        features: of the foundation model (B, D, h, w), where they are known; None = computed here.
+        regularisation: images and latents -> targets and what is decoded; differentiable in latents.
+        average: over processes, of the gradients whose norms are compared.
+        features: of the foundation model (B, D, h, w); None = computed here.
     """
     vae = networks.vae
-    posterior = vae.posterior(images)
-    mean, logvar = _at_least_float32(posterior.mean), _at_least_float32(posterior.logvar)
-    sample = mean + (0.5 * logvar).exp() * noise  # (B, C, h, w)
+    sample, kl = _encode(vae, images, noise, reconstruction.reduction)
     latents = sample.detach().requires_grad_(sample.requires_grad)  # the first cut
-    kl = kl_loss(mean, logvar, reconstruction.reduction)
     aligned = _align(networks, images, latents, features, alignment)
-
     targets, decoded = regularisation(images, latents) if regularisation is not None else (images, latents)
     output = vae.decode_raw_latents(decoded)  # (B, 3, H', W')
     pixels = _at_least_float32(output.detach()).requires_grad_()  # the second cut
     rec, scalars = _reconstruct(networks, pixels, targets, reconstruction)
-    scalars["kl"] = kl.detach()
     total = rec.detach() + reconstruction.kl_weight * kl.detach()
     (rec_at_pixels,) = torch.autograd.grad(rec, pixels)
     at_pixels, rec_at_latents = rec_at_pixels, None
     if networks.discriminator is not None and adversarial_factor is not None:
         adversarial, adversarial_at_pixels = _deceive(networks.discriminator, pixels)
-        weight = reconstruction.adversarial_weight * _balance(
-            output, vae.last_decoder_layer, rec_at_pixels, adversarial_at_pixels, ADVERSARIAL_LIMIT, average
-        )
+        opposed, layer = (rec_at_pixels, adversarial_at_pixels), vae.last_decoder_layer
+        weight = reconstruction.adversarial_weight * _balance(output, layer, *opposed, ADVERSARIAL_LIMIT, average)
         scalars |= {"adversarial": adversarial, "adversarial_adaptive_weight": weight}
         if adversarial_factor > 0:
             at_pixels = rec_at_pixels + adversarial_factor * weight * adversarial_at_pixels
@@ -118,23 +110,17 @@ def autoencoder_backward(
             if aligned is not None and alignment.adaptive:  # its reference is the reconstruction alone
                 (rec_at_latents,) = torch.autograd.grad(output, latents, rec_at_pixels.to(output), retain_graph=True)
     output.backward(share * at_pixels.to(output))
-
     if (at_latents := latents.grad) is not None:  # the encoder learns, too
         if aligned is not None:
-            ratio = torch.ones_like(aligned.loss)
-            if alignment.adaptive:
-                reference = at_latents / share if rec_at_latents is None else rec_at_latents
-                layer = vae.last_encoder_layer
-                ratio = _balance(sample, layer, reference, aligned.at_latents, ALIGNMENT_LIMIT, average)
-            weight = alignment.weight * ratio
+            reference = at_latents / share if rec_at_latents is None else rec_at_latents
+            weight = _alignment_weight(vae, sample, reference, aligned, alignment, average)
             at_latents = at_latents + share * weight * aligned.at_latents
             _accumulate(aligned.weight, share * weight * aligned.at_weight)
             scalars |= {"mcos": aligned.mcos, "mdms": aligned.mdms, "alignment_adaptive_weight": weight}
             total = total + weight * aligned.loss
         torch.autograd.backward([sample, kl], [at_latents, torch.full_like(kl, share * reconstruction.kl_weight)])
-    if reconstruction.reduction == "sum":
-        total = total / targets[0].numel()  # per element, so that sizes compare
-    return TokenizerStep(targets.detach(), output.detach(), scalars | {"loss": total})
+    elements = targets[0].numel() if reconstruction.reduction == "sum" else 1  # so that sizes compare
+    return TokenizerStep(targets.detach(), output.detach(), scalars | {"kl": kl.detach(), "loss": total / elements})
 
 
 def discriminator_backward(
@@ -170,6 +156,13 @@ def discriminator_backward(
         "discriminator_fake": fake.detach().mean(),
         "discriminator_accuracy": accuracy,
     }
+
+
+def _encode(vae: VAVAE, images: Tensor, noise: Tensor, reduction: Reduction) -> tuple[Tensor, Tensor]:
+    """A sample of the posterior (B, C, h, w) and its KL divergence, with their graphs."""
+    posterior = vae.posterior(images)
+    mean, logvar = _at_least_float32(posterior.mean), _at_least_float32(posterior.logvar)
+    return mean + (0.5 * logvar).exp() * noise, kl_loss(mean, logvar, reduction)
 
 
 def _reconstruct(
@@ -232,6 +225,21 @@ def _align(
     weight = networks.projection.weight
     at_latents, at_weight = torch.autograd.grad(loss, [latents, weight])
     return _Alignment(loss.detach(), mcos.detach(), mdms.detach(), at_latents, weight, at_weight)
+
+
+def _alignment_weight(
+    vae: VAVAE,
+    sample: Tensor,
+    reference: Tensor,
+    aligned: _Alignment,
+    alignment: AlignmentConfig,
+    average: Average | None,
+) -> Tensor:
+    """The weight of the alignment loss: fixed, or times the ratio of gradient norms at the encoder's last layer."""
+    if not alignment.adaptive:
+        return alignment.weight * torch.ones_like(aligned.loss)
+    layer = vae.last_encoder_layer
+    return alignment.weight * _balance(sample, layer, reference, aligned.at_latents, ALIGNMENT_LIMIT, average)
 
 
 def _balance(

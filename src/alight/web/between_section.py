@@ -11,7 +11,7 @@ from alight.reporting.pictures import image_grid
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import PixelArray, from_uint8, to_uint8
-from alight.web.controls import class_control, fragment, image_files, in_words, seed_control, start_and_stop
+from alight.web.controls import class_control, fragment, image_files, seed_control, start_and_stop
 from alight.web.events import AppContext, Outputs, connect
 from alight.web.interpolation import between_classes, between_latents
 from alight.web.markup import Shown, figures, hint, status, summary
@@ -75,7 +75,7 @@ def classes_between(
     count, which = _count(frames), served.main
     names = (which.class_name(first), which.class_name(last))
     way = (first, last, count, int(seed), which.sampling)
-    return names, in_words(which.sampling), lambda: between_classes(which.pipeline, *way)
+    return names, str(which.sampling), lambda: between_classes(which.pipeline, *way)
 
 
 def images_between(served: Served, _: Any, __: Any, ___: Any, files: list[str] | None, frames: float) -> Between:

@@ -9,7 +9,6 @@ from alight.web.controls import (
     SolverControls,
     class_control,
     fragment,
-    in_words,
     seed_control,
     settings,
     solver_controls,
@@ -66,7 +65,7 @@ def compare_tab(app: AppContext) -> None:
     def one_side(
         which: ServedPipeline, title: str, request: SampleRequest, stop: threading.Event
     ) -> Iterator[tuple[str, str]]:
-        head = heading(title, in_words(request.sampling))
+        head = heading(title, str(request.sampling))
         for news in watch_samples(app.served, which, request, stop):
             if isinstance(news, Samples):
                 yield status(f"{title} is done."), head + results(news, which, request, app.pictures)

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-from alight.config import SolverConfig
 from alight.options import ODE_SOLVERS, SDE_SOLVERS
 from alight.web.sampling import MAX_GUIDANCE, MAX_STEPS
 from alight.web.served import ServedPipeline
@@ -113,17 +112,3 @@ def settings(values: tuple[Any, ...]) -> dict[str, Any]:
     if now.solver in SDE_SOLVERS and now.shift == 1:
         chosen["timestep_shift"] = None  # these solvers take even steps only
     return chosen
-
-
-def in_words(sampling: SolverConfig) -> str:
-    """The settings in one line: euler, 50 steps, guidance 1.5 on t in [0.1, 1]."""
-    words = [sampling.solver, f"{sampling.num_inference_steps} steps"]
-    if sampling.guidance_scale == 1:
-        words.append("no guidance")
-    else:
-        low, high = sampling.guidance_interval or (0, 1)
-        interval = f" on t in [{low:g}, {high:g}]" if (low, high) != (0, 1) else ""
-        words.append(f"guidance {sampling.guidance_scale:g}{interval}")
-    if sampling.timestep_shift not in (None, 1):
-        words.append(f"shift {sampling.timestep_shift:g}")
-    return ", ".join(words)

@@ -8,7 +8,6 @@ from typing import Any
 from alight.web.controls import (
     class_control,
     fragment,
-    in_words,
     seed_control,
     settings,
     solver_controls,
@@ -47,7 +46,7 @@ def generate_tab(app: AppContext) -> None:
         yield status("Starting"), gr.skip()
         for news in watch_samples(app.served, which, request, stop):
             if isinstance(news, Samples):
-                yield status(f"Done: {in_words(request.sampling)}."), results(news, which, request, app.pictures)
+                yield status(f"Done: {request.sampling}."), results(news, which, request, app.pictures)
             else:
                 seen = gr.skip() if news.images is None else previews(news.images, which, request)
                 yield progress_line(news, request), seen

@@ -50,8 +50,7 @@ def results(samples: Samples, which: ServedPipeline, request: SampleRequest, pic
 
 def shared_settings(which: ServedPipeline, request: SampleRequest) -> dict[str, object]:
     """The settings that all images of a request share."""
-    of_sde = set() if request.sampling.stochastic else {"diffusion_form", "last_step"}
-    sampling = request.sampling.model_dump(exclude=of_sde)
+    sampling = request.sampling.effective()
     return software() | {"pipeline": which.name, **which.hashes, "sampling": sampling, "uint8_rule": UINT8_RULE}
 
 
