@@ -1,4 +1,4 @@
-"""Is a tokenizer good enough? Its figures in plain words, held against the published tokenizers."""
+"""Assessment of a tokenizer: its figures in plain words, compared with the published tokenizers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def assess_tokenizer(
     Args:
         measured: one entry per tokenizer.
         names: of the images.
-        config: what was measured.
+        config: of the measurement.
     """
     overall = [min(levels(each).values()) for each in measured]
     tokenizers = [each.tokenizer for each in measured]
@@ -150,7 +150,7 @@ def advice(tokenizer: EvaluatedTokenizer, overall: int, config: EvaluateTokenize
             f"reaches {F16D64_PSNR} dB. More channels are harder to generate, which is what the alignment is for."
         )
     else:
-        room = f"The latents have room enough: {room}. What is missing is training, or width of the network."
+        room = f"The latents have room enough: {room}. More training or a wider network is needed."
     return [
         f"Go on training on these images: 'alight tokenizer train --init-from {source} --images.source "
         f"{config.images.source}'. With '--train decoder' the latents stay as they are, and transformers that were "

@@ -1,6 +1,6 @@
 """Images dealt out to processes in batches that are the same however many processes there are.
 
-What rounding images share with their neighbours in a batch, they then always share with the same neighbours.
+The rounding of an image depends on its neighbours in the batch, and these are then always the same.
 """
 
 from collections.abc import Iterator, Sequence

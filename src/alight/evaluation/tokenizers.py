@@ -48,7 +48,7 @@ class EvaluatedTokenizer:
         name: short, and another one than those of the other tokenizers.
         vae: the model.
         artifact: its identity.
-        projection: what it was aligned through, where it was and the file is there.
+        projection: that it was aligned through, if it was and the file is there.
     """
 
     name: str
@@ -99,7 +99,7 @@ def open_metric_networks(
     """Open the networks that the configuration asks for, on the CPU.
 
     Returns:
-        The networks, and a note on each that nobody asked for by name and that is not at hand.
+        The networks, and a note on each that was not asked for by name and is not available.
 
     Raises:
         InputError: a file is missing or damaged, or a foundation model that was asked for cannot be loaded.

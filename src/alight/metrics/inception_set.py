@@ -57,7 +57,7 @@ class InceptionSet:
 
     Args:
         network: Inception-v3 with TensorFlow's resizing.
-        device: where the network wants its images.
+        device: of the network's input.
         keep_features: keep the pool features, 8 KiB per image, for precision, recall, density, coverage and the kernel
             distance.
         first: number of the first image, where several processes share the images.
@@ -126,7 +126,7 @@ class InceptionSet:
         return torch.cat(self._features) if self._features else None
 
     def reference(self) -> Reference:
-        """This set as the one that others are held against."""
+        """This set as the reference that others are compared with."""
         return Reference(self.pool, self.spatial, self.features)
 
 

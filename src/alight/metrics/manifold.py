@@ -28,8 +28,8 @@ class PrecisionRecall:
         k: neighbour that sets the radius of a ball.
         n_real, n_generated: numbers of images. Both shares depend on them.
         collapsed_real, collapsed_generated: balls of no size, around images that occur more than k times.
-        half_precision: whether distances were rounded to 16 bits.
-        border_inside: whether a point on the border of a ball counts as inside.
+        half_precision: True if distances were rounded to 16 bits.
+        border_inside: True if a point on the border of a ball counts as inside.
     """
 
     precision: float

@@ -21,7 +21,7 @@ from alight.runtime.files import explained_disk_errors, replacing
 def report_data(report: Report) -> dict[str, object]:
     """The content of `report.json`: each figure's plain value by name, then everything with its conditions.
 
-    Numbers that are not finite become None. What JSON does not know (paths, types) becomes text.
+    Numbers that are not finite become None. Objects that JSON does not know (paths, types) become text.
     """
     plain: dict[str, object] = {figure.name: figure.value for figure in report.all_figures}
     if report.stages:

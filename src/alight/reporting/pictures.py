@@ -137,9 +137,9 @@ def difference_picture(a: NDArray[np.uint8], b: NDArray[np.uint8], gain: float) 
     """Middle grey + gain * (b - a), opaque: grey means equal, brighter that `b` is brighter.
 
     Args:
-        a: uint8, (..., H, W, 3), or 4 with opacity, which is not looked at.
+        a: uint8, (..., H, W, 3), or 4 with opacity, which is ignored.
         b: uint8, the same shape.
-        gain: How much differences are magnified.
+        gain: Factor by which differences are magnified.
 
     Returns:
         uint8, (..., H, W, 3).

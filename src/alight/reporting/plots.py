@@ -72,8 +72,8 @@ class Axis:
         high: Value at `end`, in displayed space.
         start: Coordinate of `low` in the drawing.
         end: Coordinate of `high` in the drawing.
-        log: Whether displayed space is the decimal logarithm of the values.
-        tick_values: Where the ticks are, in values (not logarithms).
+        log: True if displayed space is the decimal logarithm of the values.
+        tick_values: Positions of the ticks, in values (not logarithms).
     """
 
     low: float

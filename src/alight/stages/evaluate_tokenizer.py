@@ -140,7 +140,7 @@ def remarks(
         if networks.foundation is not None and each.tokenizer.projection and "alignment_cosine" not in each.scores:
             notes.append(
                 f"The trained projection of {name} leads to {each.tokenizer.projection.foundation}, so it has no "
-                f"figures of its own in the features of {networks.foundation.name}."
+                f"separate figures in the features of {networks.foundation.name}."
             )
     if networks.foundation is not None and len({each.tokenizer.shape for each in measured}) > 1:
         notes.append(

@@ -70,7 +70,7 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
             "--statistics data."
         )
     source = open_source(config.images, "train")
-    # without augmentation, and without a cache: each image is looked at once
+    # without augmentation, and without a cache: each image is read once
     dataset = ImageDataset(source, config.images.size, upscale=config.images.upscale, cache_bytes=0)
     folder = LatentFolder(config.output, len(dataset), config.shard_size)
     started = time.perf_counter()
@@ -128,7 +128,7 @@ def encode_shard(
 ) -> dict[str, Tensor]:
     """The tensors of the shard with these images, on the CPU in the type that is stored; tells how many are done.
 
-    Batches begin with the shard, so they are the same whoever makes it and whenever.
+    Batches begin with the shard, so they are the same in every process and after every interruption.
     """
     loader = DataLoader(Subset(dataset, images), config.batch_size, num_workers=config.images.workers)
     shard: dict[str, Tensor] = {}

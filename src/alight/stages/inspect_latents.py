@@ -52,10 +52,10 @@ def run(config: InspectLatentsConfig) -> Inspection:
     """Check all shards, and describe the latents as training will see them, after normalisation.
 
     Returns:
-        What was seen, as text and `as_data`; with `output` also a report with plots is written there.
+        The description, as text and `as_data`; with `output` also a report with plots is written there.
 
     Raises:
-        InputError: if the folder is no finished latents artifact, or anything in it is damaged.
+        InputError: if the folder is not a finished latents artifact, or anything in it is damaged.
     """
     artifact = read_artifact(config.latents, "latents")
     if config.output is None:

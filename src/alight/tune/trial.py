@@ -59,9 +59,9 @@ class SettingsSearch:
     """Tries settings and keeps their results, also beyond an interruption.
 
     Args:
-        config: which settings there are.
+        config: the settings to try.
         pipeline: on its device.
-        networks, reference, key: how quality is measured.
+        networks, reference, key: measure the quality.
         processes: share the images of every trial.
     """
 
