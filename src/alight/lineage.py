@@ -1,4 +1,4 @@
-"""Records followed back: the tokenizer that a transformer was made with, and the artifact that a copy came from."""
+"""Lineage from records: the tokenizer that a transformer was trained with, and the original of a copied artifact."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ USUAL_TOKENIZER = Path("runs/tokenizer")  # the default output of 'alight tokeni
 
 
 def require_tokenizer_of(transformer: Artifact) -> Path:
-    """The folder of the tokenizer that a transformer was made with, or of one with the same latents.
+    """Find the tokenizer that a transformer was trained with, or one with the same latents.
 
-    The transformer names its latents, and these name their tokenizer. Folders beside the transformer are tried, too.
+    The transformer names its latents, and these name their tokenizer. Folders beside the transformer are tried too.
 
     Raises:
-        InputError: it is not found; says which tokenizer to give.
+        InputError: it is not found; names the tokenizer to give.
     """
     expected = transformer.inputs.get("tokenizer", "")
     for folder in _tokenizer_folders(transformer):
@@ -28,18 +28,18 @@ def require_tokenizer_of(transformer: Artifact) -> Path:
     which = f" ({expected[:12]})" if expected else ""
     where = f" ({named})" if named is not None else ""
     raise InputError(
-        f"The tokenizer{which} that the transformer in {transformer.path} was made with is neither where its records "
-        f"lead{where} nor beside it. Give its folder with --tokenizer."
+        f"The tokenizer{which} that the transformer in {transformer.path} was trained with is neither in the recorded "
+        f"place{where} nor beside it. Give its folder with --tokenizer."
     )
 
 
 def record_of(bare: Artifact, places: Sequence[Path], transformer: Artifact | None = None) -> Artifact | None:
-    """The finished artifact that a copy of its weights came from, by its hash.
+    """Find the finished artifact with the same weights as a copy, by their hash.
 
     Args:
         bare: kind and hash of the copy.
         places: folders whose subfolders may be the artifact, such as that of a run.
-        transformer: leads to a tokenizer elsewhere.
+        transformer: its records may name a tokenizer elsewhere.
 
     Returns:
         The artifact, or None if it is not found.
@@ -72,7 +72,7 @@ def _recorded_folders(transformer: Artifact) -> Iterator[Path]:
 
 
 def _places(recorded: Any, owner: Path) -> Iterator[Path]:
-    """A recorded folder where it was, and beside its owner, in case that both were moved."""
+    """A recorded folder in its original place, and beside its owner, in case both were moved."""
     if isinstance(recorded, str) and recorded and "\0" not in recorded:
         yield Path(recorded)
         yield owner.parent / Path(recorded).name
@@ -82,9 +82,9 @@ def _record(folder: Path, kind: str) -> Artifact | None:
     try:
         record = read_manifest(folder) if is_complete(folder) else None
     except InputError as error:
-        log.warning("%s is passed over: %s", folder, error)
+        log.warning("%s is skipped: %s", folder, error)
         return None
-    except OSError:  # a path that this file system cannot have
+    except OSError:  # a path that is not valid on this file system
         return None
     return record if record is not None and record.kind == kind else None
 

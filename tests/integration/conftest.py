@@ -1,10 +1,14 @@
 """The real command line in a subprocess, on tiny recipes."""
 
+import json
 import logging
+import os
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from helpers import warm
@@ -58,9 +62,15 @@ def tiny_quickstart():
 
 @pytest.fixture(scope="session")
 def finished_quickstart(alight, tmp_path_factory):
-    """A tiny quickstart, run once for all tests that look at its artifacts and change none."""
-    folder = tmp_path_factory.mktemp("quickstart") / "run"
-    result = alight(*TINY_QUICKSTART, "--output", folder)
+    """A tiny quickstart for all tests that look at its artifacts and change none; run once, whatever the workers."""
+    base = tmp_path_factory.getbasetemp()
+    common = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "quickstart"
+    common.mkdir(exist_ok=True)
+    folder, record = common / "run", common / "result.json"
+    with FileLock(common / "lock"):  # the first worker that comes runs it, the others wait
+        if not record.exists():
+            record.write_text(json.dumps(vars(alight(*TINY_QUICKSTART, "--output", folder))))
+    result = CompletedProcess(**json.loads(record.read_text()))
     assert result.returncode == 0, result.stderr
     return folder, result
 

@@ -243,7 +243,7 @@ def bad_files(folder, files):
         "text.pt": ("tokenizer", "is not a complete torch file"),
         "half.pt": ("tokenizer", "is not a complete torch file"),
         "half.safetensors": ("tokenizer", "is not a complete safetensors file"),
-        "harmful.pt": ("tokenizer", "system' to be executed"),
+        "harmful.pt": ("tokenizer", "would execute '"),
         "nan.pt": ("tokenizer", "1 not finite (decoder.conv_out.bias)"),
         "nan_model.pt": ("transformer", "1 not finite (output_layer.proj.bias)"),
         "transformer.pt": ("tokenizer", "It looks like a published LightningDiT"),
@@ -290,7 +290,7 @@ def test_what_does_not_belong_together_is_refused(convert, files, tmp_path):
         (("tokenizer", files / "vae.pt", out, "--weights", "ema"), "weights has no meaning for a tokenizer"),
         (("transformer", model, out, "--num-heads", 2, *published), "num_heads has no meaning"),
         (("latents", tmp_path / "empty", out), "holds no latents"),
-        (("latents", tmp_path / "strange", out), "is no shard of latents"),
+        (("latents", tmp_path / "strange", out), "is not a shard of latents"),
         (("tokenizer", model, out, *published), "There is no tokenizer folder"),
         (("latents", tmp_path / "unflipped", out, *published), "--flips"),
     ):

@@ -107,7 +107,7 @@ def test_a_tokenizer_alone(finished_quickstart, tmp_path):
     np.testing.assert_array_equal(reconstruct(artifact.path, AutoencoderKL), reconstruct(source))
     card = ModelCard.load(artifact.path / "README.md")
     assert card.data.license is None
-    assert "has not chosen a licence" in card.text
+    assert "have not chosen a licence" in card.text
     assert "Reconstruction PSNR" in card.text
     assert "Label accuracy" not in card.text  # a figure of the transformer, too
     assert Image.open(artifact.path / "reconstructions.png").size == (2 * 32 + 2, 2 * 32 + 2)
@@ -137,7 +137,7 @@ def test_converted_checkpoints_are_exported(tmp_path):
     assert LightningDiTPipeline.from_pretrained(exported.path)([1], seeds=[0], num_inference_steps=1).images
     card = (exported.path / "README.md").read_text()
     assert "| converted from | model.pt |" in card
-    assert "None were measured" in card
+    assert "No figures were measured" in card
 
 
 # --- the card ---------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_records_are_found_by_their_hash_under_any_name(finished_quickstart, tmp
     (run_folder / "transformer").rename(run_folder / "dit")
     exported = run(ExportConfig(pipeline=run_folder / "pipeline", output=tmp_path / "a", reconstructions=0))
     card = (exported.path / "README.md").read_text()
-    assert "came without records" not in card
+    assert "There are no records" not in card
     assert read_artifact(exported.path / "tokenizer", "tokenizer").config["training"]["steps"] == 4
     assert read_artifact(exported.path / "transformer", "transformer").config["training"]["steps"] == 6
 
@@ -278,11 +278,11 @@ def test_reports_of_wrong_shape_are_refused(finished_quickstart, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Say what is to be exported"),
-        (["{run}/transformer"], "makes no images without its tokenizer"),
+        ([], "Give the folder to export"),
+        (["{run}/transformer"], "needs its tokenizer to make images"),
         (["{run}/report"], "holds a report, not a tokenizer"),
-        (["{run}/pipeline/scheduler"], "no pipeline, no run and no tokenizer"),
-        (["{run}/nowhere"], "no pipeline, no run and no tokenizer"),
+        (["{run}/pipeline/scheduler"], "not a pipeline, a run or a tokenizer"),
+        (["{run}/nowhere"], "not a pipeline, a run or a tokenizer"),
         (["{run}", "--report", "{run}/samples"], "no report of alight"),
         (["{run}", "--license", "MIT License"], "no identifier of the hub"),
         (["{run}", "--push-to-hub", "digits"], "OWNER/NAME"),
@@ -308,7 +308,7 @@ def test_a_report_of_others_is_refused(finished_quickstart, tmp_path):
     for figure in report["figures"]:
         figure["conditions"]["tokenizer"] = "0123456789ab"
     (tmp_path / "report.json").write_text(json.dumps(report))
-    with pytest.raises(InputError, match="says nothing about these networks"):
+    with pytest.raises(InputError, match="is about other networks"):
         run(ExportConfig(pipeline=finished_quickstart[0], report=tmp_path, output=tmp_path.with_name("export")))
 
 
@@ -344,8 +344,8 @@ def test_an_upload_sends_the_export_and_nothing_else(hub, finished_quickstart, t
 @pytest.mark.parametrize(
     ("token", "repository", "message"),
     [
-        ("", "somebody/digits", "Nobody is logged in to the hub"),
-        ("hf_of_somebody_else", "somebody/digits", "does not accept the token"),
+        ("", "somebody/digits", "You are not logged in to the hub"),
+        ("hf_of_somebody_else", "somebody/digits", "does not accept your token"),
         (TOKEN, "nobody/digits", "You are somebody on the hub, who cannot write to nobody/digits"),
     ],
 )

@@ -254,7 +254,7 @@ def test_damaged_shards_and_records_are_made_again(whole, configure, tmp_path, m
     run(configure(folder))
     assert contents(folder) == contents(whole.path)
     assert (folder / "latents_00004.safetensors").stat().st_mtime_ns == untouched
-    assert caplog.text.count("is damaged and will be made again") == 4
+    assert caplog.text.count("is damaged and will be extracted again") == 4
 
 
 def test_another_run_in_the_same_folder_is_refused(configure, tokenizer, tmp_path, monkeypatch):
@@ -272,10 +272,10 @@ def test_another_run_in_the_same_folder_is_refused(configure, tokenizer, tmp_pat
         with pytest.raises(InputError, match=message):
             run(configure(folder, **values))
     assert contents(folder) == before
-    with pytest.raises(InputError, match="are not finished"):
+    with pytest.raises(InputError, match="holds unfinished latents"):
         LatentDataset(folder)
     (folder / "unfinished" / "run.json").unlink()
-    with pytest.raises(InputError, match="no unfinished 'alight latents extract'"):
+    with pytest.raises(InputError, match="not of an unfinished 'alight latents extract'"):
         run(configure(folder))
     assert contents(folder) == before
 

@@ -71,7 +71,7 @@ def test_the_architecture_comes_with_the_weights_and_another_one_is_refused(trai
         (MODEL | {"qk_norm": True}, "qk_norm False -> True"),
         ({"preset": "LightningDiT-S/1"}, "num_layers 1 -> 12"),
     ):
-        with pytest.raises(InputError, match=f"another architecture .*{said}"):
+        with pytest.raises(InputError, match=f"the architecture of the section .*{said}"):
             train("other", init_from=str(first.path), model=model)
     assert train("said", init_from=str(first.path), model=MODEL | {"class_dropout_prob": 0.3}, **still()).facts
 
@@ -110,7 +110,7 @@ def test_another_number_of_classes_begins_with_new_class_embeddings_and_says_so(
     torch.testing.assert_close(new[rows][5], old[rows][3], rtol=0, atol=1e-6)  # of the null class
     for name in set(old) - {rows}:
         torch.testing.assert_close(new[name], old[name], rtol=0, atol=1e-6, msg=name)
-    assert "knows 3 classes and the latents have 5, so the class embeddings begin with new values" in log_text.text
+    assert "has 3 classes and the latents have 5, so the class embeddings begin with new values" in log_text.text
 
 
 @pytest.mark.parametrize("shape", [(8, 2, 2), (4, 3, 3)])

@@ -165,7 +165,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
             return os.system, (f"touch {tmp_path}/ran",)
 
     torch.save({"model": Harmful()}, tmp_path / "model.pt")
-    with pytest.raises(InputError, match="executed"):
+    with pytest.raises(InputError, match="would execute"):
         info.run(InfoConfig(path=tmp_path / "model.pt"))
     assert not (tmp_path / "ran").exists()
 

@@ -58,6 +58,7 @@ def generated(networks, samples):
     return gather_features(networks, (0, COUNT), samples.read(0, COUNT, 3), ALONE)
 
 
+@pytest.mark.slow
 def test_every_score_against_an_adm_reference(networks, real, adm_reference, samples, generated):
     reference = open_reference_set(adm_reference, networks, ALONE, batch_size=4)
     assert reference.size == (SIDE, SIDE)

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from alight.flow import AutoGuidance, ClassifierFreeGuidance, GuidedVelocity, VelocityField, VPPath, solve_ode
+from alight.flow import (
+    GUIDANCES,
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    GuidedVelocity,
+    VelocityField,
+    VPPath,
+    solve_ode,
+)
+from alight.options import GuidanceName, names_of
 from alight.runtime.errors import InputError
 
 LABELS = torch.tensor([3, 5])
@@ -178,8 +187,29 @@ def test_the_named_strategies_are_what_the_arguments_choose():
     weak = LabelModel()
     by_name = ClassifierFreeGuidance(LabelModel(), LABELS, NULL), AutoGuidance(LabelModel(), weak, LABELS)
     by_argument = {"null_labels": NULL}, {"guide": weak}
-    for strategy, argument in zip(by_name, by_argument, strict=True):
+    for name, strategy, argument in zip(GUIDANCES, by_name, by_argument, strict=True):
         one = GuidedVelocity(LabelModel(), LABELS, guidance_scale=1.5, guidance=strategy)
         other = GuidedVelocity(LabelModel(), LABELS, guidance_scale=1.5, **argument)
-        assert torch.equal(one(state(), 0.5), other(state(), 0.5))
-        assert one.nfe == other.nfe == strategy.evaluations
+        named = GuidedVelocity(LabelModel(), LABELS, guidance_scale=1.5, guidance=name, **argument)
+        velocity = one(state(), 0.5)
+        assert torch.equal(velocity, other(state(), 0.5))
+        assert torch.equal(velocity, named(state(), 0.5))
+        assert one.nfe == other.nfe == named.nfe == strategy.evaluations
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("classifier_free", {"guide": LabelModel()}, "needs the null class"),
+        ("classifier_free", {"null_labels": NULL, "guide": LabelModel()}, "no guide"),
+        ("autoguidance", {"null_labels": NULL}, "needs a guide"),
+        ("auto", {}, "Did you mean 'autoguidance'"),
+    ],
+)
+def test_a_strategy_is_refused_without_what_it_needs(name, argument, message):
+    with pytest.raises(InputError, match=message):
+        GuidedVelocity(LabelModel(), LABELS, guidance_scale=2.0, guidance=name, **argument)
+
+
+def test_the_table_holds_every_name():
+    assert set(GUIDANCES) == set(names_of(GuidanceName))

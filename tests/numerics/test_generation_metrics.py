@@ -411,6 +411,7 @@ def frechet_distance_of_few(a, b):
     return (mean_term + a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()).item()
 
 
+@pytest.mark.slow
 def test_all_scores_of_random_images_against_their_parts(network, generator):
     real, generated = (InceptionSet(network).gather([draw_images(8, seed)]) for seed in (1, 2))
     scores = inception_scores(generated, real.reference(), generator)

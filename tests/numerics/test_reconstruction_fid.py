@@ -21,6 +21,7 @@ from helpers.random_inception import random_inception
 COUNT = 6
 
 
+@pytest.mark.slow
 def test_rfid_is_the_distance_of_the_features_of_8_bit_images():
     artifact = Artifact(Path("tokenizer"), "tokenizer", {}, "h" * 64)
     tokenizer = EvaluatedTokenizer("tokenizer", tiny_tokenizer(), artifact, None)

@@ -10,13 +10,7 @@ from torch import nn
 import alight.training.tokenizer_step as module
 from alight.config import AlignmentConfig, ReconstructionConfig
 from alight.losses import (
-    adaptive_weight,
-    generator_loss,
     hinge_discriminator_loss,
-    kl_loss,
-    marginal_cosine_loss,
-    marginal_distance_matrix_loss,
-    reconstruction_loss,
     vanilla_discriminator_loss,
 )
 from alight.models.discriminator import PatchDiscriminator
@@ -25,6 +19,7 @@ from alight.models.perceptual import LPIPS
 from alight.runtime.seeding import seeded_initialisation
 from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backward, discriminator_backward
 from helpers.models import tiny_tokenizer, tiny_vit
+from helpers.tokenizer_objective import tokenizer_objective
 
 CHANNELS, FEATURES = 4, 16
 RECONSTRUCTION = ReconstructionConfig(perceptual_weight=0, kl_weight=1e-2)
@@ -78,51 +73,9 @@ def gradients(networks):
     }
 
 
-def whole_objective(networks, images, noise, reconstruction, alignment, factor=1.0, regularisation=None):
-    """The objective as the paper writes it, with retained graphs and no cuts."""
-    vae, layers = networks.vae, (networks.vae.last_decoder_layer, networks.vae.last_encoder_layer)
-    posterior = vae.posterior(images)
-    latents = posterior.mean + posterior.std * noise
-    targets, decoded = regularisation(images, latents) if regularisation else (images, latents)
-    output = vae.decode_raw_latents(decoded)
-    perceptual = networks.lpips(output, targets) if networks.lpips is not None else None
-    rec = reconstruction_loss(
-        output,
-        targets,
-        reconstruction.l1_weight,
-        perceptual,
-        reconstruction.perceptual_weight,
-        reconstruction.logvar,
-        reconstruction.reduction,
-    ).objective
-    total = rec + reconstruction.kl_weight * kl_loss(posterior.mean, posterior.logvar, reconstruction.reduction)
-
-    def balance(loss, layer, limit):
-        (reference,) = torch.autograd.grad(rec, layer, retain_graph=True)
-        (own,) = torch.autograd.grad(loss, layer, retain_graph=True)
-        return adaptive_weight(reference, own, limit)
-
-    if factor is not None:
-        adversarial = generator_loss(networks.discriminator(output))
-        weight = reconstruction.adversarial_weight * balance(adversarial, layers[0], 1e4)
-        total = total + factor * weight * adversarial
-    if latents.requires_grad:
-        features = networks.foundation(images, grid=latents.shape[2:])
-        if alignment.projection == "to_features":
-            pair = networks.projection(latents), features
-        else:
-            pair = latents, networks.projection(features)
-        related = {"projected": pair, "latent": (latents, features)}[alignment.distance_on]
-        align = alignment.cosine_weight * marginal_cosine_loss(*pair, alignment.cosine_margin)
-        align = align + alignment.distance_weight * marginal_distance_matrix_loss(*related, alignment.distance_margin)
-        weight = balance(align, layers[1], 1e8) if alignment.adaptive else 1.0
-        total = total + alignment.weight * weight * align
-    return total
-
-
 def assert_pieces_equal_the_whole(networks, reconstruction, alignment, factor=1.0, regularisation=None):
     images, noise = batch()
-    total = whole_objective(networks, images, noise, reconstruction, alignment, factor, regularisation)
+    total = tokenizer_objective(networks, images, noise, reconstruction, alignment, factor, regularisation).total
     total.backward()
     networks.discriminator.zero_grad()
     expected = gradients(networks)

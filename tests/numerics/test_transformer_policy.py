@@ -30,6 +30,7 @@ def forward_and_gradient(model, inputs):
     return output.detach().float(), gradient.float()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs a C++ compiler")
 def test_compiled_equals_eager(model, inputs):
     expected = forward_and_gradient(model, inputs)

@@ -13,18 +13,12 @@ from torch import nn
 
 from alight.config import AlignmentConfig, ReconstructionConfig
 from alight.losses import (
-    adaptive_weight,
-    generator_loss,
     hinge_discriminator_loss,
-    kl_loss,
-    marginal_cosine_loss,
-    marginal_distance_matrix_loss,
-    reconstruction_loss,
     vanilla_discriminator_loss,
 )
-from alight.losses.adaptive_weight import ADVERSARIAL_LIMIT, ALIGNMENT_LIMIT
 from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backward, discriminator_backward
 from helpers.recorded_networks import recorded_discriminator, recorded_lpips
+from helpers.tokenizer_objective import tokenizer_objective
 
 NAME = "vf_loss/generator_discriminator"
 RELATIVE = 1e-4
@@ -45,6 +39,29 @@ DEFAULTS = {
 }
 
 
+def configurations(settings):
+    """The settings of a case under our names."""
+    reconstruction = ReconstructionConfig(
+        kl_weight=settings["kl_weight"],
+        reduction="mean" if settings["pp_style"] else "sum",
+        logvar=settings["logvar_init"],
+        perceptual_weight=settings["perceptual_weight"],
+        vgg16_weights="download",
+        lpips_weights="download",
+        adversarial_weight=settings["disc_weight"] if settings["disc_factor"] > 0 else 0.0,
+        adversarial_loss=settings["disc_loss"],
+    )
+    alignment = AlignmentConfig(
+        weight=settings["vf_weight"],
+        adaptive=settings["adaptive_vf"],
+        cosine_margin=settings["cos_margin"],
+        distance_margin=settings["distmat_margin"],
+        cosine_weight=settings["cos_weight"],
+        distance_weight=settings["distmat_weight"],
+    )
+    return reconstruction, alignment
+
+
 class Convolutions(nn.Module):
     """One convolution in place of the encoder and one in place of the decoder."""
 
@@ -57,7 +74,8 @@ class Convolutions(nn.Module):
     def posterior(self, images):
         moments = F.conv2d(images, self.last_encoder_layer, stride=self.factor)
         mean, logvar = moments.chunk(2, dim=1)
-        return SimpleNamespace(parameters=moments, mean=mean, logvar=logvar.clamp(-30, 20))
+        logvar = logvar.clamp(-30, 20)
+        return SimpleNamespace(parameters=moments, mean=mean, logvar=logvar, std=(0.5 * logvar).exp())
 
     def decode_raw_latents(self, latents):
         return F.conv2d(F.interpolate(latents, scale_factor=self.factor), self.last_decoder_layer, padding=1)
@@ -77,6 +95,7 @@ class Case:
         self.projection.weight.data.copy_(weight)
         self.discriminator = recorded_discriminator(description, "discriminator.")
         self.lpips = lpips if self.settings["perceptual_weight"] > 0 else None
+        self.networks = TokenizerNetworks(self.vae, self.projection, None, self.discriminator, self.lpips)
         self.features = tensors["in.aux"] if self.recorded["vf"] else None
 
     def check(self, value, expected, what):
@@ -151,102 +170,54 @@ def test_networks_are_the_recorded_ones(cases):
 
 def test_losses_of_every_case_by_autograd(cases):
     for case in cases():
-        tensors, settings, log, norms = case.tensors, case.settings, {}, {}
-        images, vae = tensors["in.image"], case.vae
-        reduction = "mean" if settings["pp_style"] else "sum"
+        tensors, settings, images = case.tensors, case.settings, case.tensors["in.image"]
         logvar = torch.tensor(settings["logvar_init"], requires_grad=True)
-        posterior = vae.posterior(images)
-        latents = posterior.mean + (0.5 * posterior.logvar).exp() * tensors["rand.noise"]
-        output = vae.decode_raw_latents(latents)
-
-        def norm(loss, layer):
-            return torch.autograd.grad(loss, layer, retain_graph=True)[0]
-
-        perceptual = case.lpips(output, images) if case.lpips is not None else None
-        rec = reconstruction_loss(
-            output,
+        objective = tokenizer_objective(
+            case.networks,
             images,
-            perceptual=perceptual,
-            perceptual_weight=settings["perceptual_weight"],
+            tensors["rand.noise"],
+            *configurations(settings),
+            case.factor,
+            features=case.features,
             logvar=logvar,
-            reduction=reduction,
             sample_weights=tensors["in.sample_weights"] if case.recorded["sample_weights"] else None,
         )
-        kl = kl_loss(posterior.mean, posterior.logvar, reduction)
-        adversarial = generator_loss(case.discriminator(output))
-        ratio = torch.zeros(())
+        perceptual, norms = objective.perceptual, {}
         if settings["disc_factor"] > 0:
-            rec_at_layer = norm(rec.unweighted, vae.last_decoder_layer)
-            adversarial_at_layer = norm(adversarial, vae.last_decoder_layer)
-            norms |= {"nll_norm_dec": rec_at_layer.norm(), "g_norm_dec": adversarial_at_layer.norm()}
-            ratio = adaptive_weight(rec_at_layer, adversarial_at_layer, ADVERSARIAL_LIMIT)
-        weight = settings["disc_weight"] * ratio
-        total = rec.objective + settings["kl_weight"] * kl + weight * case.factor * adversarial
-        log |= {
+            norms |= zip(("nll_norm_dec", "g_norm_dec"), objective.norms["decoder"], strict=True)
+        log = {
             "logvar": logvar,
-            "kl_loss": kl,
-            "nll_loss": rec.unweighted,
-            "rec_loss": rec.l1_per_pixel
+            "kl_loss": objective.kl,
+            "nll_loss": objective.reconstruction.unweighted,
+            "rec_loss": objective.reconstruction.l1_per_pixel
             + (settings["perceptual_weight"] * perceptual.mean() if perceptual is not None else 0.0),
-            "d_weight": weight,
+            "d_weight": objective.adversarial_weight,
             "disc_factor": case.factor,
-            "g_loss": adversarial,
+            "g_loss": objective.adversarial,
         }
         if case.features is not None:
-            projected = case.projection(latents)
-            alignment = settings["distmat_weight"] * marginal_distance_matrix_loss(
-                projected, case.features, settings["distmat_margin"]
-            ) + settings["cos_weight"] * marginal_cosine_loss(projected, case.features, settings["cos_margin"])
-            weight = torch.tensor(settings["vf_weight"])
-            if settings["adaptive_vf"]:
-                rec_at_layer = norm(rec.unweighted, vae.last_encoder_layer)
-                alignment_at_layer = norm(alignment, vae.last_encoder_layer)
-                norms |= {"nll_norm_enc": rec_at_layer.norm(), "vf_norm_enc": alignment_at_layer.norm()}
-                weight = weight * adaptive_weight(rec_at_layer, alignment_at_layer, ALIGNMENT_LIMIT)
-            total = total + weight * alignment
-            log |= {"vf_loss": alignment, "vf_weight": weight}
+            log |= {"vf_loss": objective.alignment, "vf_weight": objective.alignment_weight}
+        if settings["adaptive_vf"] and case.features is not None:
+            norms |= zip(("nll_norm_enc", "vf_norm_enc"), objective.norms["encoder"], strict=True)
         case.check_statistics("gen")
-        total.backward()
-        case.check(total, tensors[f"{case}.gen_loss"], "gen_loss")
-        case.check_log(log | {"total_loss": total})
+        objective.total.backward()
+        case.check(objective.total, tensors[f"{case}.gen_loss"], "gen_loss")
+        case.check_log(log | {"total_loss": objective.total})
         assert set(norms) == set(case.recorded["grad_norms"])
         for name, expected in case.recorded["grad_norms"].items():
             case.check(norms[name], expected, name)
         case.check_gradients(logvar)
 
         case.discriminator.zero_grad()
-        real, fake = case.discriminator(images), case.discriminator(output.detach())
-        judge = {"hinge": hinge_discriminator_loss, "vanilla": vanilla_discriminator_loss}[settings["disc_loss"]]
-        loss = case.factor * judge(real, fake)
+        real, fake = case.discriminator(images), case.discriminator(objective.output.detach())
+        losses = {"hinge": hinge_discriminator_loss, "vanilla": vanilla_discriminator_loss}
+        loss = case.factor * losses[settings["disc_loss"]](real, fake)
         loss.backward()
         case.check(loss, tensors[f"{case}.disc_loss"], "disc_loss")
         log = {"disc_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         case.check_log(log, "disc_log")
         case.check_discriminator()
         case.check_statistics("disc")
-
-
-def configurations(settings):
-    """The settings of a case under our names."""
-    reconstruction = ReconstructionConfig(
-        kl_weight=settings["kl_weight"],
-        reduction="mean" if settings["pp_style"] else "sum",
-        logvar=settings["logvar_init"],
-        perceptual_weight=settings["perceptual_weight"],
-        vgg16_weights="download",
-        lpips_weights="download",
-        adversarial_weight=settings["disc_weight"] if settings["disc_factor"] > 0 else 0.0,
-        adversarial_loss=settings["disc_loss"],
-    )
-    alignment = AlignmentConfig(
-        weight=settings["vf_weight"],
-        adaptive=settings["adaptive_vf"],
-        cosine_margin=settings["cos_margin"],
-        distance_margin=settings["distmat_margin"],
-        cosine_weight=settings["cos_weight"],
-        distance_weight=settings["distmat_weight"],
-    )
-    return reconstruction, alignment
 
 
 def test_training_step_of_every_case(cases):
@@ -257,9 +228,8 @@ def test_training_step_of_every_case(cases):
         tensors, settings = case.tensors, case.settings
         images, noise = tensors["in.image"], tensors["rand.noise"]
         reconstruction, alignment = configurations(settings)
-        networks = TokenizerNetworks(case.vae, case.projection, None, case.discriminator, case.lpips)
         step = autoencoder_backward(
-            networks,
+            case.networks,
             images,
             noise,
             reconstruction,

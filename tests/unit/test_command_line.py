@@ -129,6 +129,7 @@ def test_colours_of_results_stay_and_nothing_else(monkeypatch):
     assert "\033" not in printable_lines(text, io.StringIO())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C"}],

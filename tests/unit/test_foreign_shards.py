@@ -153,9 +153,9 @@ def test_an_index_names_no_file_outside_its_folder(name, artifact, tmp_path):
     changed(artifact, lambda index: index["shards"][0].update(file=name))
     output = tmp_path / "a" / "b" / "out"
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match=r"shards\.0\.file.*no plain file name"):
+    with pytest.raises(InputError, match=r"shards\.0\.file.*not a plain file name"):
         convert.run(ConvertConfig(kind="latents", source=artifact, output=output, to="published"))
-    with pytest.raises(InputError, match="no plain file name"):
+    with pytest.raises(InputError, match="not a plain file name"):
         LatentDataset(artifact)
     after = [path for path in sorted(tmp_path.rglob("*")) if path.name not in ("a", "b", "out")]
     assert after == before

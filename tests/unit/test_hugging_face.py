@@ -157,7 +157,7 @@ def test_rows_without_labels_or_images(tmp_path):
         open_images(tmp_path / "saved")
     source = open_images(tmp_path / "saved", unconditional=True, max_skipped_fraction=0.7)
     assert_rows(source, [0])
-    assert [reason for _, reason in source.skipped] == ["the row has no image", "not an image that Pillow knows"]
+    assert [reason for _, reason in source.skipped] == ["the row has no image", "not an image that Pillow supports"]
 
 
 def test_an_image_folder_through_datasets(tmp_path):
@@ -189,6 +189,7 @@ def test_damaged_files_are_one_paragraph(tmp_path):
         open_images(tmp_path / "saved")
 
 
+@pytest.mark.slow
 def test_worker_processes_read_the_same(tmp_path):
     table().save_to_disk(tmp_path / "saved")
     source = open_images(tmp_path / "saved")

@@ -168,6 +168,7 @@ print(ImageFolder(sys.argv[1]).fingerprint)
 """
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_does_the_work(pets, tmp_path):
     record = tmp_path / "record"
     command = [sys.executable, "-c", OPEN_AND_RECORD, str(pets), str(record)]
@@ -201,6 +202,7 @@ def test_a_cache_is_never_read_half_written(tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["a.json"]
 
 
+@pytest.mark.slow
 def test_spawned_workers_read_the_same(three_sources):
     dataset = ConcatDataset([ImageDataset(source, 16, cache_bytes=0) for source in three_sources])
     loader = DataLoader(dataset, batch_size=6, num_workers=2, multiprocessing_context="spawn")
@@ -223,6 +225,7 @@ def resident_bytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is measured through /proc")
 def test_memory_stays_flat_over_a_long_run(tmp_path):
     for number in range(8):

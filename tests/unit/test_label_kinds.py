@@ -303,7 +303,7 @@ def test_a_single_class_folder_with_folders_of_its_own_is_pointed_out(tmp_path, 
         path.parent.mkdir(parents=True)
         path.write_bytes(noise_file())
     assert ImageFolder(tmp_path / "pets").class_names == ("images",)
-    assert "images has folders of its own (cat, dog)" in caplog.text
+    assert "images has subfolders (cat, dog)" in caplog.text
     caplog.clear()
     ImageFolder(tmp_path / "pets" / "images")
     assert not caplog.records

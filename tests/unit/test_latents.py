@@ -174,7 +174,7 @@ def test_an_unfinished_folder_is_not_taken_for_published_shards(tmp_path):
     (tmp_path / "index.json").unlink()
     assert len(LatentDataset(tmp_path)) == 25
     (tmp_path / "unfinished").mkdir()
-    with pytest.raises(InputError, match="not finished"):
+    with pytest.raises(InputError, match="unfinished latents"):
         LatentDataset(tmp_path)
 
 
@@ -198,7 +198,7 @@ def test_labels_without_a_name_are_refused(tmp_path):
 
 def test_other_safetensors_are_no_shards(tmp_path):
     save_file({"latents": torch.zeros(2, 1, 1, 1)}, tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match="is no shard of latents"):
+    with pytest.raises(InputError, match="is not a shard of latents"):
         LatentDataset(tmp_path)
 
 

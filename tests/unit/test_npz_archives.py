@@ -151,6 +151,7 @@ def peak(function, *arguments):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_bombs_fill_no_memory(tmp_path):
     mu = npy(np.zeros(20_000))
     covariance = bomb(tmp_path / "sigma.npz", "sigma", (12_000, 12_000), "<f8", mu=npy(np.zeros(12_000)))

@@ -80,7 +80,7 @@ def test_the_type_of_the_stored_weights_can_be_kept(model):
         ({"dtype": "bf17"}, "floating-point type"),
         ({"dtype": 16}, "floating-point type"),
         ({"dtype": torch.bfloat16, "torch_dtype": torch.float16}, "two types"),
-        ({"device_map": "cuda"}, r"cannot heed 'device_map'.*\.to\(device\)"),
+        ({"device_map": "cuda"}, r"does not support 'device_map'.*\.to\(device\)"),
         ({"use_safetensors": False}, "a pickle can execute code"),
         ({"variant": "../fp16"}, "must be a name"),
         ({"variant": "fp16"}, "no diffusion_pytorch_model.safetensors of the variant 'fp16'"),

@@ -110,8 +110,8 @@ def test_what_has_no_counterpart_is_refused(published):
         ({"post_quant_conv.weight": torch.zeros(4, 3, 1, 1)}, "latents of 3 channels .* made for 4"),
         ({"quant_conv.weight": torch.zeros(8, 6, 1, 1)}, "embed_dim"),
         ({"quant_conv.weight": None}, "no 'quant_conv.weight'"),
-        ({"encoder.conv_in.weight": None}, "no checkpoint of a VA-VAE"),
-        ({"encoder.down.0.block.0.conv1.weight": None}, "no checkpoint of a VA-VAE"),
+        ({"encoder.conv_in.weight": None}, "not a checkpoint of a VA-VAE"),
+        ({"encoder.down.0.block.0.conv1.weight": None}, "not a checkpoint of a VA-VAE"),
         ({"encoder.down.1.block.0.conv1.weight": torch.zeros(40, 32, 3, 3)}, "levels of 32, 40, 64 channels"),
         ({"decoder.conv_in.weight": None}, "1 missing"),
         ({"decoder.norm_out.weight": torch.full((32,), torch.nan)}, "1 not finite"),
@@ -137,7 +137,7 @@ def test_other_weights_are_named(published, tmp_path):
         ({"head.weight": torch.zeros(4)}, "1 tensors such as head.weight"),
     ):
         torch.save(dict(state), tmp_path / "weights.pt")
-        with pytest.raises(InputError, match=f"weights.pt is no checkpoint of a VA-VAE.*{expected}"):
+        with pytest.raises(InputError, match=f"weights.pt is not a checkpoint of a VA-VAE.*{expected}"):
             load_tokenizer(tmp_path / "weights.pt")
 
 

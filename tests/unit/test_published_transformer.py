@@ -115,7 +115,7 @@ def test_a_file_that_would_run_code_is_refused_by_the_name_of_the_code(tmp_path)
     path = tmp_path / "harmful.pt"
     for new_format in (True, False):
         torch.save({"ema": {"weight": Harmful()}}, path, _use_new_zipfile_serialization=new_format)
-        with pytest.raises(InputError, match=r"asks for '(posix|os|nt)\.system'"):
+        with pytest.raises(InputError, match=r"would execute '(posix|os|nt)\.system'"):
             read_torch_file(path)
 
 
@@ -123,7 +123,7 @@ def test_contents_that_are_no_weights_are_refused():
     for contents in ([1, 2], {}, {"ema": {"a": 1}}, {"epoch": 3}):
         with pytest.raises(InputError, match="holds no state dict"):
             select_weights(contents)
-    with pytest.raises(InputError, match="no training checkpoint"):
+    with pytest.raises(InputError, match="not a training checkpoint"):
         select_weights({"weight": torch.zeros(1)}, "ema")
 
 
@@ -137,8 +137,8 @@ def test_weights_that_do_not_fit_are_listed():
         ({qkv: torch.full((48, 16), torch.nan)}, "1 not finite"),
         ({qkv: torch.full((48, 16), torch.inf)}, "1 not finite"),
         ({"feat_rope.freqs_cos": torch.zeros(16, 8)}, "rotary positions"),
-        ({"x_embedder.proj.weight": None}, "no checkpoint of a LightningDiT"),
-        ({"pos_embed": torch.zeros(1, 15, 16)}, "no square"),
+        ({"x_embedder.proj.weight": None}, "not a checkpoint of a LightningDiT"),
+        ({"pos_embed": torch.zeros(1, 15, 16)}, "not a square"),
     ):
         broken = {name: value for name, value in {**published, **changes}.items() if value is not None}
         with pytest.raises(InputError, match=message):

@@ -85,6 +85,7 @@ def sound(tmp_path):
     return tmp_path / "pets"
 
 
+@pytest.mark.slow
 def test_in_folders_lists_and_tables_they_are_skipped(sound, tmp_path):
     reasons = {}
     for kind, (make, reason) in SPECIAL.items():
@@ -103,6 +104,7 @@ def test_in_folders_lists_and_tables_they_are_skipped(sound, tmp_path):
     assert all(said.endswith(reason) for (_, said), reason in zip(table[1], reasons.values(), strict=True))
 
 
+@pytest.mark.slow
 def test_in_the_place_of_a_source_they_are_refused(tmp_path):
     places = []
     for kind in ("fifo", "socket", "device"):

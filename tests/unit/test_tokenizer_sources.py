@@ -86,7 +86,7 @@ def test_a_hub_id_is_taken_from_the_cache(vae, images, tmp_path, monkeypatch):
     opened = open_tokenizer("somebody/tokenizer")
     assert torch.equal(opened.vae.encode_raw_latents(images), vae.encode_raw_latents(images))
     assert opened.artifact.facts["source"] == "somebody/tokenizer"
-    with pytest.raises(InputError, match="'somebody/else' is no folder here.*cannot be fetched"):
+    with pytest.raises(InputError, match="'somebody/else' is not a folder.*cannot be downloaded"):
         open_tokenizer("somebody/else")
 
 

@@ -222,6 +222,7 @@ def test_no_thread_process_or_file_is_left_behind(tmp_path):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_thousands_of_steps(tmp_path):
     """With everything on that is written beside training; what is learned has a quarter of a megabyte."""
     model = nn.Linear(256, 256)

@@ -196,7 +196,7 @@ def test_folders_that_hold_something_else(foreign, tmp_path):
 
 def test_a_hub_id_that_cannot_be_fetched(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="as a hub id it cannot be fetched"):
+    with pytest.raises(InputError, match="as a hub id it cannot be downloaded"):
         VAVAE.from_pretrained("nobody-at-all/no-such-tokenizer")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from alight.config.base import ClassName, Fraction, Job, NonNegative, Positive, Section
-from alight.options import SDE_SOLVERS, DiffusionForm, LabelProtocol, LastStep, Precision, require_solver
+from alight.options import SDE_SOLVERS, DiffusionForm, GuidanceName, LabelProtocol, LastStep, Precision, require_solver
 
 Checkpoint = Annotated[str, Field(pattern=r"^(latest|\d{1,8})$", coerce_numbers_to_str=True)]
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]  # 100 is far beyond all that makes images
@@ -21,6 +21,7 @@ class SolverConfig(Section):
 
     solver: str = "euler"  # or heun, ab2, rk4, dopri5, sde_euler, ...; a wrong name is answered with the list
     num_inference_steps: Steps = 50  # steps really taken
+    guidance: GuidanceName | None = None  # None = autoguidance where there is a guide, else classifier-free
     guidance_scale: GuidanceScale = 1.0  # 1 = no guidance
     guidance_interval: tuple[Fraction, Fraction] | None = None  # in model time; None = everywhere
     guidance_channels: Positive | None = None  # None = all; 3 = how the published figures were made

@@ -1,6 +1,6 @@
-"""What can be computed again, kept under `$ALIGHT_CACHE`: read whole or not at all, computed by one process at a time.
+"""Cached results under `$ALIGHT_CACHE`: verified when read, and computed by one process at a time.
 
-Several processes of one job open the same images at the same moment. The first computes, and the others wait and read.
+The processes of a job open the same images at the same moment. The first computes, and the others wait and read.
 """
 
 import json
@@ -21,7 +21,7 @@ from alight.runtime.reading import read_bytes
 
 _LARGEST = 2**32  # bytes; the index of ten million images takes a quarter
 _SECONDS_BEFORE_MESSAGE = 2.0
-_HEAD_START = 0.5  # seconds for the main process of a job, which is the one that shows a progress bar
+_HEAD_START = 0.5  # seconds for the main process of a job, which shows the progress bar
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def cache_file(kind: str, *key: str) -> Path:
 
 
 def read_cache(file: Path) -> Any | None:
-    """What `write_cache` wrote, or None: nothing there, unreadable, or not exactly what was written."""
+    """Read a value that `write_cache` wrote; None if the file is missing, unreadable or damaged."""
     try:
         checksum, body = read_bytes(file, _LARGEST).split(b"\n", 1)
         return json.loads(body) if sha256(body).hexdigest().encode() == checksum else None
@@ -42,16 +42,16 @@ def read_cache(file: Path) -> Any | None:
 
 
 def write_cache(file: Path, value: Any) -> None:
-    """Keep a JSON value and its checksum; where that cannot be written, it is computed again next time."""
+    """Store a JSON value with a checksum; an error is ignored, since the value can be computed again."""
     body = json.dumps(value).encode()
     _write(file, sha256(body).hexdigest().encode() + b"\n" + body)
 
 
 def write_note(file: Path, lines: list[str]) -> bool:
-    """Keep lines for people to read beside a cache file, or remove the old ones if there are none.
+    """Write lines of text beside a cache file, or remove the old ones if there are none.
 
     Returns:
-        Whether they are there now.
+        True if the lines were written.
     """
     if lines:
         return _write(file, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
@@ -64,9 +64,9 @@ def write_note(file: Path, lines: list[str]) -> bool:
 
 @contextmanager
 def one_process_at_a_time(file: Path) -> Iterator[None]:
-    """Hold a cache file for the length of the block; other processes and threads wait.
+    """Lock a cache file for the length of the block; other processes and threads wait.
 
-    Where the folder knows no locks or cannot be written, nobody waits and everyone computes for themselves.
+    Without effect if the folder does not support locks or cannot be written.
     """
     lock = FileLock(file.with_suffix(".lock"))
     try:
@@ -76,7 +76,7 @@ def one_process_at_a_time(file: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=_SECONDS_BEFORE_MESSAGE)
         except Timeout:
-            logger.info("Another process is looking at the same images; waiting for what it finds.")
+            logger.info("Another process is indexing the same images; waiting for it.")
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         logger.debug("%s cannot be locked: %s", file, error)
@@ -87,7 +87,7 @@ def one_process_at_a_time(file: Path) -> Iterator[None]:
 
 
 def _write(file: Path, content: bytes) -> bool:
-    """Under a temporary name first, so that nobody ever reads a half."""
+    """Write atomically; returns False on an error."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as scratch:

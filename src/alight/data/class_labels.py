@@ -1,4 +1,4 @@
-"""From what a data set says about each image, a number, a name or nothing, to labels and class names."""
+"""Labels and class names from the raw labels of a data set: numbers, names or nothing."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ from alight.runtime.errors import InputError
 
 RawLabel = int | float | str | None  # None, NaN or an empty text = unlabelled
 
-_MOST_CLASSES = 1_000_000  # numbers beyond are identifiers of something else
+_MOST_CLASSES = 1_000_000  # larger numbers are identifiers of something else
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,30}")  # as Python writes it: 007 and 7 are two names
 _REAL = re.compile(r"-?(?:0|[1-9][0-9]{0,30})(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?")  # 3.0, as tables write 3
 _PADDED = re.compile(r"0[0-9]+")
@@ -26,15 +26,14 @@ logger = logging.getLogger(__name__)
 def number_classes(raw: Sequence[RawLabel], store: ImageStore) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
     """A label for each image of a store, and the name of each class.
 
-    Whole numbers (3, or 3.0), if there is nothing else, are labels as they are and keep the meaning they have
-    elsewhere. Names, and with them numbers with leading zeros, are numbered in sorted order. Images without any label
-    are one class with the name of their place.
+    If all are whole numbers (3, or 3.0), they are the labels. Names, which include numbers with leading zeros, are
+    numbered in sorted order. Images without any label are one class with the name of their place.
 
     Returns:
         (N,) int64, and the names by label.
 
     Raises:
-        InputError: some images have a label and others none, a number cannot be a label, or two names look the same.
+        InputError: only some images have a label, a number cannot be a label, or two names look the same.
     """
     texts = _texts(raw)
     bare = [position for position, label in enumerate(texts) if not label]
@@ -42,7 +41,7 @@ def number_classes(raw: Sequence[RawLabel], store: ImageStore) -> tuple[npt.NDAr
         return np.zeros(len(texts), dtype=np.int64), (readable(PurePath(store.place).stem),)
     if bare:
         raise InputError(
-            f"{len(bare):,} of {len(texts):,} images in {store.place} have no label that can be read (such as "
+            f"{len(bare):,} of {len(texts):,} images in {store.place} have no label (such as "
             f"{store.location(bare[0])}), but the others have one; label all of them, or take all as one class "
             "with unconditional=True."
         )
@@ -52,7 +51,7 @@ def number_classes(raw: Sequence[RawLabel], store: ImageStore) -> tuple[npt.NDAr
 
 
 def _texts(raw: Sequence[RawLabel]) -> list[str]:
-    """Labels as text, empty where there is none; among numbers, also where a table says so in words."""
+    """Labels as text, empty if missing; among numbers, words such as "nan" count as missing."""
     texts = ["" if label is None or label != label else str(label).strip() for label in raw]  # NaN is not itself
     distinct = set(texts)
     missing = {text for text in distinct if text.casefold() in _MISSING}
@@ -100,8 +99,8 @@ def name_classes(texts: Sequence[str], store: ImageStore) -> tuple[npt.NDArray[n
     names = sorted(shown.values())
     if same := _same_number(names):
         logger.warning(
-            "%s has the labels %s, which differ in leading zeros alone; they are classes of their own. If they should "
-            "be one class, write its label in one way.",
+            "%s has the labels %s, which differ only in leading zeros; they are separate classes. If they should be "
+            "one class, spell its label in one way.",
             store.place,
             " and ".join(same),
         )

@@ -1,4 +1,4 @@
-"""Classes by name: what people type, found among the names that a model knows.
+"""Classes by name: look-up of a given name among the class names of a model.
 
 The names of ImageNet-1k ship with the package, in the order of the published checkpoints (0 = tench, 999 = toilet
 tissue), because those checkpoints hold none.
@@ -31,10 +31,10 @@ def imagenet_class_names() -> tuple[str, ...]:
 
 
 def readable_class_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
-    """The names by which the classes of a model can be asked for; empty if there are none.
+    """The names by which the classes of a model can be selected; empty if there are none.
 
-    A model of 1000 classes without names knows those of ImageNet-1k. One that was trained on ImageNet's folders knows
-    the folders' names (`n01440764`) as a further synonym.
+    A model of 1000 classes without names gets those of ImageNet-1k. One trained on ImageNet's folders has the folders'
+    names (`n01440764`) as further synonyms.
     """
     if not names:
         return imagenet_class_names() if num_classes == IMAGENET_CLASSES else ()
@@ -45,16 +45,16 @@ def readable_class_names(names: Sequence[str] | None, num_classes: int) -> tuple
 
 
 def class_index(label: int | str, names: Sequence[str], num_classes: int) -> int:
-    """The label of a class that is given by label or by name.
+    """Find the label of a class that is given by label or by name.
 
-    Upper and lower case and the Unicode normal forms are the same, unless only they tell two classes apart. `goldfish`
-    finds `goldfish, Carassius auratus`, and so does `Carassius auratus` where no class has that as its first name.
+    Case and Unicode normal forms do not matter, unless only they distinguish two classes. `goldfish` finds `goldfish,
+    Carassius auratus`, and so does `Carassius auratus` if no class has that as its first name.
 
     Args:
-        label: the label itself, as a number or as digits, or a name. Where a class is called `3`, the text "3" means
-            that class, and the number 3 the label; where classes are called by numbers, other digits mean nothing.
+        label: the label, as a number or as digits, or a name. If a class is called `3`, the text "3" means that class,
+            and the number 3 the label; if classes are called by numbers, other digits are refused.
         names: by label, possibly with synonyms after commas; may be empty.
-        num_classes: how many labels there are.
+        num_classes: number of labels.
 
     Raises:
         InputError: there is no such class (with the nearest names), or several have that name (with their labels).
@@ -62,7 +62,7 @@ def class_index(label: int | str, names: Sequence[str], num_classes: int) -> int
     index = _named_index(label, names, num_classes) if isinstance(label, str) else _number(label)
     if not 0 <= index < num_classes:
         raise InputError(
-            f"Class {index} is out of range: this transformer knows the classes 0 to {num_classes - 1}. Choose one of "
+            f"Class {index} is out of range: this transformer has the classes 0 to {num_classes - 1}. Choose one of "
             "them."
         )
     return index
@@ -74,11 +74,11 @@ def _number(label: int) -> int:
             raise TypeError
         return operator.index(label)
     except TypeError:
-        raise InputError(f"{label!r:.100} is no class. Give names as text, or labels as whole numbers.") from None
+        raise InputError(f"{label!r:.100} is not a class. Give names as text, or labels as integers.") from None
 
 
 def _named_index(label: str, names: Sequence[str], num_classes: int) -> int:
-    """The label of a class that is given as text, by its name or in digits."""
+    """The label of a class given as text, by name or in digits."""
     found = _named(label, names)
     if len(found) == 1:
         return found[0]
@@ -96,9 +96,9 @@ def _named_index(label: str, names: Sequence[str], num_classes: int) -> int:
 
 
 def _require_unambiguous(label: str, index: int, names: Sequence[str]) -> None:
-    """Refuse digits that could mean an index or a name written otherwise, where classes are called by numbers.
+    """Refuse digits that could mean an index or a differently written name, if classes are called by numbers.
 
-    So could an unquoted 010 in YAML, which reads it as the number 8.
+    An unquoted 010 in YAML is such a case, since YAML 1.1 reads it as the number 8.
     """
     numbers = [int(first) if _DIGITS.fullmatch(first := name.split(",")[0].strip()) else None for name in names]
     same = [position for position, number in enumerate(numbers) if number == index]
@@ -107,13 +107,13 @@ def _require_unambiguous(label: str, index: int, names: Sequence[str]) -> None:
     meant = f" Did you mean '{names[same[0]]}'?" if same else ""
     raise InputError(
         f"There is no class called '{label.strip()}', and since classes are called by numbers here, it is not taken "
-        f"as an index.{meant} Known are {_some(names)}. Give the name exactly, with its zeros, and in quotes in YAML: "
+        f"as an index.{meant} Known are {_some(names)}. Give the exact name with its zeros, and in quotes in YAML: "
         '["01", "010"].'
     )
 
 
 def _named(label: str, names: Sequence[str]) -> list[int]:
-    """The classes of that name: first names and whole lines before synonyms, exact spelling before any."""
+    """The classes of a name: first names and whole lines before synonyms, exact spelling before any other."""
     wanted = readable(label).strip()
     for names_of in (_main_names, _synonyms):
         found = [i for i, name in enumerate(names) if folded(wanted) in map(folded, names_of(name))]

@@ -1,4 +1,4 @@
-"""Columns of tables and keys of records by their usual names: which holds the images, and which the labels."""
+"""Columns of images and labels in tables and records, found by their usual names."""
 
 import logging
 import re
@@ -22,24 +22,24 @@ logger = logging.getLogger(__name__)
 
 
 def image_columns(names: Iterable[str]) -> list[str]:
-    """Those of the names that usually hold images or their paths, the most usual first."""
+    """The names that usually hold images or their paths, the most usual first."""
     return _usual(names, _IMAGES)
 
 
 def label_columns(names: Iterable[str]) -> list[str]:
-    """Those of the names that usually hold labels, the most usual first."""
+    """The names that usually hold labels, the most usual first."""
     return _usual(names, _LABELS)
 
 
 def wanted_column(wanted: str, names: Iterable[str]) -> str | None:
-    """The column that a person asks for: by its exact name, else by the one that is spelled alike."""
+    """The column of that exact name, else the only one that differs in case, spaces, hyphens or underscores."""
     names = list(names)
     alike = [name for name in names if _plain(name) == _plain(wanted)]
     return wanted if wanted in names else alike[0] if len(alike) == 1 else None
 
 
 def pick_label_column(names: Iterable[str], place: str) -> str | None:
-    """The column with the most usual name for labels; a warning says where others could be meant."""
+    """The column with the most usual name for labels; warns if there are several candidates."""
     found = label_columns(names)
     if len(found) > 1:
         logger.warning(
@@ -52,11 +52,11 @@ def pick_label_column(names: Iterable[str], place: str) -> str | None:
 
 
 def warn_of_unused(columns: Sequence[str], place: str) -> None:
-    """Say which columns could have held the labels of images that are all taken as one class."""
+    """Warn of columns that could hold labels, when all images are taken as one class."""
     if columns:
         logger.warning(
             "No labels were found in %s, so all its images are one class. Not used: %s. If one of these holds the "
-            "labels, choose it with label_column; if there are none, say so with unconditional=True.",
+            "labels, choose it with label_column; if there are none, set unconditional=True.",
             place,
             listed(columns),
         )

@@ -1,7 +1,7 @@
 """Square crops and mirror images, as ADM (Dhariwal and Nichol, arXiv 2105.05233) prepares its training images.
 
-Images are (H, W, 3) uint8 arrays going in and coming out. Shrinking happens in two steps: halving with a box filter
-while the image is at least twice too large, which is cheap and free of aliasing, and one bicubic step to the end.
+Inputs and outputs are (H, W, 3) uint8. Shrinking takes two steps: halving with a box filter while the image is at
+least twice too large, which is cheap and free of aliasing, then one bicubic resize.
 """
 
 import math

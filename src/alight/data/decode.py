@@ -1,4 +1,4 @@
-"""Image files to 8-bit RGB pixels, whatever mode they were stored in."""
+"""Decoding of image files of any mode to 8-bit RGB pixels."""
 
 import os
 from contextlib import suppress
@@ -15,7 +15,7 @@ from alight.data.metadata import UPRIGHT, exif_orientation, without_metadata
 
 RgbImage = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 
-_BACKGROUND = "white"  # what a page shows behind a transparent logo; dropping alpha would reveal arbitrary colours
+_BACKGROUND = "white"  # as on a web page; dropping alpha would reveal arbitrary colours
 _TWELVE_BITS, _SIXTEEN_BITS = 4095, 65535
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT_BY = {  # EXIF orientation -> the operation that undoes it
@@ -30,12 +30,12 @@ _UPRIGHT_BY = {  # EXIF orientation -> the operation that undoes it
 
 
 class DecodedImage(NamedTuple):
-    """An image and how deep it was stored.
+    """A decoded image with its largest 16-bit value.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB, upright.
-        peak: the largest value of an image that is stored with 16 bits per channel; 0 for every other. Of colours,
-            of which only the upper 8 bits are read, it is the largest that the lower ones allow.
+        peak: the largest value of an image with 16 bits per channel; 0 for every other. For colours, of which only the
+            upper 8 bits are read, it is an upper bound.
     """
 
     pixels: RgbImage
@@ -43,9 +43,9 @@ class DecodedImage(NamedTuple):
 
 
 def decode_image(file: str | os.PathLike[str] | BinaryIO) -> RgbImage:
-    """Read a whole image: turned upright by its EXIF orientation, the first frame of an animation.
+    """Read an image, rotated by its EXIF orientation; the first frame of an animation.
 
-    Other metadata is not needed, so none that is damaged, odd or large costs an image.
+    Other metadata is ignored, so damaged or large metadata does no harm.
 
     Args:
         file: a path, or the encoded bytes as an open file.
@@ -55,20 +55,20 @@ def decode_image(file: str | os.PathLike[str] | BinaryIO) -> RgbImage:
 
     Raises:
         OSError, ValueError, SyntaxError: the file is not an image or is damaged; Pillow has more exceptions than
-            these for damaged files, so a caller that must survive them all catches `Exception`.
+            these for damaged files, so catch `Exception` to handle all of them.
     """
     return decode_with_peak(file).pixels
 
 
 def decode_with_peak(file: str | os.PathLike[str] | BinaryIO) -> DecodedImage:
-    """As `decode_image`, with the largest value where there are 16 bits."""
+    """As `decode_image`, with the largest value of a 16-bit image."""
     try:
         with Image.open(file) as image:
             return _decoded(image)
     except MemoryError:
         raise
     except Exception:
-        with suppress(Exception):  # if it was not the metadata, the first error is the one to tell
+        with suppress(Exception):  # if the metadata was not the cause, raise the first error
             return _decoded_without_metadata(_content(file))
         raise
 
@@ -76,7 +76,7 @@ def decode_with_peak(file: str | os.PathLike[str] | BinaryIO) -> DecodedImage:
 def _decoded_without_metadata(content: bytes) -> DecodedImage:
     bare, orientation = without_metadata(content) or (content, None)
     with Image.open(BytesIO(bare)) as image:
-        if isinstance(image, TiffImageFile):  # its metadata are read after the pixels, and spoil nothing before
+        if isinstance(image, TiffImageFile):  # its metadata is read after the pixels
             orientation = image.tag_v2.get(_ORIENTATION_TAG, UPRIGHT)
             image.load_end = lambda: None  # type: ignore[method-assign]
         return _decoded(image, orientation)
@@ -99,14 +99,14 @@ def _decoded(image: Image.Image, orientation: int | None = None) -> DecodedImage
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation alone; other entries may be of any kind."""
+    """The EXIF orientation; other entries are ignored."""
     exif = image.info.get("exif")
     if isinstance(exif, bytes) and (orientation := exif_orientation(exif)) != UPRIGHT:
         return orientation
     try:  # of TIFF, XMP and others
         value = image.getexif().get(_ORIENTATION_TAG, UPRIGHT)
         return int(value[0] if isinstance(value, bytes | tuple | list) else value)
-    except Exception:  # of odd entries Pillow's parser raises nearly everything
+    except Exception:  # Pillow's parser raises many types for odd entries
         return UPRIGHT
 
 
@@ -118,14 +118,14 @@ def _content(file: str | os.PathLike[str] | BinaryIO) -> bytes:
 
 
 def to_rgb(image: Image.Image, white: int = _SIXTEEN_BITS) -> RgbImage:
-    """Show any Pillow image as 8-bit RGB.
+    """Convert any Pillow image to 8-bit RGB.
 
-    - Transparency (RGBA, LA, transparent palettes and colours) is laid over white.
+    - Transparency (RGBA, LA, transparent palettes and colours) is composited over white.
     - 16-bit grey ("I;16" and its relatives, and "I", in which Pillow holds some 16-bit files) is scaled by 255/white:
-      65535 becomes 255. Pillow's own conversion clips at 255. Files that say they hold 12 bits have white at 4095.
-    - Floating-point grey ("F") is read as [0, 1] where no value is greater than 1, else as [0, 255].
+      65535 becomes 255. Pillow's own conversion clips at 255. Files declared as 12-bit have white at 4095.
+    - Floating-point grey ("F") is read as [0, 1] if no value is greater than 1, else as [0, 255].
     - The other modes ("1", "L", "P", "CMYK", "YCbCr", "HSV", "LAB") are converted by Pillow. Embedded ICC profiles are
-      not applied, as everywhere in the field.
+      not applied, as is usual in the field.
 
     Args:
         image: decoded.
@@ -135,7 +135,7 @@ def to_rgb(image: Image.Image, white: int = _SIXTEEN_BITS) -> RgbImage:
         (H, W, 3) uint8, a writable copy.
 
     Raises:
-        ValueError: integer or floating-point pixels lie outside the ranges above, so that nobody can know their white.
+        ValueError: integer or floating-point pixels are outside the ranges above, so their white is unknown.
     """
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _grey_to_rgb(np.asarray(image), white=white)

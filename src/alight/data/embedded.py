@@ -19,7 +19,7 @@ _HELD_OUT_COLUMN = 384  # of 640: what lies to the right of it in each photograp
 
 
 def enlarge(digit: npt.NDArray[np.floating], size: int = 32) -> RgbImage:
-    """Show an 8x8 digit with values 0..16 as white ink on black.
+    """Render an 8x8 digit with values 0..16 as white ink on black.
 
     Returns:
         (size, size, 3) uint8.
@@ -44,7 +44,7 @@ class Digits(ImageSource):
 
     @property
     def description(self) -> str:
-        """What they are, for reports."""
+        """The name and the number of the images, for reports."""
         return f"scikit-learn's handwritten digits: {len(self):,} images in 10 classes"
 
     def name(self, index: int) -> str:
@@ -63,8 +63,8 @@ class Digits(ImageSource):
 class Photographs(ImageSource):
     """Overlapping square crops of two photographs (427x640), classes "china" and "flower".
 
-    The crops lie on a grid. Training crops come from the left 384 columns of each photograph, and held-out crops from
-    the right 256, so the two share no pixel.
+    The crops form a grid. Training crops are from the left 384 columns of each photograph, and held-out crops from the
+    right 256, so the two share no pixel.
 
     Args:
         crop_size: side of the crops in pixels.
@@ -85,7 +85,7 @@ class Photographs(ImageSource):
         if not 1 <= crop_size <= largest or stride < 1:
             raise InputError(
                 f"Crops of the embedded photographs have a side from 1 to {largest} pixels and a positive stride, but "
-                f"{crop_size} and {stride} were asked for; larger images must come from a folder."
+                f"{crop_size} and {stride} were given; take larger images from a folder."
             )
         self._corners = np.array(
             [
@@ -102,7 +102,7 @@ class Photographs(ImageSource):
 
     @property
     def description(self) -> str:
-        """What they are, for reports."""
+        """The name and the number of the images, for reports."""
         return f"crops of scikit-learn's photographs: {len(self):,} images of {self.crop_size} pixels in 2 classes"
 
     def name(self, index: int) -> str:

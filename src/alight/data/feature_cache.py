@@ -1,7 +1,7 @@
-"""Foundation features of images that come again in every epoch: computed once, then read from disk.
+"""A cache on disk for the foundation features of images that recur in every epoch.
 
-It pays off for centre crops, with or without mirroring; random crops never come again. A file holds a fixed place per
-image, so nothing needs to be held in memory, and several processes can write their own images into it.
+It pays off for centre crops, with or without mirroring; random crops never recur. A file has a fixed place per image,
+so nothing needs to be held in memory, and several processes can write their own images into it.
 """
 
 import json
@@ -21,23 +21,24 @@ from alight.models.foundation import FoundationModel
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import to_uint8
+from alight.runtime.units import size_text
 
 _HEADER_BYTES = 4096
 
 
 class FeatureCache:
-    """A file of float16 features: a header, then per row a seal, then the rows themselves.
+    """A file of float16 features: a header, then a checksum per row, then the rows.
 
-    An image has two rows, for itself and for its mirror image, whose features are not the mirrored features. The seal
-    of a row joins a checksum of the pixels that it was computed from with one of the features. It is written last, so
-    a row that was cut off, damaged, or made from other pixels counts as unknown, and is computed again. The file at
+    An image has two rows, for itself and for its mirror image, whose features are not the mirrored features. The
+    checksum of a row joins one of the pixels that it was computed from with one of the features. It is written last,
+    so a row that is incomplete, damaged, or of other pixels counts as unknown, and is computed again. The file at
     `path` is sparse: unknown rows take no space on disk.
     """
 
     def __init__(self, path: Path, rows: int, shape: tuple[int, int, int]) -> None:
         self.path = path
         self._first_row = _HEADER_BYTES + 8 * rows
-        self._seals = np.memmap(path, np.uint64, mode="r", offset=_HEADER_BYTES, shape=(rows,))
+        self._checksums = np.memmap(path, np.uint64, mode="r", offset=_HEADER_BYTES, shape=(rows,))
         self._rows = np.memmap(path, np.float16, mode="r", offset=self._first_row, shape=(rows, *shape))
         self._file = path.open("r+b", buffering=0)
         self._full = False
@@ -51,14 +52,14 @@ class FeatureCache:
         precision: str = "fp32",
         folder: Path | None = None,
     ) -> "FeatureCache":
-        """Open the file for these images, or begin it: another one for everything that changes the features.
+        """Open or create the file for these images; its name depends on everything that changes the features.
 
         Args:
-            foundation: what computes the features, in this precision.
-            images: what they are computed of; the indices below are those of this source.
+            foundation: model that computes the features, in this precision.
+            images: their source; the indices below are its indices.
             grid: (h, w) of the features.
             precision: of the computation.
-            folder: where to keep the file; None = `cache_folder()`.
+            folder: of the file; None = `cache_folder()`.
 
         Raises:
             InputError: the folder cannot be written.
@@ -69,7 +70,7 @@ class FeatureCache:
         header = json.dumps({"format": 1, **values, "count": len(images), "shape": shape}).encode()
         path = (folder or cache_folder()) / "features" / f"{sha256(header).hexdigest()[:32]}.f16"
         size = _HEADER_BYTES + 2 * len(images) * (8 + 2 * int(np.prod(shape)))
-        log.info("feature cache %s: up to %.1f GB if every image and its mirror image comes", path, size / 1e9)
+        log.info("feature cache %s: up to %s if every image and its mirror image is used", path, size_text(size))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
@@ -85,11 +86,11 @@ class FeatureCache:
         """Features (B, D, h, w) float16 on the CPU of images (B, 3, H, W) in [-1, 1], and which of them are known."""
         rows, checksums = _rows_of(indices, images)
         features = self._rows[rows]  # (B, D, h, w), copied
-        seals = [_seal(pixels, values) for pixels, values in zip(checksums, features, strict=True)]
-        return torch.from_numpy(features), torch.from_numpy(self._seals[rows] == np.array(seals))
+        expected = [_row_checksum(pixels, values) for pixels, values in zip(checksums, features, strict=True)]
+        return torch.from_numpy(features), torch.from_numpy(self._checksums[rows] == np.array(expected))
 
     def write(self, indices: Sequence[int], images: Tensor, features: Tensor) -> None:
-        """Keep features (B, D, h, w) float16, if they are finite; a full disk ends the keeping, not the training."""
+        """Store finite features (B, D, h, w) float16; a full disk stops the cache, not the training."""
         for row, pixels, values in zip(*_rows_of(indices, images), features.cpu().numpy(), strict=True):
             if self._full or not np.isfinite(values).all():
                 continue
@@ -97,20 +98,19 @@ class FeatureCache:
                 self._file.seek(self._first_row + int(row) * values.nbytes)
                 self._file.write(values.tobytes())
                 self._file.seek(_HEADER_BYTES + 8 * int(row))
-                self._file.write(_seal(pixels, values).tobytes())
+                self._file.write(_row_checksum(pixels, values).tobytes())
             except OSError as error:
                 self._full = True
-                log.warning("The feature cache %s takes no more (%s); the rest is computed anew.", self.path, error)
+                log.warning("The feature cache %s is full (%s); other features are not cached.", self.path, error)
 
 
 def cached_features(
     cache: FeatureCache, foundation: FoundationModel, images: Tensor, keys: Sequence[int], grid: tuple[int, int]
 ) -> Tensor:
-    """Features (B, D, h, w) float32 from the cache, and from the foundation model for images that are not in it yet.
+    """Features (B, D, h, w) float32 from the cache, or from the foundation model for images that are not in it yet.
 
-    The cache is open for the same model and grid, the images are (B, 3, H, W) in [-1, 1], and the keys (B,) are their
-    indices in its source. New features are rounded as those in the cache are, so a run does not depend on what was
-    cached before it.
+    The cache was opened for the same model and grid, the images are (B, 3, H, W) in [-1, 1], and the keys (B,) are
+    their indices in its source. New features are rounded like cached ones, so results do not depend on the cache.
     """
     features, known = cache.read(keys, images)
     if not known.all():
@@ -131,7 +131,7 @@ def _rows_of(indices: Sequence[int], images: Tensor) -> tuple[np.ndarray, list[i
     return 2 * np.array([int(index) for index in indices], dtype=np.int64) + second, checksums
 
 
-def _seal(pixels: int, values: np.ndarray) -> np.uint64:
+def _row_checksum(pixels: int, values: np.ndarray) -> np.uint64:
     return np.uint64(pixels << 32 | crc32(values.tobytes()))
 
 

@@ -1,4 +1,4 @@
-"""Many files by one word: `*` and `?` as in a shell, and numbered or listed parts in braces."""
+"""Patterns for many files: `*` and `?` as in a shell, and numbered or listed parts in braces."""
 
 import glob
 import math
@@ -15,39 +15,39 @@ _MOST_PARTS = 100_000
 
 
 def is_pattern(word: str) -> bool:
-    """Tell if the word stands for several files."""
+    """Tell if the word is a pattern."""
     return any(character in word for character in "*?{")
 
 
 def find_files(pattern: str) -> list[Path]:
-    """The files that a path or a pattern stands for: braces in their own order, and what a `*` finds sorted.
+    """The files that match a path or a pattern: braces in their own order, the matches of a `*` sorted.
 
     Raises:
-        InputError: a file that the braces name, or everything that a `*` could find, is missing.
+        InputError: a file that the braces name is missing, or a `*` matches none.
     """
     if os.path.isfile(pattern):
         return [Path(pattern)]
     folder, rest = os.path.split(pattern)
-    if not os.path.isdir(folder):  # else its name is literal, whatever its characters
+    if not os.path.isdir(folder):  # otherwise its name is literal
         folder, rest = "", pattern
     files = []
     for name in expand_braces(rest):
         escaped = os.path.join(glob.escape(folder), name.replace("[", "[[]"))  # brackets are just names
         found = sorted(glob.glob(escaped)) if is_pattern(name) else [os.path.join(folder, name)]
         if not found or not all(map(os.path.isfile, found)):
-            raise InputError(f"There is no file {name:.300}, which {pattern:.300} stands for; check its name.")
+            raise InputError(f"There is no file {name:.300} for the pattern {pattern:.300}; check its name.")
         files += found
     return list(map(Path, dict.fromkeys(files)))
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`a{08..10}` is a08, a09, a10, and `{a,b}c` is ac, bc; several braces give all combinations.
+    """Expand `a{08..10}` to a08, a09, a10, and `{a,b}c` to ac, bc; several braces give all combinations.
 
     Raises:
-        InputError: a range that goes backwards, or parts that stand for very many files.
+        InputError: a range counts down, or there are too many files.
     """
     if math.prod(len(_parts(content)) for content in _BRACES.findall(pattern)) > _MOST_PARTS:
-        raise InputError(f"{pattern:.300} stands for more than {_MOST_PARTS:,} files. Give fewer by one pattern.")
+        raise InputError(f"The pattern {pattern:.300} has more than {_MOST_PARTS:,} files. Use a smaller one.")
     return _expanded(pattern)
 
 

@@ -19,7 +19,7 @@ from alight.data.image_store import ImageStore, file_stamp, first_special, read_
 from alight.data.readable_names import readable_classes
 from alight.data.stored_images import StoredImages
 from alight.runtime.console import log
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PREFIX = "hf:"
 _DEFAULT_SPLIT = "train"
 _IMAGE_COLUMN = "image"
-_MOST_OF_A_MESSAGE = 400  # characters of an error of datasets, some of which list everything there is
+_MOST_OF_A_MESSAGE = 400  # characters of an error of datasets, some of which are very long
 
 
 class HuggingFaceImages(StoredImages):
@@ -40,10 +40,9 @@ class HuggingFaceImages(StoredImages):
             a folder that `save_to_disk` wrote; a parquet file, or a pattern for several.
         unconditional: take all images as one class.
         max_skipped_fraction: more unusable images than this share are an error.
-        image_column: which column holds the images; None = the one of that type, else `image` or the
-            like.
-        label_column: which column holds the labels; None = the one with class names, else `label`, `class`
-            or the like, if there is one.
+        image_column: the column of images; None = the one of that type, else `image` or the like.
+        label_column: the column of labels; None = the one with class names, else `label`, `class` or the like, if
+            there is one.
 
     Raises:
         InputError: `datasets` is not installed or cannot open this; there is no such split or column; some rows have
@@ -101,7 +100,7 @@ class _TableStore(ImageStore):
 
         Raises:
             OSError: the file is not there.
-            ValueError: the row has no image, or its file is no regular one.
+            ValueError: the row has no image, or its file is not a regular file.
         """
         image = self._images[position][self._column]
         if image is None:
@@ -117,7 +116,7 @@ def is_saved_table(folder: Path) -> bool:
 
 
 def _open_table(word: str) -> tuple["Dataset", str]:
-    """The table, and a name for it that does not depend on where the process stands."""
+    """The table, and a name for it that does not depend on the working directory."""
     try:
         import datasets
     except ImportError as error:
@@ -135,7 +134,7 @@ def _open_table(word: str) -> tuple["Dataset", str]:
         if is_saved_table(Path(name)):
             return _saved_table(name, split), key
         if name.lower().endswith(".parquet") and not os.path.isdir(name):
-            # datasets takes brackets and stars in these names for patterns
+            # datasets reads brackets and stars in these names as patterns
             where = {"path": "parquet", "data_files": [glob.escape(str(file)) for file in find_files(name)]}
         elif os.path.isdir(name) and (odd := first_special(Path(name))) is not None:
             raise InputError(f"{odd} is neither a file nor a folder, so reading it may never end. Remove it.")
@@ -174,7 +173,7 @@ def _image_column(table: "Dataset", word: str, wanted: str | None) -> str:
     if len(candidates) > 1 or candidates[0] not in table.column_names:
         found = f"{len(typed)} columns of images" if len(candidates) > 1 else f"no column {candidates[0]}"
         raise InputError(
-            f"{word} has {found} among {listed(table.column_names)}; say which one holds the images with image_column."
+            f"{word} has {found} among {listed(table.column_names)}; name the column of images with image_column."
         )
     return candidates[0]
 
@@ -193,14 +192,14 @@ def _label_column(table: "Dataset", word: str, wanted: str | None, image: str) -
     if len(candidates) > 1 or candidates[0] is None:
         found = f"{len(typed)} columns of classes" if len(candidates) > 1 else f"no column {wanted}"
         raise InputError(
-            f"{word} has {found} among {listed(table.column_names)}; say which one holds the labels with "
-            "label_column, or take all images as one class with unconditional=True."
+            f"{word} has {found} among {listed(table.column_names)}; name the column of labels with label_column, or "
+            "take all images as one class with unconditional=True."
         )
     return candidates[0]
 
 
 def _labels(table: "Dataset", column: str | None, store: ImageStore) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Labels and class names: those of the column's type where it has them, else as `number_classes`.
+    """Labels and class names: those of the column's type if it has them, else as `number_classes`.
 
     Raises:
         InputError: a row has no label, or the column holds neither whole numbers nor text.
@@ -228,19 +227,19 @@ def _labels(table: "Dataset", column: str | None, store: ImageStore) -> tuple[np
 
 
 def _is_label(value: object) -> bool:
-    """Tell if it is text, a whole number (also as 3.0), or nothing (also as NaN)."""
+    """Tell if a value is text, a whole number (also as 3.0), or missing (also as NaN)."""
     return isinstance(value, int | str | None) or (isinstance(value, float) and (value != value or value.is_integer()))
 
 
 @contextmanager
 def _explained(word: str) -> Iterator[None]:
-    """Turn what `datasets` raises, which is nearly everything, into a sentence about the user's word."""
+    """Turn the many kinds of errors of `datasets` into one about the user's word."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:_MOST_OF_A_MESSAGE]
+        reason = one_line(error, _MOST_OF_A_MESSAGE)
         raise InputError(
             f"The package datasets cannot open {word} ({reason}); check the name, the split and the network."
         ) from error

@@ -1,4 +1,4 @@
-"""Square training images with augmentation that repeats itself exactly: a torch data set over any image source."""
+"""Square training images with reproducible augmentation: a torch data set over any image source."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,13 +49,13 @@ class ImageDataset(Dataset[ImageSample]):
         source: the images.
         size: side of the square in pixels.
         crop: "center" (as the published latents) or "random" (a random part of at least 0.8 of the short side).
-        horizontal_flip: mirror half of the images, chosen anew in every epoch.
+        horizontal_flip: mirror a random half of the images in every epoch.
         seed: of the augmentation.
         upscale: accept images that are smaller than the crop, and enlarge them.
-        cache_bytes: keep the centre crops in memory if all of them fit into so many bytes; 0 = never.
+        cache_bytes: keep the centre crops in memory if all of them fit into this many bytes; 0 = never.
 
     Raises:
-        InputError: some images are smaller than the crop, or an argument has no meaning.
+        InputError: some images are smaller than the crop, or an argument is not valid.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ImageDataset(Dataset[ImageSample]):
         return ImageSample(image, int(self.source.labels[index]), int(index))
 
     def __getitems__(self, indices: Sequence[int]) -> list[ImageSample]:
-        """Many images at once, which `DataLoader` prefers; one copy of the kept crops instead of one per image."""
+        """Many images at once, which `DataLoader` prefers; one copy of the cached crops instead of one per image."""
         if self._center_crops is None:
             return [self[index] for index in indices]
         images = self._center_crops[torch.tensor(indices)]  # (B, 3, S, S)
@@ -113,11 +113,11 @@ class ImageDataset(Dataset[ImageSample]):
         return _channels_first(random_crop(image, self.size, generator))
 
     def _is_flipped(self, index: int) -> bool:
-        """A coin per image and epoch, all of an epoch thrown at once: a generator per image would cost 25 us."""
+        """Look up one flip mask per epoch; a generator per image would cost 25 us."""
         epoch = epoch_of(index)
         if epoch not in self._flips:
-            coins = torch.rand(len(self), generator=random_stream(self.seed, "flip", epoch)) < 0.5
-            self._flips = {epoch: coins.numpy()}
+            mask = torch.rand(len(self), generator=random_stream(self.seed, "flip", epoch)) < 0.5
+            self._flips = {epoch: mask.numpy()}
         return bool(self._flips[epoch][index])
 
     def _decode_all(self) -> Tensor:
@@ -147,6 +147,6 @@ def _require_large_enough(source: ImageSource, size: int) -> None:
         height, width = source.sizes[small[0]]
         raise InputError(
             f"{len(small):,} of {len(source):,} images are smaller than {size} pixels, the first of them "
-            f"{source.name(int(small[0]))} ({width}x{height}); choose a size of at most {short_sides.min()}, take the "
-            "small ones away, or enlarge them with upscale=True."
+            f"{source.name(int(small[0]))} ({width}x{height}); choose a size of at most {short_sides.min()}, remove "
+            "the small ones, or enlarge them with upscale=True."
         )

@@ -25,12 +25,12 @@ class ImageFolder(StoredImages):
 
     Args:
         folder: the folder.
-        unconditional: take all images, wherever they lie below the folder, as one class.
+        unconditional: take all images below the folder as one class.
         max_skipped_fraction: more unusable files than this share are an error.
 
     Raises:
-        InputError: the folder is missing or has no images; images lie both beside and in subfolders; a class has no
-            usable image; too many files are damaged.
+        InputError: the folder is missing or has no images; there are images both beside and in subfolders; a class has
+            no usable image; too many files are damaged.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ImageFolder(StoredImages):
 
 
 def _is_flat(folder: Path, names: list[str]) -> bool:
-    """Tell if the images lie beside each other rather than in class folders; a doubtful layout is an error."""
+    """Tell if the images are directly in the folder rather than in class folders; an ambiguous layout is an error."""
     per_folder = Counter(name.split("/", 1)[0] for name in names if "/" in name)
     loose = len(names) - per_folder.total()
     if not per_folder:
@@ -70,8 +70,8 @@ def _is_flat(folder: Path, names: list[str]) -> bool:
     if loose:
         raise InputError(
             f"{folder} holds {loose:,} images beside {len(per_folder)} subfolders with images (such as "
-            f"{readable(min(per_folder))}), so it is unclear whether the subfolders are classes; move the loose "
-            "images into class folders or away, or take everything as one class with unconditional=True."
+            f"{readable(min(per_folder))}), so it is unclear if the subfolders are classes; move the loose images "
+            "into class folders or away, or take everything as one class with unconditional=True."
         )
     if empty := [name for name in visible_folders(folder) if name not in per_folder]:
         raise InputError(
@@ -89,14 +89,14 @@ def _is_flat(folder: Path, names: list[str]) -> bool:
 
 
 def _warn_of_deeper_classes(folder: Path, names: list[str]) -> None:
-    """Say where a single class folder has folders of its own, which may be the classes."""
+    """Warn if the only class folder has subfolders, which may be the classes."""
     if len({name.split("/", 1)[0] for name in names}) == 1:
         common = os.path.commonpath([os.path.dirname(name) for name in names])
         below = sorted({name.removeprefix(f"{common}/").split("/")[0] for name in names})
         if len(below) > 1 and all(os.path.dirname(name) != common for name in names):
             logger.warning(
-                "%s has one class folder, so all images are one class, but %s has folders of its own (%s). If these "
-                "are the classes, give that folder instead.",
+                "%s has one class folder, so all images are one class, but %s has subfolders (%s). If these are the "
+                "classes, give that folder instead.",
                 folder,
                 readable(str(folder / common)),
                 ", ".join(map(readable, below[:4])) + (", ..." if len(below) > 4 else ""),

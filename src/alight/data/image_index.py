@@ -1,7 +1,7 @@
-"""Which of the stored images really decode, how large they are, and their hashes: looked at once, remembered after.
+"""An index of the stored images that decode, with their sizes and hashes.
 
-A damaged file found at step 40,000 costs a night, so every image is decoded completely before training. What
-decodes is remembered in a cache, and looked at again only when its file's size or modification time has changed.
+A damaged file found at step 40,000 costs a night, so every image is decoded completely before training. The index is
+cached; an image is decoded again only when its file's size or modification time has changed.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -18,9 +18,10 @@ from alight.data.cache import cache_file, one_process_at_a_time, read_cache, wri
 from alight.data.decode import decode_with_peak
 from alight.data.image_store import ImageStore
 from alight.runtime.console import progress_bar
+from alight.runtime.errors import one_line
 
 _FORMAT = "image-index-3"
-_HASH_DIGITS = 32  # 128 bits tell any two images apart
+_HASH_DIGITS = 32  # 128 bits, without collisions in practice
 _IMAGES_PER_TASK = 64
 _SECONDS_BEFORE_PROGRESS_BAR = 2.0
 
@@ -28,11 +29,11 @@ Result = TypeVar("Result")
 
 
 class SkippedImage(NamedTuple):
-    """What has the name of an image and cannot be used.
+    """A file with the name of an image that cannot be used.
 
     Attributes:
-        path: where it is.
-        reason: what decoding it said.
+        path: of the file.
+        reason: the error when decoding it.
     """
 
     path: str
@@ -44,7 +45,7 @@ class ImageRecord(NamedTuple):
 
     Attributes:
         name: its name in the store.
-        stamp: its stamp in the store; another stamp means that the image must be looked at again.
+        stamp: its stamp in the store; with another stamp the image must be decoded again.
         height: of the decoded, upright image in pixels.
         width: likewise.
         hash: SHA-256 of the encoded bytes, the first 32 hexadecimal digits.
@@ -60,7 +61,7 @@ class ImageRecord(NamedTuple):
 
 
 class ImageIndex(NamedTuple):
-    """What `index_images` found.
+    """The result of `index_images`.
 
     Attributes:
         positions: of the images that decode, in the order of the store.
@@ -76,11 +77,11 @@ class ImageIndex(NamedTuple):
 
 
 def index_images(store: ImageStore) -> ImageIndex:
-    """Decode every image of a store, unless it was done before, and say which can be used.
+    """Decode every image of a store that is not in the cache, and list those that can be used.
 
-    A progress bar appears when this takes long. An interrupted run keeps what it has reached. Of several processes
-    one does the work. The cache lies in `cache_folder()`; where that cannot be written, everything works and is looked
-    at again next time. Damaged images are looked at every time: they are few, fail fast, and may have been replaced.
+    A progress bar appears when this takes long. An interrupted run keeps its progress. Of several processes one does
+    the work. The cache is in `cache_folder()`; if that cannot be written, the images are decoded every time. Damaged
+    images are tried every time: they are few, fail fast, and may have been replaced.
     """
     file = cache_file(_FORMAT, store.key)
     stamps = list(_in_threads(lambda position: _stamp(store, position), range(len(store))))
@@ -88,7 +89,7 @@ def index_images(store: ImageStore) -> ImageIndex:
     skipped: dict[int, SkippedImage] = {}
     if len(records) < len(stamps):
         with one_process_at_a_time(file):
-            records = _unchanged(file, store, stamps)  # the process that was here before may have done it all
+            records = _unchanged(file, store, stamps)  # another process may have done it meanwhile
             skipped = _examine_rest(file, store, stamps, records)
     positions = sorted(records)
     damaged = tuple(skipped[position] for position in sorted(skipped))
@@ -100,7 +101,7 @@ def index_images(store: ImageStore) -> ImageIndex:
 
 
 def _unchanged(file: Path, store: ImageStore, stamps: Sequence[str | SkippedImage]) -> dict[int, ImageRecord]:
-    """By position: the images that were looked at before and have not changed since."""
+    """The cached images that have not changed, by position."""
     cached = {record[0]: record for record in read_cache(file) or ()}
     found = ((position, cached.get(store.name(position))) for position in range(len(store)))
     return {position: ImageRecord(*record) for position, record in found if record and record[1] == stamps[position]}
@@ -109,7 +110,7 @@ def _unchanged(file: Path, store: ImageStore, stamps: Sequence[str | SkippedImag
 def _examine_rest(
     file: Path, store: ImageStore, stamps: Sequence[str | SkippedImage], records: dict[int, ImageRecord]
 ) -> dict[int, SkippedImage]:
-    """Look at the images that `records` does not know, add them to it, and return those that cannot be used."""
+    """Decode the images that are not in `records`, add them to it, and return those that cannot be used."""
     rest = [position for position in range(len(store)) if position not in records]
     known = len(records)
     skipped = {}
@@ -130,7 +131,7 @@ def _examine_rest(
 
 
 def _in_threads(function: Callable[[int], Result], positions: Sequence[int]) -> Generator[Result]:
-    """The results in order; threads help, because disks answer several at once and decoders release Python's lock."""
+    """Map over positions in order, in threads: disks serve requests in parallel, and decoders release the GIL."""
     pool = ThreadPoolExecutor()
     parts = [positions[start : start + _IMAGES_PER_TASK] for start in range(0, len(positions), _IMAGES_PER_TASK)]
     try:
@@ -143,7 +144,7 @@ def _in_threads(function: Callable[[int], Result], positions: Sequence[int]) -> 
 def _stamp(store: ImageStore, position: int) -> str | SkippedImage:
     try:
         return store.stamp(position)
-    except (OSError, ValueError) as error:  # ValueError: a listed name that cannot be a path
+    except (OSError, ValueError) as error:  # ValueError: a listed name that is not a valid path
         return SkippedImage(store.location(position), _reason(error))
 
 
@@ -156,7 +157,7 @@ def _examine(store: ImageStore, position: int, stamp: str | SkippedImage) -> Ima
         pixels, peak = decode_with_peak(BytesIO(encoded))
     except MemoryError:
         raise
-    except Exception as error:  # on damaged files Pillow's decoders raise nearly everything, and each is a verdict
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
         return SkippedImage(store.location(position), _reason(error))
     height, width = pixels.shape[:2]
     return ImageRecord(store.name(position), stamp, height, width, sha256(encoded).hexdigest()[:_HASH_DIGITS], peak)
@@ -164,7 +165,7 @@ def _examine(store: ImageStore, position: int, stamp: str | SkippedImage) -> Ima
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that Pillow knows"  # its own words repeat the path
+        return "not an image that Pillow supports"  # Pillow's message repeats the path
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

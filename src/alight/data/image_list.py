@@ -32,23 +32,23 @@ Entry = tuple[str, RawLabel]  # path and label
 
 
 class ImageList(StoredImages):
-    """The images that a list names, relative to the folder in which the list lies, or by absolute paths.
+    """The images that a list names, by paths relative to the list's folder or absolute paths.
 
-    - `.csv`, `.tsv`: two columns, path and label, or only the first, between commas, semicolons or tabs. A header may
-      give them other names and places.
+    - `.csv`, `.tsv`: two columns, path and label, or only the first, separated by commas, semicolons or tabs. A header
+      may give them other names and places.
     - `.jsonl`: one object per line, such as `{"path": "cat/1.jpg", "label": "cat"}`, or only a path in quotes.
     - `.txt`: one path per line; a label may follow after a comma, or after a space.
 
     Columns and keys are found by their usual names (path, file_name, image_path, ...; label, class, category, ...), in
-    upper or lower case. Where none holds labels, a warning names those that are not used. Labels are names or numbers,
-    or absent everywhere; see `number_classes`. Listed files that are missing or damaged are skipped.
+    upper or lower case. If none holds labels, a warning names the unused ones. Labels are names or numbers, or absent
+    everywhere; see `number_classes`. Listed files that are missing or damaged are skipped.
 
     Args:
         file: the list.
         unconditional: take all images as one class.
         max_skipped_fraction: more unusable files than this share are an error.
-        image_column: which column or key holds the paths; None = path, file_name or the like.
-        label_column: which column or key holds the labels; None = label, class or the like, if there is one.
+        image_column: the column or key of paths; None = path, file_name or the like.
+        label_column: the column or key of labels; None = label, class or the like, if there is one.
 
     Raises:
         InputError: the list cannot be read, is empty, has no such column, or names an image twice; a class has no
@@ -90,7 +90,7 @@ class _Table(NamedTuple):
 
 
 class _Columns(NamedTuple):
-    """Which columns the user asked for; None = those with the usual names."""
+    """The columns that the user chose; None = those with the usual names."""
 
     file: Path
     image: str | None
@@ -98,7 +98,7 @@ class _Columns(NamedTuple):
     unconditional: bool
 
     def find(self, names: Sequence[str]) -> tuple[str, str | None]:
-        """Which of the names are the columns of paths and of labels.
+        """Find the columns of paths and of labels among the names.
 
         Raises:
             InputError: there is no such column.
@@ -114,8 +114,8 @@ class _Columns(NamedTuple):
         if image is None or (self.label and label is None):
             missing = self.image or "path or file_name" if image is None else self.label
             raise InputError(
-                f"{self.file} has no column {missing}, but only {listed(names)}; say which ones hold the paths and "
-                "the labels with image_column and label_column."
+                f"{self.file} has no column {missing}, but only {listed(names)}; name the columns of paths and labels "
+                "with image_column and label_column."
             )
         return image, label
 
@@ -149,27 +149,27 @@ def _delimiter(first_line: str) -> str:
 
 
 def _is_header(row: Sequence[str]) -> bool:
-    """Tell if these are names of columns; the name of an image is none."""
+    """Tell if these are names of columns and none is that of an image."""
     return not any(map(is_image_name, row)) and bool(image_columns(row) or (len(row) > 1 and label_columns(row)))
 
 
 def _require_no_unknown_header(file: Path, rows: Sequence[Sequence[str]]) -> None:
-    """A header with unusual names would otherwise be taken for an image that is missing."""
+    """Refuse a header with unusual names, which would otherwise be taken for a missing image."""
     if len(rows) < 2 or any(map(is_image_name, rows[0])) or not any(map(is_image_name, rows[1])):
         return
     try:
         exists = (file.parent / rows[0][0]).exists()
-    except (OSError, ValueError):  # it can be no path at all
+    except (OSError, ValueError):  # not a valid path
         exists = False
     if not exists:
         raise InputError(
             f"The first line of {file} names no image, so it seems to be a header, of the columns {listed(rows[0])}; "
-            "say which ones hold the paths and the labels with image_column and label_column."
+            "name the columns of paths and labels with image_column and label_column."
         )
 
 
 def _read_json_lines(file: Path, columns: _Columns) -> _Table:
-    find = lru_cache(maxsize=1024)(columns.find)  # lines have few different sets of keys, and a warning once is enough
+    find = lru_cache(maxsize=1024)(columns.find)  # lines have few different sets of keys; warn once for each
     entries: list[Entry] = []
     unused: dict[str, None] = {}  # in order
     for number, value in _json_lines(file):
@@ -186,7 +186,7 @@ def _read_json_lines(file: Path, columns: _Columns) -> _Table:
             )
         if isinstance(label, float) and label == label and not label.is_integer():
             raise InputError(
-                f"Line {number} of {file} has the label {label}, which is no whole number; give text or whole "
+                f"Line {number} of {file} has the label {label}, which is not a whole number; give text or whole "
                 "numbers, or take all images as one class with unconditional=True."
             )
         entries.append((path, label))
@@ -212,7 +212,7 @@ def _read_text(file: Path, columns: _Columns) -> _Table:
 
 
 def _text_entry(line: str) -> Entry:
-    """The path ends where it is that of an image; without such an extension, before the last comma or space."""
+    """Split a line after the extension of an image; without such an extension, before the last comma or space."""
     if is_image_name(line):
         return line, None
     for separator in _SEPARATOR.finditer(line):
@@ -223,7 +223,7 @@ def _text_entry(line: str) -> Entry:
 
 
 def _opened(file: Path) -> TextIO:
-    """As text: a byte-order mark is dropped, and names that are not Unicode survive."""
+    """Open as text: a byte-order mark is dropped, and names that are not Unicode survive."""
     with file.open("rb") as content:
         start = content.read(2)
     if start in (b"\xff\xfe", b"\xfe\xff"):
@@ -235,6 +235,6 @@ def _require_unique(file: Path, names: Sequence[str]) -> None:
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(
-            f"{file} names {len(repeated):,} images more than once (such as {readable(repeated[0]):.200}); leave each "
-            "in it once."
+            f"{file} names {len(repeated):,} images more than once (such as {readable(repeated[0]):.200}); list each "
+            "only once."
         )

@@ -16,13 +16,13 @@ from alight.runtime.seeding import random_stream
 def write_images_npz(
     path: Path, images: Iterable[np.ndarray], count: int, settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Write `arr_0`, (N, H, W, 3) uint8. The images stream into the file: 50,000 of them need not fit into memory.
+    """Write `arr_0`, (N, H, W, 3) uint8. The images are streamed, so they need not fit into memory.
 
     Args:
         path: of the file.
         images: (H, W, 3) uint8 of one size; shuffled, since the Inception score reads chunks in file order.
-        count: how many will come.
-        settings: how they were made; written beside them.
+        count: number of images.
+        settings: of their generation; written beside them.
     """
     stream = iter(images)
     first = next(stream)

@@ -1,6 +1,6 @@
-"""Where encoded images lie: the least that an index and a source must know about files, archives and tables.
+"""Stores of encoded images: a common interface to files, archives and tables.
 
-A store gives bytes by position. What the bytes show, and which of them can be used at all, is found by `index_images`.
+A store returns bytes by position; `index_images` finds out which of them can be decoded.
 """
 
 import os
@@ -19,7 +19,7 @@ IMAGE_EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .avif".split()
 )
 # of archivers, storage devices and file systems
-_LITTER = frozenset({"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
+_IGNORED = frozenset({"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
 _LARGEST_IMAGE = 512 * 2**20  # bytes of an encoded image; Pillow refuses what has more than 179 million pixels
 _LONGEST_PATH = 4096  # bytes; no system opens a longer one
 
@@ -28,8 +28,8 @@ class ImageStore(ABC):
     """Encoded images in one place, by position; cheap to open, and to send to another process.
 
     Attributes:
-        place: what the user gave, for messages.
-        key: the same without dependence on where the process stands; the index is kept under it.
+        place: the user's name of the place, for messages.
+        key: the same independent of the working directory; identifies the cached index.
     """
 
     place: str
@@ -40,15 +40,15 @@ class ImageStore(ABC):
 
     @abstractmethod
     def name(self, position: int) -> str:
-        """What a report calls the image. Unique in the store, and stable."""
+        """The name of the image in reports. Unique in the store, and stable."""
 
     @abstractmethod
     def location(self, position: int) -> str:
-        """Where a person finds the image, for messages."""
+        """The place of the image, for messages."""
 
     @abstractmethod
     def stamp(self, position: int) -> str:
-        """Changes whenever the bytes may have changed; found without reading them.
+        """A text that changes whenever the bytes may have changed; found without reading them.
 
         Raises:
             OSError: the image is not there.
@@ -59,16 +59,16 @@ class ImageStore(ABC):
         """The encoded image.
 
         Raises:
-            OSError, ValueError: the image is not there, or no longer what it was.
+            OSError, ValueError: the image is missing, or has changed.
         """
 
 
 class FileStore(ImageStore):
-    """Image files, each found from one folder.
+    """Image files below one folder.
 
     Args:
         place: the folder, or the list that names the files.
-        folder: what the names are relative to.
+        folder: base of the names.
         names: paths with forward slashes.
     """
 
@@ -109,7 +109,7 @@ def file_stamp(file: str | os.PathLike[str] | int) -> str:
 
 
 def image_stamp(file: str | os.PathLike[str]) -> str:
-    """As `file_stamp`, of an image that can be read from beginning to end.
+    """As `file_stamp`, of an image in a regular file.
 
     Raises:
         OSError, ValueError: the file is not there, not a regular file, or too large for an image.
@@ -127,25 +127,25 @@ def read_image(file: str | os.PathLike[str]) -> bytes:
     Raises:
         OSError, ValueError: as `image_stamp`.
     """
-    image_stamp(file)  # its words are shorter than those of a reader of any file
+    image_stamp(file)  # its messages are shorter
     return read_bytes(Path(file), _LARGEST_IMAGE)
 
 
 def require_image_size(size: int) -> None:
-    """Refuse what no image has.
+    """Refuse sizes above the limit.
 
     Raises:
-        ValueError: it has more bytes than 512 MiB.
+        ValueError: the image has more than 512 MiB.
     """
     if size > _LARGEST_IMAGE:
         raise ValueError(f"{size:,} bytes, more than the {_LARGEST_IMAGE:,} that an image may have")
 
 
 def encoded_names(names: Sequence[str], place: str) -> npt.NDArray[np.bytes_]:
-    """Names as one array of bytes, as the file system has them.
+    """Names as one array of bytes, in the encoding of the file system.
 
     Raises:
-        InputError: a name cannot be that of a file: it is too long, or not Unicode.
+        InputError: a name is too long for a file, or not Unicode.
     """
     encoded = []
     for name in names:
@@ -153,11 +153,11 @@ def encoded_names(names: Sequence[str], place: str) -> npt.NDArray[np.bytes_]:
             encoded.append(os.fsencode(name))
         except UnicodeEncodeError as error:
             raise InputError(
-                f"{place} names {ascii(name):.100}, which no file can be called. Correct the name."
+                f"{place} names {ascii(name):.100}, which is not a valid file name. Correct the name."
             ) from error
         if len(encoded[-1]) > _LONGEST_PATH:
             raise InputError(
-                f"{place} names a file by {len(name):,} characters ({name:.40}...), more than a path can have. "
+                f"{place} names a file with {len(name):,} characters ({name:.40}...), more than a path can have. "
                 "Correct the name."
             )
     return np.array(encoded, dtype=np.bytes_)
@@ -166,7 +166,7 @@ def encoded_names(names: Sequence[str], place: str) -> npt.NDArray[np.bytes_]:
 def list_images(folder: Path) -> list[str]:
     """Names of all image files below a folder, relative to it, sorted, with forward slashes.
 
-    Extensions count in upper or lower case, hidden files and folders do not count, and links are followed.
+    Extensions may have upper or lower case, hidden files and folders are ignored, and links are followed.
 
     Raises:
         InputError: the folder, or one below it, cannot be listed.
@@ -174,11 +174,13 @@ def list_images(folder: Path) -> list[str]:
     try:
         return sorted(_walk(folder, prefix="", ancestors=()))
     except OSError as error:
-        raise InputError(f"{error.filename} cannot be listed ({error.strerror}); check its name and rights.") from None
+        raise InputError(
+            f"{error.filename} cannot be listed ({error.strerror}); check its name and permissions."
+        ) from None
 
 
 def first_special(folder: Path) -> Path | None:
-    """A FIFO, device or socket below a folder, which would keep a reader waiting for ever; None if there is none."""
+    """A FIFO, device or socket below a folder, which could block a reader for ever; None if there is none."""
     for root, _, names in os.walk(folder):
         for name in names:
             try:
@@ -203,7 +205,7 @@ def is_image_name(name: str) -> bool:
 
 def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str]:
     here = os.path.realpath(folder)
-    if here in ancestors:  # a link that leads back up would go round for ever
+    if here in ancestors:  # a link to a parent would never end
         return
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -216,5 +218,5 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str
 
 
 def is_ignored(name: str) -> bool:
-    """Tell if a file or folder of that name is hidden or litter, so that it is neither an image nor a class."""
-    return name.startswith(".") or name in _LITTER
+    """Tell if a file or folder of that name is hidden or created by the system, so neither an image nor a class."""
+    return name.startswith(".") or name in _IGNORED

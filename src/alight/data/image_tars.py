@@ -28,21 +28,21 @@ logger = logging.getLogger(__name__)
 class ImageTars(StoredImages):
     """The images of tar files, in the order of the files, each sample with its label from `.cls` or `.json`.
 
-    Samples without an image do not count. Labels are names or numbers; see `number_classes`. Where no sample has one,
-    the classes are the tar files (a folder of `n01440764.tar`, ..., or ImageNet's own tar of these) or the folders
-    inside them; see `classes_by_place`.
+    Samples without an image are ignored. Labels are names or numbers; see `number_classes`. If no sample has one, the
+    classes are the tar files (a folder of `n01440764.tar`, ..., or ImageNet's own tar of these) or the folders inside
+    them; see `classes_by_place`.
 
     Args:
         tars: a tar file, a folder of them, or a pattern such as `train-{000..146}.tar` or `train-*.tar`.
         unconditional: take all images as one class.
         max_skipped_fraction: more unusable images than this share are an error.
-        image_column: extension of the images, where samples have several, such as `input.png`.
+        image_column: extension of the images, if samples have several, such as `input.png`.
         label_column: key of the label in each sample's `.json`; None = its `.cls`, else the key `label`,
             `class` or the like.
 
     Raises:
-        InputError: a file is missing, cut off, damaged or compressed; a sample has several images; no image has such
-            an extension; some have no label; a class has no usable image; too many images are damaged.
+        InputError: a file is missing, truncated, damaged or compressed; a sample has several images; no image has the
+            extension; some have no label; a class has no usable image; too many images are damaged.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class ImageTars(StoredImages):
 def _classes(
     store: "_TarStore", contents: Sequence[TarContents], columns: TarColumns, unconditional: bool
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Labels and class names, from the samples or from where they lie.
+    """Labels and class names, from the samples or from their places.
 
     Raises:
-        InputError: no sample has the key that is asked for, or as `number_classes` and `classes_by_place`.
+        InputError: no sample has the key `columns.label`, or as `number_classes` and `classes_by_place`.
     """
     raw = [None if unconditional else image.label for content in contents for image in content.images]
     keys = list(dict.fromkeys(key for content in contents for key in content.keys))
@@ -114,9 +114,9 @@ def _warn_of_special(word: str, contents: Sequence[TarContents]) -> None:
 
 
 class _TarStore(ImageStore):
-    """Images by their place in tar files.
+    """Images by their position in tar files.
 
-    The file is opened for each image, so that nothing must be kept open, shared or sent to worker processes.
+    The file is opened for each image, so that no open file must be shared with worker processes.
     """
 
     def __init__(self, place: str, files: Sequence[Path], contents: Sequence[TarContents]) -> None:
@@ -137,7 +137,7 @@ class _TarStore(ImageStore):
         return os.path.relpath(self.location(position), self._root)
 
     def places(self, contents: Sequence[TarContents]) -> list[TarPlace]:
-        """The place of each image, as far as it can tell its class."""
+        """The tar file and the folder of each image, which may name its class."""
         return [
             TarPlace(image.inner or file, os.path.dirname(image.name.removeprefix(f"{image.inner}/")))
             for file, content in zip(self._files, contents, strict=True)
@@ -149,7 +149,7 @@ class _TarStore(ImageStore):
         return f"{self._files[self._file_numbers[position]]}/{os.fsdecode(self._names[position])}"
 
     def stamp(self, position: int) -> str:
-        """That of the tar file when it was listed, and the place in it."""
+        """The stamp of the tar file when it was listed, and the position in it."""
         offset, size = self._spans[position]
         return f"{self._stamps[self._file_numbers[position]]}-{offset}-{size}"
 

@@ -1,6 +1,6 @@
-"""Where images come from: one interface for all sources, and their split into train and held out.
+"""The interface of all image sources, and their split into train and held out.
 
-A source gives whole images, as they are, by index. Cropping and augmentation are the business of `ImageDataset`.
+A source returns whole images by index. `ImageDataset` crops and augments them.
 """
 
 import json
@@ -26,7 +26,7 @@ class ImageSource(ABC):
         class_names: name of each class; one class if the images are unlabelled.
         labels: (N,) int64, index into `class_names`.
         sizes: (N, 2) int64, height and width in pixels; known without decoding.
-        skipped: files that looked like images and cannot be used.
+        skipped: files with names of images that cannot be used.
     """
 
     class_names: tuple[str, ...]
@@ -40,26 +40,26 @@ class ImageSource(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """One line for reports: what the images are, how many, and how many were skipped."""
+        """One line for reports: name, number of images, and number of skipped ones."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What a report calls this image: for a file its path relative to the folder. Unique, and stable."""
+        """The name of the image in reports: for a file its path relative to the folder. Unique, and stable."""
 
     def content_hash(self, index: int) -> str:
-        """Identity of the stored image: for a file a hash of its bytes, here of the pixels."""
+        """A hash of the stored image: for a file of its bytes, here of the pixels."""
         return sha256(self.load(index).tobytes()).hexdigest()[:32]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of exactly these images with these labels in this order, wherever they lie: 16 hexadecimal digits.
+        """Identity of exactly these images with these labels in this order, in any place: 16 hexadecimal digits.
 
-        It covers the names of the images and classes, the sizes in pixels, the labels and the contents. The name of
-        a single class says nothing and does not count. What is computed from the images records it.
+        It covers the names of the images and classes (unless there is only one class), the sizes in pixels, the labels
+        and the contents. Artifacts computed from the images record it.
 
         Contents of stored images are hashed when they are indexed, and again when the size or the modification time
-        (in nanoseconds) of their file has changed. A file whose content was replaced by one of the same size and whose
-        time was set back is not noticed, unless the cache folder is cleared.
+        (in nanoseconds) of their file has changed. A change that keeps both goes unnoticed until the cache folder is
+        cleared.
         """
         digest = sha256(json.dumps(self.class_names if len(self.class_names) > 1 else ()).encode())
         for index, (height, width) in enumerate(self.sizes.tolist()):
@@ -72,9 +72,9 @@ class ImageSource(ABC):
         """The image as (H, W, 3) uint8 RGB, upright."""
 
     def held_out(self, fraction: float) -> npt.NDArray[np.bool_]:
-        """(N,) which images never serve for training. Embedded images have a fixed answer, whatever the fraction.
+        """(N,) true for images that are never used for training. For embedded images independent of the fraction.
 
-        Here it is a hash of each name, so an image stays on its side when others come or go, and on any machine.
+        Decided by a hash of each name, so an image stays on its side when others are added, and on any machine.
         """
         digests = (sha256(self.name(index).encode("utf-8", "surrogateescape")).digest() for index in range(len(self)))
         return np.array([int.from_bytes(digest[:8], "big") < fraction * 2**64 for digest in digests])
@@ -84,9 +84,9 @@ class ImageSubset(ImageSource):
     """Some images of another source, with the same classes.
 
     Args:
-        source: the whole.
-        indices: (M,) which of its images, in this order.
-        part: what to call them in the description, such as "held out".
+        source: the other source.
+        indices: (M,) of its images, in this order.
+        part: their name in the description, such as "held out".
     """
 
     def __init__(self, source: ImageSource, indices: npt.ArrayLike, part: str) -> None:
@@ -100,15 +100,15 @@ class ImageSubset(ImageSource):
 
     @property
     def description(self) -> str:
-        """The whole, and which part of it this is."""
+        """The description of the whole source, with the name of the part."""
         return f"{self.source.description}; {self.part}: {len(self):,} images"
 
     def name(self, index: int) -> str:
-        """The name that the image has in the whole."""
+        """The name of the image in the whole source."""
         return self.source.name(int(self.indices[index]))
 
     def content_hash(self, index: int) -> str:
-        """The hash that the image has in the whole."""
+        """The hash of the image in the whole source."""
         return self.source.content_hash(int(self.indices[index]))
 
     def load(self, index: int) -> RgbImage:
@@ -116,12 +116,12 @@ class ImageSubset(ImageSource):
         return self.source.load(int(self.indices[index]))
 
     def held_out(self, fraction: float) -> npt.NDArray[np.bool_]:
-        """(M,) the decision of the whole."""
+        """(M,) as in the whole source."""
         return self.source.held_out(fraction)[self.indices]
 
 
 def split_source(source: ImageSource, split: Split, held_out_fraction: float = 0.0) -> ImageSource:
-    """The images to train on, those to judge on, or all.
+    """The images to train on, those to evaluate on, or all.
 
     Embedded images have a fixed split. Of a folder, `held_out_fraction` of the images are held out, chosen by a hash
     of their names: about that share, and the same ones every time; 0 = everything is for training.

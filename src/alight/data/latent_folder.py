@@ -1,8 +1,7 @@
-"""Latents on their way to disk: shard by shard, found again after an interruption.
+"""Resumable writing of latents, shard by shard.
 
-Every shard is written whole or not at all. Beside it, in `unfinished/`, goes a record with its checksum and its share
-of the statistics, so a run that was killed goes on with the shards that are missing, whichever of several processes
-makes them.
+Every shard is written atomically. A record in `unfinished/` holds its checksum and its share of the statistics, so a
+killed run resumes with the missing shards, in any number of processes.
 """
 
 import shutil
@@ -24,7 +23,7 @@ from alight.runtime.files import explained_disk_errors, file_hash
 from alight.runtime.reading import Schema, check_values
 
 _RUN = "run.json"
-_SAME_RESULT = ("workers",)  # settings of images that change nothing in the latents
+_SAME_RESULT = ("workers",)  # settings of images that do not change the latents
 
 
 @with_config(ConfigDict(strict=True, allow_inf_nan=False, extra="allow"))
@@ -56,7 +55,7 @@ class _Record(TypedDict):
 
 
 class LatentFolder:
-    """`latents_00000.safetensors`, ... of one extraction, and `unfinished/` while it goes on.
+    """The folder of one extraction: `latents_00000.safetensors`, ..., and `unfinished/` until it is finished.
 
     Args:
         path: the folder of the latents artifact.
@@ -70,7 +69,7 @@ class LatentFolder:
 
     @property
     def num_shards(self) -> int:
-        """How many there will be."""
+        """Number of shards of the finished run."""
         return -(-self.count // self.shard_size)
 
     def images(self, number: int) -> range:
@@ -78,17 +77,17 @@ class LatentFolder:
         return range(number * self.shard_size, min((number + 1) * self.shard_size, self.count))
 
     def start(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> float:
-        """Claim the folder, or find this very run in it.
+        """Start or resume a run in the folder.
 
         Args:
             config: the resolved configuration.
-            inputs: hashes of what the latents are made from, by kind.
+            inputs: hashes of the artifacts that the latents are made from, by kind.
 
         Returns:
             The seconds that the run has taken before.
 
         Raises:
-            InputError: another run has left shards here.
+            InputError: the folder holds shards of another run.
         """
         images = {key: value for key, value in config["images"].items() if key not in _SAME_RESULT}
         short = {kind: digest[:12] for kind, digest in inputs.items()}
@@ -97,15 +96,15 @@ class LatentFolder:
         finished = any(self._unfinished.glob("latents_*.json"))
         if run is None and (finished or any(self.path.glob("*.safetensors"))):
             raise InputError(
-                f"{self.path} holds latents that no unfinished 'alight latents extract' has left there. Choose "
-                "another --output, or delete that folder."
+                f"{self.path} holds latents that are not of an unfinished 'alight latents extract'. Choose another "
+                "--output, or delete that folder."
             )
         changed = differences(run["config"], self._claim["config"]) if run is not None and finished else []
         if changed:
             raise InputError(
                 f"{self.path} holds unfinished latents of another configuration, other images or another tokenizer "
-                f"({'; '.join(changed[:4])}). Choose another --output, restore what was changed, or delete that "
-                "folder to start anew."
+                f"({'; '.join(changed[:4])}). Choose another --output, undo the changes, or delete that folder to "
+                "start again."
             )
         with explained_disk_errors(self.path):
             self._unfinished.mkdir(parents=True, exist_ok=True)
@@ -117,12 +116,12 @@ class LatentFolder:
         return seconds
 
     def record_time(self, seconds: float) -> None:
-        """Note how long the run has taken so far; `start` came before."""
+        """Record the time of the run so far; to be called after `start`."""
         with explained_disk_errors(self.path):
             write_checked(self._unfinished / _RUN, self._claim | {"seconds": round(seconds, 3)})
 
     def holds(self, number: int) -> bool:
-        """Tell if shard `number` is here, bit for bit as it was written."""
+        """Tell if shard `number` exists and is intact."""
         path = self.path / shard_name(number)
         if not self._record_path(number).exists():
             return False
@@ -131,25 +130,25 @@ class LatentFolder:
         except (InputError, OSError):
             intact = False
         if not intact:
-            log.warning("latents: %s is damaged and will be made again.", path)
+            log.warning("latents: %s is damaged and will be extracted again.", path)
         return bool(intact)
 
     def write(self, number: int, tensors: Mapping[str, Tensor]) -> None:
-        """Store shard `number`, and then that it is there.
+        """Store shard `number`, then its record.
 
         Raises:
-            InputError: latents are not finite, or the disk refuses; other shards stay.
+            InputError: latents are not finite, or the disk refuses; other shards are kept.
         """
         record = write_shard(self.path / shard_name(number), tensors)
         with explained_disk_errors(self.path):
             write_checked(self._record_path(number), record)
 
     def records(self) -> list[dict[str, Any]]:
-        """What `write_shard` said of each shard, in order."""
+        """The records from `write_shard` of all shards, in order."""
         return [dict(_read(self._record_path(number), _Record)) for number in range(self.num_shards)]
 
     def finish(self) -> None:
-        """Forget that the run was ever unfinished; its manifest is written."""
+        """Delete the records of the unfinished run, after its manifest was written."""
         shutil.rmtree(self._unfinished, ignore_errors=True)
 
     def _record_path(self, number: int) -> Path:

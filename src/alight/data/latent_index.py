@@ -1,6 +1,6 @@
-"""The index of a folder of latents, `index.json`: which shards there are, and what normalises them.
+"""The index of a folder of latents, `index.json`: its shards and the statistics for normalisation.
 
-A folder that the published code wrote has none; the same facts are then taken from its shards.
+A folder written by the published code has none; its index is then derived from the shards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.reading import check_values
 
 INDEX = "index.json"
-UNFINISHED = "unfinished"  # a folder beside the shards while some are still missing
+UNFINISHED = "unfinished"  # a folder beside the shards while some are missing
 SUFFIX = ".safetensors"
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
@@ -30,13 +30,13 @@ _REMEDY = "Restore the file, or extract the latents again."
 
 
 def plain_shard_name(name: str) -> str:
-    """A name of a shard in the folder of the index itself, unchanged.
+    """Check that a name is that of a shard in the folder of the index, and return it.
 
     Raises:
-        ValueError: it leads to another folder, or is no name of a shard.
+        ValueError: it points to another folder, or is not the name of a shard.
     """
     if Path(name).name != name or "\\" in name or "\0" in name or not name.endswith(SUFFIX):
-        raise ValueError(f"{name!r} is no plain file name that ends in {SUFFIX}")
+        raise ValueError(f"{name!r} is not a plain file name that ends in {SUFFIX}")
     return name
 
 
@@ -66,7 +66,7 @@ class Statistics(TypedDict):
 
 @with_config(_STRICT)
 class LatentIndex(TypedDict):
-    """All that an index must say; more may stand beside it."""
+    """The required fields of an index; others are allowed."""
 
     count: Annotated[int, Field(ge=1)]
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
@@ -77,11 +77,11 @@ class LatentIndex(TypedDict):
 
 
 def read_index(folder: Path) -> LatentIndex:
-    """Read the index of a folder, or find out what it would say.
+    """Read the index of a folder, or derive it from the shards.
 
     Raises:
         InputError: the index is damaged, or a field is missing, of a wrong type, or contradicts another; or there is
-            no index, and the shards are not those of the published code.
+            no index, and the shards are not in the published format.
     """
     path = folder / INDEX
     if not path.is_file():
@@ -92,7 +92,7 @@ def read_index(folder: Path) -> LatentIndex:
     if lengths != {channels} or index["count"] != sum(shard["count"] for shard in index["shards"]):
         raise InputError(
             f"{path} contradicts itself: its statistics need one number for each of {channels} channels, and its "
-            f"count of {index['count']} must be that of all shards together. {_REMEDY}"
+            f"count of {index['count']} must be the sum over all shards. {_REMEDY}"
         )
     return index
 
@@ -104,13 +104,13 @@ def write_index(
     source: str,
     class_names: Sequence[str],
 ) -> None:
-    """Write `index.json`: what the shards are, and what normalises them.
+    """Write `index.json`.
 
     Args:
-        folder: where to.
+        folder: of the shards.
         records: of all shards, in order, from `write_shard`.
-        statistics: mean and std, each (C,), that readers normalise with.
-        source: where they come from, `tokenizer` or `data`.
+        statistics: mean and std, each (C,), for normalisation.
+        source: of the statistics, `tokenizer` or `data`.
         class_names: by label.
     """
     measured = merged_statistics(records)
@@ -126,7 +126,7 @@ def write_index(
 
 
 def merged_statistics(records: Sequence[Mapping[str, Any]]) -> ChannelStatistics:
-    """The statistics of all shards, put together in their order, whichever processes wrote them."""
+    """The statistics of all shards, merged in their order."""
     merged = ChannelStatistics(records[0]["shape"][0])
     for record in records:
         merged.merge(ChannelStatistics.from_dict(record["statistics"]))
@@ -134,24 +134,24 @@ def merged_statistics(records: Sequence[Mapping[str, Any]]) -> ChannelStatistics
 
 
 def published_index(folder: Path) -> LatentIndex:
-    """The index of a folder that the published code wrote: shards in the order of their names.
+    """The index of a folder written by the published code: shards in the order of their names.
 
-    Classes are known by number only, as many as the labels range over. The statistics are those of `latents_stats.pt`;
-    where that file is missing they are computed as the published reader does, over all `latents` but no mirrored ones.
+    Classes have numbers only, up to the largest label. The statistics are those of `latents_stats.pt`; if that file is
+    missing, they are computed as the published reader does, over all `latents` without the mirrored ones.
 
     Raises:
-        InputError: if there are no shards, one is damaged or unlike the others, or more are about to come.
+        InputError: there are no shards, one is damaged or differs from the others, or the extraction is unfinished.
     """
     if (folder / UNFINISHED).exists():
         raise InputError(
-            f"{folder} holds latents that are not finished. Run 'alight latents extract' with the same --output and "
-            "the same configuration again: it goes on with the shards that are missing."
+            f"{folder} holds unfinished latents. Run 'alight latents extract' with the same --output and the same "
+            "configuration again: it resumes with the missing shards."
         )
     names = sorted(path.name for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
     if not names:
         raise InputError(
-            f"{folder} holds no latents: there is no {INDEX}, and there are no *{SUFFIX} as the published code "
-            "writes them. Make some with 'alight latents extract'."
+            f"{folder} holds no latents: there is no {INDEX}, and there are no *{SUFFIX} in the published format. "
+            "Extract some with 'alight latents extract'."
         )
     shards = map_shards(folder, names)
     shape = [int(size) for size in shards[0][LATENTS].shape[1:]]
@@ -171,7 +171,7 @@ def map_shards(folder: Path, names: Sequence[str]) -> list[dict[str, np.ndarray]
     """Memory maps of several shards, see `map_shard`.
 
     Raises:
-        InputError: one cannot be used, or they are not alike.
+        InputError: one cannot be used, or they have different shapes or types.
     """
     shards = [map_shard(folder / name) for name in names]
     kinds = {(maps[LATENTS].shape[1:], maps[LATENTS].dtype) for maps in shards}
@@ -197,7 +197,7 @@ def _published_statistics(
         computed.merge(shard_statistics(maps))
     if not (computed.std > 0).all():
         raise InputError(
-            f"The latents in {folder} have a channel that is the same number everywhere, so nothing can normalise it. "
-            "Extract them again, with a tokenizer that uses all of its channels."
+            f"The latents in {folder} have a constant channel, which cannot be normalised. Extract them again, with a "
+            "tokenizer that uses all of its channels."
         )
     return computed.mean, computed.std

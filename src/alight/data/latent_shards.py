@@ -1,8 +1,8 @@
-"""One shard of latents: a safetensors file, written whole or not at all and read by memory map.
+"""One shard of latents: a safetensors file, written atomically and read by memory map.
 
-Published readers know three of its tensors: `latents` (n, C, h, w), `latents_flip` (the same of the mirrored images,
-optional) and `labels` (n,). Where the posterior's moments are stored instead of a sample, those are the means, and
-beside them lie the log-variances, `latents_logvar` and `latents_flip_logvar`.
+Published readers use three of its tensors: `latents` (n, C, h, w), `latents_flip` (of the mirrored images, optional)
+and `labels` (n,). If the posterior's moments are stored instead of a sample, the latents are the means, and the
+log-variances are `latents_logvar` and `latents_flip_logvar`.
 """
 
 import json
@@ -24,12 +24,12 @@ from alight.runtime.files import explained_disk_errors, file_hash
 from alight.runtime.reading import check_values, require_regular
 
 LATENTS, MIRRORED, LABELS = "latents", "latents_flip", "labels"
-LOGVAR = {LATENTS: "latents_logvar", MIRRORED: "latents_flip_logvar"}  # of the means under the other name
+LOGVAR = {LATENTS: "latents_logvar", MIRRORED: "latents_flip_logvar"}  # name of the means -> of the log-variances
 
-MAX_CLASSES = 1_000_000  # a larger label is a mistake, and as many names as it asks for would fill the memory
+MAX_CLASSES = 1_000_000  # a larger label is a mistake, and that many class names would fill the memory
 
 _HEADER_LIMIT = 16 * 2**20  # bytes; that of a shard takes a few hundred
-_AT_ONCE = 1_000  # images whose statistics are computed in one piece
+_AT_ONCE = 1_000  # images whose statistics are computed together
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
 
 
@@ -39,19 +39,19 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write a shard under a temporary name, bring it to the disk, and give it its name.
+    """Write a shard atomically and durably.
 
     Returns:
-        What an index says of it: file, count, shape, dtype, names of the tensors, checksum, and the statistics of the
-        `latents` as stored.
+        Its record: file, count, shape, dtype, names of the tensors, checksum, and the statistics of the `latents` as
+        stored.
 
     Raises:
         InputError: latents are not finite, or the disk refuses.
     """
     if not all(values.isfinite().all() for values in tensors.values()):
         raise InputError(
-            f"Some latents of {path.name} are not finite in {_dtype_name(tensors)}, so nothing of this shard was "
-            "kept. Store latents as fp32 or bf16; if that does not help, the tokenizer itself has diverged."
+            f"Some latents of {path.name} are not finite in {_dtype_name(tensors)}, so the shard was not written. "
+            "Store latents as fp32 or bf16; if that does not help, the tokenizer itself has diverged."
         )
     temporary = path.with_name(f".{path.name}.writing")  # what a killed process leaves is written over
     with explained_disk_errors(path.parent):
@@ -75,7 +75,7 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def shard_statistics(maps: Mapping[str, np.ndarray]) -> ChannelStatistics:
-    """Statistics of a shard's `latents`, not the mirrored ones; of moments, those that samples will have."""
+    """Statistics of a shard's `latents`, not the mirrored ones; of moments, those expected of samples."""
     latents, logvar = maps[LATENTS], maps.get(LOGVAR[LATENTS])
     statistics = ChannelStatistics(latents.shape[1])
     for start in range(0, len(latents), _AT_ONCE):
@@ -98,7 +98,7 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
     """Memory maps of all tensors of a safetensors file, from the offsets in its header; bf16 shows as uint16.
 
     Raises:
-        InputError: the file is missing, truncated, too long or of another format, its tensors overlap, or it is no
+        InputError: the file is missing, truncated, too long or of another format, its tensors overlap, or it is not a
             shard of latents.
     """
     try:
@@ -123,22 +123,22 @@ def require_finite(path: Path, maps: Mapping[str, np.ndarray]) -> None:
     for name in (LATENTS, MIRRORED, *LOGVAR.values()):
         if name in maps and not all(part.isfinite().all() for part in _parts(maps[name])):
             raise InputError(
-                f"{path} holds '{name}' with NaN or infinity, which nothing can be trained on. Extract the latents "
-                "again, in fp32 or bf16; if that does not help, the tokenizer itself has diverged."
+                f"{path} holds '{name}' with NaN or infinity, which cannot be trained on. Extract the latents again, "
+                "in fp32 or bf16; if that does not help, the tokenizer itself has diverged."
             )
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Rows of a memory map that have been copied, without another copy; uint16 is bf16."""
+    """Copied rows of a memory map as a tensor that shares their memory; uint16 is bf16."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
 def _split(contents: np.ndarray) -> tuple[dict[str, _Entry], np.ndarray]:
-    """The checked header of a safetensors file, and the bytes behind it, which its tensors must fill without a gap."""
+    """The checked header of a safetensors file, and the bytes after it, which its tensors must fill without a gap."""
     size = int.from_bytes(contents[:8].tobytes(), "little")
     if size > _HEADER_LIMIT or 8 + size > len(contents):
-        raise ValueError("the header is cut off, or too long")
+        raise ValueError("the header is truncated, or too long")
     values = json.loads(contents[8 : 8 + size].tobytes())
     values.pop("__metadata__", None)
     header = check_values(values, dict[str, _Entry], "its header", "")
@@ -162,29 +162,29 @@ def _map_tensor(data: np.ndarray, entry: _Entry) -> np.ndarray:
 
 
 def _require_latents(path: Path, maps: Mapping[str, np.ndarray]) -> None:
-    """Refuse tensors that are no latents with labels, whatever else they are."""
+    """Refuse tensors that are not latents with labels."""
     if not {LATENTS, LABELS} <= maps.keys():
         raise InputError(
-            f"{path} is no shard of latents: it needs 'latents' and as many 'labels', but holds "
-            f"{', '.join(list(maps)[:4]) or 'nothing'}. Give a folder with shards alone."
+            f"{path} is not a shard of latents: it needs 'latents' and as many 'labels', but holds "
+            f"{', '.join(list(maps)[:4]) or 'nothing'}. Give a folder with nothing but shards."
         )
     latents, labels = maps[LATENTS], maps[LABELS]
     if latents.ndim != 4 or not latents.size or latents.dtype == np.int64:
         raise InputError(
-            f"{path} is no shard of latents: its 'latents' have the shape {latents.shape} and are "
+            f"{path} is not a shard of latents: its 'latents' have the shape {latents.shape} and are "
             f"{'integers' if latents.dtype == np.int64 else 'numbers'}, where floating-point numbers of shape "
             "(images, channels, height, width) are needed, and at least one image. Extract them again."
         )
     if labels.dtype != np.int64 or labels.shape != latents.shape[:1]:
         raise InputError(
-            f"{path} is no shard of latents: its 'labels' have the shape {labels.shape}, where {len(latents)} "
+            f"{path} is not a shard of latents: its 'labels' have the shape {labels.shape}, where {len(latents)} "
             "integers of type I64 are needed, one per image. Write the labels again."
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= MAX_CLASSES:
         raise InputError(
-            f"{path} holds labels from {low} to {high}, but classes are numbered from 0, and at most "
-            f"{MAX_CLASSES:,} of them are known. Write the labels again."
+            f"{path} holds labels from {low} to {high}, but classes are numbered from 0, and there can be at most "
+            f"{MAX_CLASSES:,}. Write the labels again."
         )
     for name in {MIRRORED, *LOGVAR.values()} & maps.keys():
         if (maps[name].shape, maps[name].dtype) != (latents.shape, latents.dtype):

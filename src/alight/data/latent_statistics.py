@@ -1,4 +1,4 @@
-"""Mean and standard deviation of latents per channel, in float64, in parts that can be put together."""
+"""Mean and standard deviation of latents per channel, in float64, in parts that can be merged."""
 
 from typing import Any, Self
 
@@ -23,8 +23,8 @@ class ChannelStatistics:
 
         Args:
             latents: (B, C, h, w).
-            variance: of the same shape, where the latents are Gaussians and `latents` their means; the statistics are
-                then those expected of samples, by the law of total variance.
+            variance: of the same shape, if `latents` are the means of Gaussians; the statistics are then those
+                expected of samples, by the law of total variance.
         """
         values = _by_channel(latents)
         batch = ChannelStatistics(len(values))
@@ -36,7 +36,7 @@ class ChannelStatistics:
         self.merge(batch)
 
     def merge(self, other: "ChannelStatistics") -> None:
-        """Add what another part has seen, by the pairwise rule of Chan et al. (1979), which does not cancel."""
+        """Add the statistics of another part, by the pairwise rule of Chan et al. (1979), without cancellation."""
         total = self.count + other.count
         if total:
             delta = other._mean - self._mean
@@ -60,7 +60,7 @@ class ChannelStatistics:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """What `to_dict` gave."""
+        """Restore statistics from the result of `to_dict`."""
         statistics = cls(len(values["mean"]))
         statistics.count = values["count"]
         statistics._mean, statistics._squares = np.array(values["mean"]), np.array(values["squares"])

@@ -1,7 +1,7 @@
 """A folder of latents: safetensors shards in the published layout and an index with statistics; read by memory map.
 
-What is stored are raw latents; reading normalises them per channel. `latent_shards.py` is about a single shard,
-`latent_index.py` about the index, `latent_folder.py` about a folder that is still being made.
+Raw latents are stored; reading normalises them per channel. `latent_shards.py` is about a single shard,
+`latent_index.py` about the index, `latent_folder.py` about a folder that is being written.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class LatentDataset:
         shape: (C, h, w) of one latent.
         labels: (N,) int64.
         class_names: by label.
-        has_flips: whether mirrored latents are stored.
-        has_moments: whether mean and log-variance are stored, to sample from anew whenever they are read.
-        mean, std: (C, 1, 1) in float32, what normalises.
+        has_flips: True if mirrored latents are stored.
+        has_moments: True if mean and log-variance are stored, of which every read can draw a new sample.
+        mean, std: (C, 1, 1) in float32, for normalisation.
 
     Raises:
         InputError: if the index is damaged, or shards are missing, truncated, or not those of the index. The bytes of
-            the latents are not looked at; 'alight latents inspect' does that.
+            the latents are not verified; 'alight latents inspect' does that.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -103,7 +103,7 @@ class LatentDataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     def gather(
@@ -117,8 +117,8 @@ class LatentDataset:
 
         Args:
             indices: (B,) positions in [0, len).
-            flips: (B,) bool, true where the mirrored image is wanted; without mirrored latents it has no effect.
-            generator: where moments are stored, draws the noise of posterior samples; without it they are the means.
+            flips: (B,) bool, true for mirrored images; without effect if no mirrored latents are stored.
+            generator: draws the noise of posterior samples if moments are stored; without it, the means are returned.
             noise: the noise itself, (B, C, h, w), for processes that share a batch.
 
         Raises:
@@ -131,7 +131,7 @@ class LatentDataset:
             noise = torch.randn(latents.shape, generator=generator) if noise is None else noise
             logvar = self._rows(LOGVAR[LATENTS], LOGVAR[MIRRORED], indices, mirrored)
             latents.addcmul_(logvar.mul_(0.5).exp_(), noise)
-        values = latents.numpy()  # on one thread: torch's would wait for each other longer than the work takes
+        values = latents.numpy()  # on one thread: synchronising torch's threads would take longer than the work
         values -= self._wide_mean
         values /= self._wide_std
         return LatentBatch(latents, self.labels[indices], torch.from_numpy(indices))
@@ -143,7 +143,7 @@ class LatentDataset:
             payload_hash: of all shards together, from the manifest.
 
         Raises:
-            InputError: a shard is not what was written, or the shards are not those of the manifest.
+            InputError: a shard has changed since it was written, or the shards are not those of the manifest.
         """
         together = sha256()
         for entry in progress_bar(self._entries, desc="checksums", unit="shard"):
@@ -159,15 +159,14 @@ class LatentDataset:
                 )
         if together.hexdigest() != payload_hash:
             raise InputError(
-                f"The shards in {self._folder} are not those that its manifest speaks of. Restore the files that "
-                "belong together, or extract the latents again."
+                f"The shards in {self._folder} are not those of its manifest. Restore the files that belong together, "
+                "or extract the latents again."
             )
 
     def _rows(self, key: str, mirrored_key: str, indices: np.ndarray, mirrored: np.ndarray) -> Tensor:
         """Rows of one tensor or of its mirrored counterpart, in float32.
 
-        A loop over rows: they are tens of kilobytes, so the copies cost more than Python does, and each row goes from
-        the map straight to its place in the batch.
+        Rows are tens of kilobytes, so a Python loop costs less than the copies, and each row is copied only once.
         """
         shards = np.searchsorted(self._ends, indices, side="right")
         rows = indices - self._ends[shards]  # counted from the end of the shard
@@ -179,7 +178,7 @@ class LatentDataset:
 
 
 class LatentWriter:
-    """Writes latents that are at hand in order, by one process and in one go, as a folder that `LatentDataset` reads.
+    """Writes latents in order, by one process in one run, as a folder that `LatentDataset` reads.
 
     Args:
         folder: an existing folder.
@@ -197,7 +196,7 @@ class LatentWriter:
         self._pending: dict[str, Tensor] = {}
 
     def add(self, latents: Tensor, labels: Tensor, flipped: Tensor | None = None) -> None:
-        """Add a batch of raw latents (B, C, h, w), their labels (B,) and optionally those of the mirrored images."""
+        """Add a batch of raw latents (B, C, h, w), labels (B,), and optionally the latents of the mirrored images."""
         if not self.statistics.count:
             self.statistics = ChannelStatistics(latents.shape[1])
         self.statistics.update(latents)

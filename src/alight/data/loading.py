@@ -1,4 +1,4 @@
-"""From the `images` section of a configuration to a source, a data set and its batches."""
+"""Sources, data sets and batches from the `images` section of a configuration."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ def open_images(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> ImageSource:
-    """Open images by name: the one place where the word in a configuration becomes a source.
+    """Open images by the word in a configuration.
 
     | word | source |
     |---|---|
@@ -40,7 +40,7 @@ def open_images(
 
     Args:
         source: the word; a folder named "digits" is "./digits".
-        size: side of the square images that will be cut out; the photographs are laid out in crops of this size.
+        size: side of the square images that will be cropped; the photographs are divided into crops of this size.
         unconditional: not of embedded images: take all images as one class.
         max_skipped_fraction: not of embedded images: more unusable ones than this share are an error.
         image_column: of a list, tars or a table: where the images are.
@@ -68,7 +68,7 @@ def open_images(
 
 
 def _columnar_source(word: str) -> type[ImageList] | type[ImageTars] | type[HuggingFaceImages] | None:
-    """The kind of source that the word names, if it is one whose images have several parts."""
+    """The kind of source that the word names, if it may have columns."""
     if word.startswith(PREFIX):
         return HuggingFaceImages
     path = Path(word)
@@ -86,11 +86,11 @@ def _columnar_source(word: str) -> type[ImageList] | type[ImageTars] | type[Hugg
 
 
 def _only_extension(folder: Path) -> str:
-    """`.tar` or `.parquet` if there are such files, and no images or folders, as beside tars that were unpacked."""
+    """`.tar` or `.parquet` if there are such files, and no images or folders, as beside unpacked tars."""
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError:  # `ImageFolder` says what is wrong with it
+    except OSError:  # `ImageFolder` reports the problem
         return ""
     if any(entry.is_dir() or is_image_name(entry.name) for entry in visible):
         return ""
@@ -99,7 +99,7 @@ def _only_extension(folder: Path) -> str:
 
 
 def open_source(config: ImagesConfig, split: Split) -> ImageSource:
-    """The images of a split, whole.
+    """The images of a split, uncropped.
 
     Raises:
         InputError: if there is no such source, it holds no usable images, or the split is empty.
@@ -119,8 +119,7 @@ def source_fingerprint(config: ImagesConfig, split: Split) -> str:
     """Identity of the images of a split with their labels and class names, to compare with that of an earlier run.
 
     It changes when an image is replaced, added, removed, renamed or given another label, and when a class is added or
-    renamed; see `ImageSource.fingerprint`. Images that were opened before cost one look at the size and time of each
-    file, and nothing is decoded again.
+    renamed; see `ImageSource.fingerprint`. For images that were opened before, only sizes and times of files are read.
 
     Raises:
         InputError: as `open_source`.
@@ -135,7 +134,7 @@ def open_dataset(config: ImagesConfig, split: Split, seed: int = 0, augment: boo
         config: source, size, crop and flips.
         split: `train`, `held_out` or `all`.
         seed: of the augmentation.
-        augment: false gives centre crops without flips, whatever the configuration says.
+        augment: False overrides the configuration with centre crops and no flips.
 
     Raises:
         InputError: as `open_source`, or if images are smaller than the crop.

@@ -1,7 +1,7 @@
-"""Image files without their metadata, for those whose pixels are sound and whose EXIF, XMP, ICC or text is not.
+"""Removal of metadata from image files with intact pixels and damaged EXIF, XMP, ICC or text.
 
-Only the orientation matters to the pixels. It is read here from the EXIF block alone, entry by entry, so that no other
-entry can spoil it.
+Only the orientation matters to the pixels. It is read here from the EXIF block entry by entry, so that other entries
+do no harm.
 """
 
 import re
@@ -15,7 +15,7 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _EXIF_HEADER = b"Exif\0\0"
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_KEPT = {0xE0, 0xEE}  # JFIF, and Adobe's marker, which says how colours are coded
+_JPEG_KEPT = {0xE0, 0xEE}  # JFIF, and Adobe's marker, which defines the coding of colours
 _JPEG_DROPPED = ({*range(0xE0, 0xF0)} - _JPEG_KEPT) | {0xFE}  # the other application segments, and comments
 _AVIF_BRANDS = (b"ftypav", b"ftypmi")  # avif, avis, mif1
 _WEBP_DROPPED = {b"ICCP", b"EXIF", b"XMP "}
@@ -23,10 +23,10 @@ _WEBP_FLAGS = 0x20 | 0x08 | 0x04  # in a VP8X chunk: there is a profile, EXIF, X
 
 
 def without_metadata(content: bytes) -> tuple[bytes, int | None] | None:
-    """An encoded JPEG, PNG, WebP or AVIF image without what says nothing about its pixels, and its EXIF orientation.
+    """An encoded JPEG, PNG, WebP or AVIF image reduced to what affects its pixels, and its EXIF orientation.
 
     Returns:
-        The bytes and the orientation, 1 to 8, or None where the format has its own beside EXIF. None for others.
+        The bytes and the orientation, 1 to 8, or None if the format has its own beside EXIF. None for other formats.
     """
     if content.startswith(b"\xff\xd8"):
         kept, dropped = _split(_jpeg_segments(content))
@@ -43,7 +43,7 @@ def without_metadata(content: bytes) -> tuple[bytes, int | None] | None:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, in a block of EXIF; 1 where there is none that can be read."""
+    """The orientation, 1 to 8, in a block of EXIF; 1 if there is no readable one."""
     while exif.startswith(_EXIF_HEADER):  # some writers put it twice
         exif = exif.removeprefix(_EXIF_HEADER)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
@@ -57,13 +57,13 @@ def exif_orientation(exif: bytes) -> int:
             if tag == _ORIENTATION_TAG and kind in _SIZES:
                 (value,) = struct.unpack_from(f"{order}{_SIZES[kind]}", exif, entry + 8)
                 return value if 1 <= value <= 8 else UPRIGHT
-    except struct.error:  # cut off
+    except struct.error:  # truncated
         pass
     return UPRIGHT
 
 
 def _orientation(dropped: list[bytes]) -> int:
-    """Of EXIF first, then of XMP, as in decoders."""
+    """The orientation from EXIF, else from XMP, as in decoders."""
     for content in dropped:
         if (value := exif_orientation(content)) != UPRIGHT:
             return value
@@ -72,7 +72,7 @@ def _orientation(dropped: list[bytes]) -> int:
 
 
 def _split(parts: Iterator[tuple[bytes, bytes | None]]) -> tuple[bytes, list[bytes]]:
-    """The parts that are kept, as one, and the contents of those that are dropped."""
+    """The kept parts joined, and the contents of the dropped ones."""
     kept, dropped = bytearray(), []
     for part, metadata in parts:
         if metadata is None:
@@ -83,7 +83,7 @@ def _split(parts: Iterator[tuple[bytes, bytes | None]]) -> tuple[bytes, list[byt
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[bytes, bytes | None]]:
-    """Each segment, and what it holds if it is metadata; all from the first scan on is one."""
+    """Each segment, with its content if it is metadata; everything from the first scan on is one segment."""
     position = 2
     yield content[:2], None
     while content[position : position + 1] == b"\xff" and position + 4 <= len(content):
@@ -101,7 +101,7 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[bytes, bytes | None]]:
 
 
 def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes | None]]:
-    """Each chunk, and what it holds if it is ancillary; only transparency among those changes pixels."""
+    """Each chunk, with its content if it is ancillary (except transparency, which changes pixels)."""
     position = len(_PNG_SIGNATURE)
     yield content[:position], None
     while position + 12 <= len(content):
@@ -114,7 +114,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes | None]]:
 
 
 def _webp_chunks(content: bytes) -> Iterator[tuple[bytes, bytes | None]]:
-    """Each chunk, and what it holds if it is metadata; the header no longer promises any."""
+    """Each chunk, with its content if it is metadata; its flags in the header are cleared."""
     position = 12
     while position + 8 <= len(content):
         kind, length = struct.unpack_from("<4sI", content, position)
@@ -126,7 +126,7 @@ def _webp_chunks(content: bytes) -> Iterator[tuple[bytes, bytes | None]]:
 
 
 def _with_empty_exif(content: bytes) -> bytes:
-    """With no entry in any block that looks like EXIF; lengths stay, since other boxes count on them."""
+    """Empty every block that looks like EXIF; lengths stay, since other boxes depend on them."""
     emptied = bytearray(content)
     for found in re.finditer(rb"II\*\0|MM\0\*", content):
         order = "<" if found[0].startswith(b"I") else ">"

@@ -1,4 +1,4 @@
-"""Tell if a PNG file is exactly as it was written, by the checksum of every chunk; Pillow compares none of pixels."""
+"""Integrity check of PNG files by the checksum of every chunk; Pillow does not verify those of pixels."""
 
 import struct
 import zlib
@@ -8,9 +8,9 @@ _END = b"IEND"
 
 
 def is_intact_png(content: bytes) -> bool:
-    """Tell if the file has its signature, chunks whose CRC-32 is right, and the end chunk, and nothing else.
+    """Tell if the file consists of its signature, chunks with correct CRC-32, and the end chunk.
 
-    Any change of up to 32 neighbouring bits is noticed, and of others all but one in four billion.
+    Any change of up to 32 neighbouring bits is detected, and of others all but one in four billion.
     """
     if not content.startswith(_SIGNATURE):
         return False

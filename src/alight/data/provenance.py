@@ -1,7 +1,7 @@
-"""How an image was made, inside the file itself: text chunks of a PNG, an entry of an npz archive.
+"""Settings of generated images inside the file itself: text chunks of a PNG, an entry of an npz archive.
 
-Images are copied out of their folders, and their settings should go with them. What is written is a function of the
-settings alone, without a time, so that the same image is the same file.
+Images are copied out of their folders, and their settings should go with them. The text depends only on the settings,
+not on the time, so that the same image is the same file.
 """
 
 import json
@@ -21,32 +21,32 @@ from alight.runtime.npz import array_names, read_array
 SOFTWARE = "Software"  # a keyword of the PNG specification
 NPZ_ENTRY = "provenance"
 _SETTINGS_LIMIT = 2**28  # bytes; a million labels and seeds take a third of it
-_STRUCTURED = ("sampling",)  # what is no plain text or number
+_STRUCTURED = ("sampling",)  # settings stored as JSON
 
 
 def software() -> dict[str, str]:
-    """Which version of this package is at work."""
+    """The name and version of this package."""
     return {SOFTWARE: f"alight {metadata.version('alight')}"}
 
 
 def png_text(settings: Mapping[str, Any]) -> PngInfo:
-    """Settings as text chunks, one each; what is structured becomes JSON."""
+    """Settings as text chunks, one each; structured ones as JSON."""
     chunks = PngInfo()
     for name, value in settings.items():
         text = json.dumps(value) if name in _STRUCTURED else str(value)
-        # tEXt chunks hold Latin-1 alone, and class names are in every script
+        # tEXt chunks hold only Latin-1, and class names may be in any script
         chunks.add_itxt(name, text) if _beyond_latin_1(text) else chunks.add_text(name, text)
     return chunks
 
 
 def read_png(path: Path) -> dict[str, Any]:
-    """The settings in a PNG file; of a picture from elsewhere, whatever text it holds.
+    """Read the settings in a PNG file, or any other text of a picture from elsewhere.
 
     Raises:
-        OSError: it is no image, or damaged.
+        OSError: it is not an image, or damaged.
     """
     with Image.open(path) as image:
-        image.load()  # text may stand behind the pixels
+        image.load()  # text may follow the pixels
         chunks = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
     return {name: _structured(value) if name in _STRUCTURED else value for name, value in chunks.items()}
 

@@ -1,7 +1,7 @@
-"""Generated images on their way to disk: one file each, found again after an interruption.
+"""Resumable writing of generated images, one file each.
 
-Every file is written whole or not at all and says which label and seed made it and what it cost, so a run that was
-killed goes on with the images that are missing, whoever of several processes makes them.
+Every file is written atomically and records its label, its seed and its network evaluations, so a killed run resumes
+with the missing images, in any number of processes.
 """
 
 import json
@@ -37,50 +37,50 @@ class _State(TypedDict):
 
 
 class Request(NamedTuple):
-    """One image to be made."""
+    """The label and the seed of one image."""
 
     label: int
     seed: int
 
 
 class SampleFolder:
-    """`images/000000.png`, ... of one sampling run, and `unfinished.json` while it goes on.
+    """The folder of one sampling run: `images/000000.png`, ..., and `unfinished.json` until it is finished.
 
     Args:
         path: the folder of the samples artifact.
-        config: the resolved configuration; a run that goes on must have the same.
-        inputs: kind -> hash of what the images are made with; they must be the same, too.
+        config: the resolved configuration; a resumed run must have the same.
+        inputs: hashes of the artifacts that generate the images, by kind; they must also be the same.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
         self.path, self.config, self.inputs = path, dict(config), dict(inputs)
 
     def image_path(self, number: int) -> Path:
-        """Where image `number` lies."""
+        """The path of image `number`."""
         return sample_path(self.path, number)
 
     def start(self) -> float:
-        """Claim the folder, or find this very run in it.
+        """Start or resume a run in the folder.
 
         Returns:
             The seconds that the run has taken before.
 
         Raises:
-            InputError: another run has left images here.
+            InputError: the folder holds images of another run.
         """
         state = self._read_state()
         if state is not None and not any((self.path / "images").glob("*.png")):
-            state = None  # nothing depends on its configuration yet, which may be what kept it from going on
+            state = None  # nothing depends on its configuration yet, which may have been the mistake
         if state is None and any((self.path / "images").glob("*")):
             raise InputError(
-                f"{self.path / 'images'} holds files that no unfinished 'alight sample' has left there. "
+                f"{self.path / 'images'} holds files that are not of an unfinished 'alight sample'. "
                 "Choose another --output, or delete that folder."
             )
         changed = differences(state["config"] | state["inputs"], self.config | self.inputs) if state else []
         if changed:
             raise InputError(
                 f"{self.path} holds unfinished samples of another configuration ({'; '.join(changed[:4])}). Choose "
-                "another --output, restore the configuration, or delete that folder to start anew."
+                "another --output, restore the configuration, or delete that folder to start again."
             )
         with explained_disk_errors(self.path):
             (self.path / "images").mkdir(parents=True, exist_ok=True)
@@ -89,17 +89,17 @@ class SampleFolder:
         return seconds
 
     def record_time(self, seconds: float) -> None:
-        """Note how long the run has taken so far."""
+        """Record the time of the run so far."""
         state = {"config": self.config, "inputs": self.inputs, "seconds": round(seconds, 3)}
         with explained_disk_errors(self.path):
             write_text(self.path / UNFINISHED, json.dumps(state, indent=2) + "\n")
 
     def finish(self) -> None:
-        """Forget that the run was ever unfinished; its manifest is written."""
+        """Delete the state of the unfinished run, after its manifest was written."""
         (self.path / UNFINISHED).unlink(missing_ok=True)
 
     def holds(self, number: int, request: Request) -> bool:
-        """Tell if image `number` is here, bit by bit as it was written, and made as requested."""
+        """Tell if image `number` exists, is intact, and was made as requested."""
         try:
             content = read_bytes(self.image_path(number), _LARGEST_PNG)
             if not is_intact_png(content):
@@ -107,17 +107,17 @@ class SampleFolder:
             with Image.open(BytesIO(content)) as image:
                 image.load()
                 return (image.info.get("label"), image.info.get("seed")) == (str(request.label), str(request.seed))
-        except Exception:  # of a foreign file of this name, Pillow raises nearly everything
+        except Exception:  # Pillow raises many types for a foreign file of this name
             return False
 
     def write(self, number: int, pixels: np.ndarray, request: Request, nfe: int, settings: Mapping[str, Any]) -> None:
-        """Store image `number`, (H, W, 3) uint8, with what made it, its cost, and what else it is to say of itself."""
+        """Store image `number`, (H, W, 3) uint8, with its request, its network evaluations and other settings."""
         text = png_text({"label": request.label, "seed": request.seed, "nfe": nfe, **settings})
         with replacing(self.image_path(number), durable=False) as temporary:
             Image.fromarray(pixels).save(temporary, format="png", pnginfo=text)
 
     def write_picture(self, name: str, image: np.ndarray, settings: Mapping[str, Any]) -> None:
-        """Store a picture of several samples, with what they have in common."""
+        """Store a picture of several samples, with their common settings."""
         with replacing(self.path / name) as temporary:
             Image.fromarray(image).save(temporary, format="png", pnginfo=png_text(settings))
 

@@ -1,9 +1,9 @@
 """The order in which a data set is drawn: endless, seeded, the same for any number of processes, and resumable.
 
-All epochs, each a fresh permutation, are laid end to end in one infinite stream of draws. Global batch k is the k-th
-piece of `global_batch_size` draws of that stream, and every process takes its equal share of each piece. A batch
-may therefore begin in one epoch and end in the next (or, for a data set smaller than the batch, span several), and
-every image is drawn exactly once per epoch. The whole state is one number: how many draws have been consumed.
+All epochs, each a fresh permutation, form one infinite stream of draws. Global batch k is the k-th part of
+`global_batch_size` draws of that stream, and every process takes an equal share of each part. A batch may therefore
+begin in one epoch and end in the next (or, for a data set smaller than the batch, span several), and every image is
+drawn exactly once per epoch. The whole state is one number: the draws that have been consumed.
 """
 
 import copy
@@ -20,8 +20,8 @@ from alight.runtime.seeding import random_stream
 class EpochIndex(int):
     """An index that remembers the epoch in which it was drawn, and is otherwise an ordinary int.
 
-    Augmentation wants the epoch, and this is the one way to hand it over that prefetching worker processes and
-    batches spanning two epochs cannot confuse. Data sets without augmentation need not know.
+    Augmentation needs the epoch, which prefetching worker processes and batches that span two epochs could otherwise
+    confuse. Data sets without augmentation can ignore it.
     """
 
     epoch: int
@@ -40,8 +40,8 @@ def epoch_of(index: int) -> int:
 class ResumableSampler(Sampler[list[int]]):
     """Endless batches of indices for one process; pass it to a `DataLoader` as `batch_sampler`.
 
-    Iterating advances the position, so a `DataLoader` with worker processes, which reads ahead, must not be asked
-    for the position: use `ResumableLoader`, which counts a batch when it is handed out.
+    Iterating advances the position, so a `DataLoader` with worker processes, which reads ahead, spoils it: use
+    `ResumableLoader`, which counts a batch when it is handed out.
 
     Args:
         num_samples: size of the data set.
@@ -65,7 +65,7 @@ class ResumableSampler(Sampler[list[int]]):
         shuffle: bool = True,
     ) -> None:
         if num_samples < 1:
-            raise InputError("The data set is empty, so there is nothing to draw; give it images first.")
+            raise InputError("The data set is empty; give it images first.")
         if global_batch_size < 1 or world_size < 1 or not 0 <= rank < world_size:
             raise InputError(
                 f"Sampling needs a positive batch and a rank below the world size, but got a global batch of "
@@ -92,7 +92,7 @@ class ResumableSampler(Sampler[list[int]]):
 
     @property
     def epoch(self) -> int:
-        """How many epochs have been completed."""
+        """Number of completed epochs."""
         return self._consumed // self.num_samples
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -103,7 +103,7 @@ class ResumableSampler(Sampler[list[int]]):
             yield batch
 
     def advance(self, global_batches: int = 1) -> None:
-        """Move on by whole global batches without drawing them."""
+        """Advance by whole global batches without drawing them."""
         self._consumed += global_batches * self.global_batch_size
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class ResumableSampler(Sampler[list[int]]):
             if state[name] != getattr(self, name):
                 raise InputError(
                     f"The checkpoint's sampler has {name}={state[name]}, but this run has {getattr(self, name)}, so "
-                    "its position means nothing here; resume with the same data and seed, or start a new run from the "
+                    "its position is not valid here; resume with the same data and seed, or start a new run from the "
                     "checkpoint's weights."
                 )
         self._consumed = state["epoch"] * self.num_samples + state["position"]
@@ -161,9 +161,9 @@ class ResumableLoader:
     Args:
         dataset: a map-style data set of `sampler.num_samples` items.
         sampler: its order; moved on as the last micro-batch of each global batch is handed out.
-        micro_batch_size: the process's share of a global batch comes in pieces of at most this size, for gradient
-            accumulation; None = in one piece.
-        num_workers: processes that read ahead; 0 = read when asked.
+        micro_batch_size: the process's share of a global batch is divided into micro-batches of at most this size, for
+            gradient accumulation; None = one micro-batch.
+        num_workers: processes that read ahead; 0 = no reading ahead.
         pin_memory: as in `DataLoader`, for faster copies to an accelerator.
         collate_fn: as in `DataLoader`.
 
@@ -209,7 +209,7 @@ class ResumableLoader:
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             collate_fn=self.collate_fn,
-            generator=random_stream(self.sampler.seed, "workers"),  # else it draws from the global one
+            generator=random_stream(self.sampler.seed, "workers"),  # instead of the global one
         )
         for count, batch in enumerate(loader, start=1):
             if count % self.micro_batches == 0:

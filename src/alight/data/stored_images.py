@@ -1,4 +1,4 @@
-"""From stored images and their labels to a source: what all sources on disk have in common."""
+"""The base class of all image sources on disk: stored images with labels."""
 
 import logging
 from io import BytesIO
@@ -14,7 +14,7 @@ from alight.data.readable_names import printable, readable
 from alight.runtime.errors import InputError
 
 _NAMED_IN_MESSAGES = 3
-_DIM = (1 << 14) - 1  # no 16-bit image that is exposed for 16 bits stays below a quarter of white
+_DIM = (1 << 14) - 1  # a correctly exposed 16-bit image exceeds a quarter of white
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class StoredImages(ImageSource):
         self.class_names = class_names
         index = index_images(store)
         self.skipped = index.skipped
-        self._judge_skipped(index, max_skipped_fraction)
+        self._check_skipped(index, max_skipped_fraction)
         self._positions = np.array(index.positions, dtype=np.int64)  # in the store, of the images that decode
         self._hashes = np.array([record.hash for record in index.images], dtype=np.bytes_)
         self.labels = labels[self._positions]
@@ -67,7 +67,7 @@ class StoredImages(ImageSource):
         return printable(self.store.name(int(self._positions[index])))
 
     def content_hash(self, index: int) -> str:
-        """Of the encoded bytes, as they were when they were indexed."""
+        """The hash of the encoded bytes at the time of indexing."""
         return self._hashes[index].decode()
 
     def load(self, index: int) -> RgbImage:
@@ -85,7 +85,7 @@ class StoredImages(ImageSource):
                 f"({error}); put it back, or start again so that the images are indexed again."
             ) from error
 
-    def _judge_skipped(self, index: ImageIndex, max_fraction: float) -> None:
+    def _check_skipped(self, index: ImageIndex, max_fraction: float) -> None:
         total, count = len(self.store), len(index.skipped)
         if not count:
             return
@@ -94,27 +94,27 @@ class StoredImages(ImageSource):
             f"; all are listed in {index.skipped_list}" if index.skipped_list and count > _NAMED_IN_MESSAGES else ""
         )
         skipped = f"{count:,} of {total:,} images in {self.store.place} cannot be decoded ({examples}{listed})"
-        skipped = skipped.encode("utf-8", "backslashreplace").decode()  # names may hold what no log can
+        skipped = skipped.encode("utf-8", "backslashreplace").decode()  # names may not be UTF-8
         if count == total:
-            raise InputError(f"{skipped}, which leaves none; look at how they were downloaded or unpacked.")
+            raise InputError(f"{skipped}, which leaves none; download or unpack them again.")
         if count > max_fraction * total:
             raise InputError(
-                f"{skipped}, more than the share of {max_fraction:g} that may be skipped; replace them, or allow more "
-                "with max_skipped_fraction."
+                f"{skipped}, more than the allowed share of {max_fraction:g}; replace them, or allow more with "
+                "max_skipped_fraction."
             )
         logger.warning("%s; they are skipped.", skipped)
 
     def _require_the_same_classes(self, labels: npt.NDArray[np.int64]) -> None:
-        """A class all of whose images are damaged would silently never be learnt."""
+        """Refuse a class without a readable image, which would silently never be learnt."""
         lost = sorted(set(labels.tolist()) - set(self.labels.tolist()))
         if lost:
             raise InputError(
-                f"Not one image of the class {self.class_names[lost[0]]} in {self.store.place} can be decoded; "
-                "replace its images or remove them."
+                f"No image of the class {self.class_names[lost[0]]} in {self.store.place} can be decoded; replace its "
+                "images or remove them."
             )
 
     def _warn_of_dim(self, index: ImageIndex) -> None:
-        """Cameras and microscopes store 10, 12 or 14 bits in 16 without a word about it, and the images look black."""
+        """Warn of 10, 12 or 14 bits stored in 16, as by cameras and microscopes, which look nearly black."""
         dim = [(record.peak, record.name) for record in index.images if 0 < record.peak <= _DIM]
         if not dim:
             return

@@ -1,4 +1,4 @@
-"""Classes of images in tar files without labels: a tar per class, as in ImageNet's own, or folders inside them."""
+"""Classes of unlabelled images in tar files: a tar per class, as in ImageNet's own, or folders inside them."""
 
 import logging
 import os
@@ -19,8 +19,8 @@ class TarPlace(NamedTuple):
     """The place of an image.
 
     Attributes:
-        tar: path of the tar file, or of the inner one, in which it lies directly.
-        folder: inside it.
+        tar: path of the tar file, or of the inner tar file, that contains it.
+        folder: inside the tar file.
     """
 
     tar: str
@@ -28,20 +28,20 @@ class TarPlace(NamedTuple):
 
 
 def classes_by_place(images: Sequence[TarPlace], place: str) -> list[str] | None:
-    """The class of each image: the name of its tar file where these are names of classes, else that of its folder.
+    """The class of each image: the name of its tar file if these are names of classes, else that of its folder.
 
     Tar files whose names end in numbers are shards, except ImageNet's synsets (`n01440764`). Folders that all images
-    have in common are no classes.
+    share are not classes.
 
     Args:
         images: in order.
         place: for messages.
 
     Returns:
-        The names; None where neither tars nor folders tell classes apart.
+        The names; None if neither tars nor folders distinguish classes.
 
     Raises:
-        InputError: some images lie beside the folders of the others.
+        InputError: some images are beside the folders of the others.
     """
     stems = {image.tar: os.path.splitext(os.path.basename(image.tar))[0] for image in images}
     if len(stems) > 1 and _are_classes(set(stems.values())):
@@ -50,7 +50,7 @@ def classes_by_place(images: Sequence[TarPlace], place: str) -> list[str] | None
     if folders is None and len(stems) > 1:
         logger.warning(
             "No labels were found in %s, and its %d tar files (%s) are taken as parts of one class. If each is a "
-            "class, name them by their classes, without numbers at the end; if there are no labels, say so with "
+            "class, name them by their classes, without numbers at the end; if there are no labels, set "
             "unconditional=True.",
             place,
             len(stems),
@@ -74,8 +74,8 @@ def _class_folders(images: Sequence[TarPlace], place: str) -> list[str] | None:
         others = sorted({name for name in below.values() if name != "."})
         raise InputError(
             f"{place} holds {loose:,} images beside folders with images ({_some(others)}), and no labels, so it is "
-            "unclear whether the folders are classes; move the loose images into folders, or take everything as one "
-            "class with unconditional=True."
+            "unclear if the folders are classes; move the loose images into folders, or take everything as one class "
+            "with unconditional=True."
         )
     return [below[image.folder.strip("/")] for image in images]
 

@@ -1,8 +1,8 @@
-"""The content of a tar file of images: read once from its headers, remembered after.
+"""The content of a tar file of images, read once from its headers and cached.
 
 A sample is all members with the same path up to the first dot of the file name: `train/0001.jpg`, `train/0001.cls`.
-With the offset of each image, any of them can be read by one seek, so shuffling is as exact as it is for files. Tar
-files inside the tar file, as in ImageNet's own, are read in place.
+The offset of each image allows random access by one seek, so shuffling is as exact as for files. Tar files inside the
+tar file, as in ImageNet's own, are read in place.
 """
 
 import json
@@ -21,8 +21,8 @@ from alight.runtime.reading import require_regular
 
 _FORMAT = "tar-index-2"
 _LARGEST_LABEL = 1 << 20  # bytes of a .cls or .json
-_MOST_KEYS = 50  # that are remembered for messages
-_ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")  # in which nothing can be found by a seek
+_MOST_KEYS = 50  # kept for messages
+_ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")  # without random access
 
 
 class _Member(NamedTuple):
@@ -31,18 +31,18 @@ class _Member(NamedTuple):
     name: str
     offset: int
     size: int
-    inner: str = ""  # the tar file in the tar file in which it lies
+    inner: str = ""  # name of the inner tar file that contains it
 
 
 class TarImage(NamedTuple):
     """An image in a tar file.
 
     Attributes:
-        name: of the member; behind the name of the inner tar file, if it lies in one.
+        name: of the member, after that of the inner tar file if there is one.
         offset: of its first byte in the tar file.
         size: in bytes.
-        label: from the `.cls` or `.json` of the same sample; None = there is none that can be read.
-        inner: the name of the tar file in the tar file in which it lies; empty if it lies in none.
+        label: from the `.cls` or `.json` of the same sample; None = no readable label.
+        inner: the name of the inner tar file that contains it, or empty.
     """
 
     name: str
@@ -59,7 +59,7 @@ class TarContents(NamedTuple):
         stamp: of the file that was read.
         images: in the order of the file.
         keys: of the samples' `.json`, some of them.
-        extensions: of what is no image, some of them.
+        extensions: of members that are not images, some of them.
         special: names of images that are links, devices or the like, and of archives that are not read.
     """
 
@@ -71,7 +71,7 @@ class TarContents(NamedTuple):
 
 
 class TarColumns(NamedTuple):
-    """Which members of a sample are meant.
+    """The members of a sample that hold the image and the label.
 
     Attributes:
         image: extension of the image, such as `input.png`; None = the one member that is an image.
@@ -83,23 +83,23 @@ class TarColumns(NamedTuple):
 
 
 def index_tar(path: Path, columns: TarColumns) -> TarContents:
-    """The images of a tar file, in its order.
+    """List the images of a tar file, in its order.
 
-    Hidden members and those in hidden folders do not count.
+    Hidden members and those in hidden folders are ignored.
 
     Raises:
-        InputError: the file is not a tar, compressed, damaged or cut off; or a sample has several images.
+        InputError: the file is not a tar, or is compressed, damaged or truncated; or a sample has several images.
     """
     require_regular(path)
     try:
         stamp = file_stamp(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check its name and rights.") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its name and permissions.") from error
     file = cache_file(_FORMAT, str(path.resolve()), repr(columns))
     contents = _remembered(file, stamp)
     if contents is None:
         with one_process_at_a_time(file):
-            contents = _remembered(file, stamp)  # the process that was here before may have read it
+            contents = _remembered(file, stamp)  # another process may have read it meanwhile
             if contents is None:
                 contents = _read_samples(path, stamp, columns)
                 write_cache(file, contents)
@@ -119,7 +119,7 @@ def _read_samples(path: Path, stamp: str, columns: TarColumns) -> TarContents:
     for member in members:
         folder, _, file_name = member.name.rpartition("/")
         stem, _, extension = file_name.partition(".")
-        # a later one of the same name counts, as in unpacking
+        # the last one of a name counts, as in unpacking
         samples.setdefault(f"{member.inner}\0{folder}/{stem}", {})[extension.lower()] = member
     contents = TarContents(stamp, [], [], [], special)
     keys: dict[str, None] = {}  # in order
@@ -140,24 +140,24 @@ def _read_samples(path: Path, stamp: str, columns: TarColumns) -> TarContents:
 
 
 def _members(path: Path) -> tuple[list[_Member], list[str]]:
-    """The files in a tar, to its very end, and the names of what cannot be read as an image although it is called one.
+    """All files in a tar, and the names of those that have names of images but cannot be read as one.
 
     Raises:
-        InputError: it cannot be read to the end.
+        InputError: the tar cannot be read to its end.
     """
     special: list[str] = []
     try:
         with path.open("rb") as file:
             return list(_walk(file, _Member("", 0, path.stat().st_size), special)), special
-    except Exception as error:  # on damaged files tarfile raises nearly everything
+    except Exception as error:  # tarfile raises many types for damaged files
         raise InputError(
-            f"{path} cannot be read to its end as a tar file ({error}); if it was cut off or damaged, fetch it again, "
-            "and if it is compressed, decompress it (images inside hardly take less space for it)."
+            f"{path} cannot be read to its end as a tar file ({error}); if it is truncated or damaged, download it "
+            "again, and if it is compressed, decompress it (compression hardly shrinks images)."
         ) from error
 
 
 def _walk(file: BinaryIO, part: _Member, special: list[str]) -> Iterator[_Member]:
-    """The files of the tar file that is a part of an open file, and those of the tar files inside it."""
+    """The files of a tar file within an open file, and those of the tar files inside it."""
     end = part.offset + part.size
     inner_tars = []
     file.seek(part.offset)

@@ -1,7 +1,7 @@
 """Flow matching: paths from noise to data, training times and objective, guidance, and the solvers that sample."""
 
 from alight.flow.diffusion import diffusion_coefficient
-from alight.flow.guidance import AutoGuidance, ClassifierFreeGuidance, Guidance, GuidedVelocity
+from alight.flow.guidance import GUIDANCES, AutoGuidance, ClassifierFreeGuidance, Guidance, GuidedVelocity
 from alight.flow.interval import TimeInterval, default_eps, time_interval
 from alight.flow.likelihood import LogLikelihood, log_likelihood, standard_normal_log_density
 from alight.flow.objective import FlowMatchingLoss, flow_matching_loss
@@ -14,6 +14,7 @@ from alight.flow.timesteps import dimension_aware_shift, sample_timesteps, shift
 from alight.options import DiffusionForm, LastStep, LossWeight, Prediction, SDEMethod, TimeDistribution
 
 __all__ = [
+    "GUIDANCES",
     "PATHS",
     "SOLVERS",
     "DiffusionForm",

@@ -11,12 +11,13 @@ et al., arXiv 2406.02507). Outside a time interval extrapolation only costs dive
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from alight.flow.path import Time
+from alight.options import GuidanceName, require_known
 from alight.runtime.errors import InputError
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -53,6 +54,13 @@ class ClassifierFreeGuidance:
     null_labels: Tensor
     evaluations: int = 2
 
+    @classmethod
+    def of(cls, model: Model, class_labels: Tensor, null_labels: Tensor | None, guide: Model | None) -> Self:
+        """Build the strategy; a row of `GUIDANCES`."""
+        if null_labels is None or guide is not None:
+            raise InputError("Classifier-free guidance needs the null class and no guide. Choose another strategy.")
+        return cls(model, class_labels, null_labels)
+
     def predict_pair(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `Guidance`."""
         labels = torch.cat([self.class_labels, self.null_labels])
@@ -75,9 +83,22 @@ class AutoGuidance:
     class_labels: Tensor
     evaluations: int = 2
 
+    @classmethod
+    def of(cls, model: Model, class_labels: Tensor, null_labels: Tensor | None, guide: Model | None) -> Self:
+        """Build the strategy; a row of `GUIDANCES`."""
+        if guide is None:
+            raise InputError("Autoguidance needs a guide, a weaker transformer on the same latents. Give one.")
+        return cls(model, guide, class_labels)
+
     def predict_pair(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `Guidance`."""
         return self.model(x, t, self.class_labels), self.guide(x, t, self.class_labels)
+
+
+GUIDANCES: dict[GuidanceName, Callable[[Model, Tensor, Tensor | None, Model | None], Guidance]] = {
+    "classifier_free": ClassifierFreeGuidance.of,
+    "autoguidance": AutoGuidance.of,
+}
 
 
 class GuidedVelocity:
@@ -95,7 +116,8 @@ class GuidedVelocity:
         guidance_channels: guide only the first so many channels, the others keep the conditional prediction; None
             guides all. The published numbers were made with 3 of 32.
         guide: the weak model for autoguidance, called with the same labels.
-        guidance: another strategy; None is autoguidance where there is a guide, else classifier-free guidance.
+        guidance: a strategy, or its name in `GUIDANCES`; None is autoguidance where there is a guide, else
+            classifier-free guidance.
 
     Attributes:
         nfe: network evaluations per image so far: those of the strategy where guided, 1 where not.
@@ -117,7 +139,7 @@ class GuidedVelocity:
         guidance_interval: tuple[float, float] | None = None,
         guidance_channels: int | None = None,
         guide: Model | None = None,
-        guidance: Guidance | None = None,
+        guidance: Guidance | GuidanceName | None = None,
     ) -> None:
         if guidance_interval is not None and not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise InputError(
@@ -128,10 +150,11 @@ class GuidedVelocity:
             raise InputError(
                 f"guidance_channels must be at least 1, but it is {guidance_channels}. Use None for all channels."
             )
-        if guidance is None and guide is not None:
-            guidance = AutoGuidance(model, guide, class_labels)
-        elif guidance is None and null_labels is not None:
-            guidance = ClassifierFreeGuidance(model, class_labels, null_labels)
+        if guidance is None and (guide is not None or null_labels is not None):
+            guidance = "autoguidance" if guide is not None else "classifier_free"
+        if isinstance(guidance, str):
+            require_known(guidance, GUIDANCES, "guidance")
+            guidance = GUIDANCES[guidance](model, class_labels, null_labels, guide)
         if guidance_scale != 1 and guidance is None:
             raise InputError(
                 f"A guidance scale of {guidance_scale} needs null_labels (classifier-free guidance) or a guide model "

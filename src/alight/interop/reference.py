@@ -1,4 +1,4 @@
-"""Published LightningDiT checkpoints: translated into models of this package, and back.
+"""Published LightningDiT checkpoints: conversion to models of this package, and back.
 
 The trainer of the published code writes a torch file with the entries `model`, `ema`, `opt` and `config`; released
 files hold fewer. The keys of `model` carry the prefix `module.` after a run on several GPUs.
@@ -66,7 +66,7 @@ ROTARY_TABLES = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")  # here a consequ
 
 
 class WarmStart(NamedTuple):
-    """What a warm start did, in published names."""
+    """The result of a warm start, in published names."""
 
     copied: list[str]
     partly_copied: list[str]
@@ -86,10 +86,10 @@ def load_transformer(
 
     Args:
         path: a `.pt` file in the trainer's layout or with a bare state dict, or a `.safetensors` file.
-        weights: which entry to take; None takes `ema` where the file has it, as published sampling does.
-        sample_size: height and width of the latents; None is the file's own, taken to be square.
-        positions: how to treat a `sample_size` other than the file's, see `LightningDiT.resized`. None refuses it.
-        **config: arguments of `LightningDiT` in place of what the file implies; `num_heads` where it does not tell.
+        weights: the entry to take; None takes `ema` if the file has it, as published sampling does.
+        sample_size: height and width of the latents; None is the file's own, assumed to be square.
+        positions: treatment of a `sample_size` other than the file's, see `LightningDiT.resized`. None refuses it.
+        **config: arguments of `LightningDiT` that override those of the file; `num_heads` if the file does not tell.
 
     Raises:
         InputError: the file is missing, damaged, unsafe or of another kind, or its weights do not fit the model.
@@ -110,7 +110,7 @@ def transformer_from_published(
     Args:
         published: tensors under their published names.
         source: what an error message names as the origin.
-        **config: arguments of `LightningDiT`, in place of what the state dict implies; None counts as not given.
+        **config: arguments of `LightningDiT` that override those of the state dict; None counts as not given.
 
     Raises:
         InputError: a weight is missing, unexpected, of another shape or not finite; or these may be the weights of a
@@ -121,7 +121,7 @@ def transformer_from_published(
         refuse_other_transformers(published, source)
     hints = {name: given[name] for name in ("num_heads", "sample_size", "class_dropout_prob") if name in given}
     implied = infer_transformer_config(published, source=source, **hints)
-    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+    with torch.device("meta"):  # no memory and no random numbers for weights that will be replaced
         model = LightningDiT(**{**implied, **given})
     model.to_empty(device="cpu")
     model.reset_positions()
@@ -131,8 +131,8 @@ def transformer_from_published(
     elif stored_positions.shape[1] != model.pos_embed.shape[1]:
         raise InputError(
             f"{source} was trained with {stored_positions.shape[1]} positions, but sample_size "
-            f"{model.config.sample_size} has {model.pos_embed.shape[1]}. Leave sample_size out, or say what becomes "
-            "of the positions: load_transformer(..., positions='interpolate')."
+            f"{model.config.sample_size} has {model.pos_embed.shape[1]}. Leave sample_size out, or resize the "
+            "positions: load_transformer(..., positions='interpolate')."
         )
     load_strictly(model, convert_transformer_state_dict(published), source)
     if all(name in published for name in ROTARY_TABLES):
@@ -141,7 +141,7 @@ def transformer_from_published(
 
 
 def convert_transformer_state_dict(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published names and shapes to ours, without the rotary tables; values are untouched, unknown names passed on."""
+    """Convert published names and shapes to ours, without the rotary tables; unknown names are kept."""
     state = {}
     for name, value in published.items():
         if name not in ROTARY_TABLES:
@@ -170,8 +170,8 @@ def published_state_dict(model: LightningDiT) -> dict[str, Tensor]:
 def export_transformer(model: LightningDiT, path: str | Path) -> None:
     """Write a model as a published checkpoint, which the published sampling script and `load_transformer` read.
 
-    The entries `ema` and `model` are the same weights; `config` holds the arguments of `LightningDiT`. The file
-    appears complete or not at all.
+    The entries `ema` and `model` are the same weights; `config` holds the arguments of `LightningDiT`. The file is
+    written atomically.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in published_state_dict(model).items()}
     write_torch_file({"model": weights, "ema": weights, "config": {"model": model.arguments}}, path)
@@ -222,13 +222,13 @@ def infer_transformer_config(
 
     Args:
         published: tensors under their published names.
-        num_heads: needed where neither rotary tables nor query norms tell the width of a head.
-        sample_size: needed where the latents are not square.
-        class_dropout_prob: 0 says that there is no null class, and that each row of the label table is a class.
+        num_heads: required if neither rotary tables nor query norms tell the width of a head.
+        sample_size: required if the latents are not square.
+        class_dropout_prob: 0 = there is no null class, and each row of the label table is a class.
         source: what an error message names as the origin.
 
     Raises:
-        InputError: this is no LightningDiT, or `num_heads` or `sample_size` is needed or wrong.
+        InputError: this is not a LightningDiT, or `num_heads` or `sample_size` is needed or wrong.
     """
 
     def shape(name: str, axes: int = 2) -> tuple[int, ...]:
@@ -240,18 +240,18 @@ def infer_transformer_config(
                 f"{source} is an incomplete checkpoint of a LightningDiT: its {name!r} {has}. Get a complete one."
             )
         raise InputError(
-            f"{source} is no checkpoint of a LightningDiT: it has no {name!r} with {axes} axes. "
+            f"{source} is not a checkpoint of a LightningDiT: it has no {name!r} with {axes} axes. "
             f"{describe_weights(published)}"
         )
 
     empty = next((name for name, value in published.items() if not value.numel()), None)
     if empty is not None:
-        raise InputError(f"{source} is no checkpoint of a LightningDiT: its {empty!r} is empty. Get a complete one.")
+        raise InputError(f"{source} is not a checkpoint of a LightningDiT: {empty!r} is empty. Get a complete one.")
     hidden_size, in_channels, patch_size, _ = shape("x_embedder.proj.weight", axes=4)
     gated = "blocks.0.mlp.w12.weight" in published
     inner_size = shape("blocks.0.mlp.w3.weight" if gated else "blocks.0.mlp.fc2.weight")[1]
     q_norm, table = published.get("blocks.0.attn.q_norm.weight"), published.get("feat_rope.freqs_cos")
-    if sample_size is None:  # both are fixed, and either says how many positions there are
+    if sample_size is None:  # both are fixed, and either gives the number of positions
         num_tokens = (
             len(table) if table is not None and "pos_embed" not in published else shape("pos_embed", axes=3)[1]
         )
@@ -297,12 +297,12 @@ def _num_layers(published: Mapping[str, Tensor], source: Any) -> int:
 def _square_size(num_tokens: int, patch_size: int, source: Any) -> int:
     side = math.isqrt(num_tokens)
     if side * side != num_tokens:
-        raise InputError(f"{source} has {num_tokens} positions, which is no square; give sample_size=(height, width).")
+        raise InputError(f"{source} has {num_tokens} positions, not a square; give sample_size=(height, width).")
     return side * patch_size
 
 
 def _mlp_ratio(hidden_size: int, inner_size: int, gated: bool) -> float:
-    """A ratio that leads to `inner_size`: the usual 4 where it does, else one in the middle of those that do."""
+    """A ratio that gives `inner_size`: the usual 4 if it does, else one in the middle of those that do."""
     if inner_size == int((2 / 3 if gated else 1) * 4 * hidden_size):
         return 4.0
     whole_size = int(1.5 * inner_size) + 1 if gated else inner_size  # before SwiGLU's 2/3
@@ -319,7 +319,7 @@ def _rename(name: str, names: Mapping[str, str]) -> str:
 
 
 def _adopt_rotary_table(model: LightningDiT, tables: list[Tensor], source: Any) -> None:
-    """Take the stored angles, which equal our own but for the rounding of another processor."""
+    """Take the stored angles, which equal the computed ones except for rounding."""
     own, stored = model.rope_table, torch.stack([table[:, ::2] for table in tables], dim=-1)  # (N, K / 2, 2)
     precision = max(torch.finfo(table.dtype).eps for table in tables) if stored.is_floating_point() else 0.0
     fits = own is not None and own.shape == stored.shape
@@ -339,7 +339,7 @@ def refuse_other_transformers(published: Mapping[str, Tensor], source: Any) -> N
     channels for a variance. A DiT predicts noise over 1,000 integer times; nothing in the file tells it from a SiT.
 
     Raises:
-        InputError: says what these weights are.
+        InputError: the weights are those of a DiT or SiT.
     """
     foreign = ("feat_rope.freqs_cos", "final_layer.norm_final.weight", "blocks.0.attn.q_norm.weight")
     patch, output = published.get("x_embedder.proj.weight"), published.get("final_layer.linear.weight")
@@ -349,13 +349,13 @@ def refuse_other_transformers(published: Mapping[str, Tensor], source: Any) -> N
         raise InputError(
             f"{source} has the layout of DiT and SiT, not of LightningDiT: no rotary positions, plain norms, GELU, "
             "and twice the output channels, for a variance. A DiT predicts noise at integer times, and nothing here "
-            "tells it from a SiT, so sampled as a velocity its images would be wrong. Open it with diffusers "
+            "distinguishes it from a SiT, so sampled as a velocity its images would be wrong. Open it with diffusers "
             "(DiTPipeline) or with the code that it comes from."
         )
 
 
 def recorded_learn_sigma(contents: Any) -> bool | None:
-    """Tell if `export_transformer` recorded twice the output channels, so that the file is none of a DiT."""
+    """Tell if `export_transformer` recorded twice the output channels, so that the file is not of a DiT."""
     config = contents.get("config") if isinstance(contents, Mapping) else None
     model = config.get("model") if isinstance(config, Mapping) else None
     if not isinstance(model, Mapping) or "trained_size" not in model:  # recorded by this package alone

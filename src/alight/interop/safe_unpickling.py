@@ -1,8 +1,8 @@
 """Plain values of well-known types beside the weights in a torch file, rebuilt without executing anything.
 
-torch reads a file of weights by an allow-list of classes. Trainers also store their arguments, paths, dates and NumPy
-numbers, and one of them would refuse the whole file. Each name below is therefore bound to a constructor that makes a
-plain value of its arguments, and to nothing else of the module that it comes from.
+torch reads files of weights by an allow-list of classes. Trainers also store their arguments, paths, dates and NumPy
+numbers, for which torch would refuse the whole file. Each name below is therefore bound to a constructor that makes a
+plain value of its arguments, and to nothing else of its original module.
 """
 
 import argparse
@@ -17,16 +17,16 @@ _PLAIN_KINDS = "biufcSU"  # of NumPy types whose bytes are the value
 
 
 class StoredArguments(argparse.Namespace):
-    """The attributes of an object that does nothing but hold them, such as parsed arguments."""
+    """An object that only holds attributes, such as parsed arguments."""
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, Mapping):
-            raise ValueError("the attributes of a namespace are no mapping")
+            raise ValueError("the attributes of a namespace are not a mapping")
         self.__dict__.update({str(name): value for name, value in state.items()})
 
 
 class StoredType:
-    """A NumPy type by its code, such as `f8`, and the order of its bytes."""
+    """A NumPy type from its code, such as `f8`, and its byte order."""
 
     def __init__(self, code: Any = "", *_: Any) -> None:
         self._code, self._order = str(code), "="
@@ -35,10 +35,10 @@ class StoredType:
         self._order = str(state[1])
 
     def resolve(self) -> np.dtype[Any]:
-        """The type itself.
+        """Build the type.
 
         Raises:
-            ValueError: its values are objects, or records of several.
+            ValueError: its values are objects or records.
         """
         order = self._order if self._order in "<>=" else "="
         dtype = np.dtype(self._code).newbyteorder(order)  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ class StoredType:
 
 
 class StoredArray:
-    """A NumPy array, of which only its bytes are taken."""
+    """A NumPy array rebuilt from its bytes."""
 
     array: np.ndarray | None = None
 
@@ -57,7 +57,7 @@ class StoredArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the array."""
+        """The shape of the array."""
         return () if self.array is None else self.array.shape
 
     def __setstate__(self, state: Any) -> None:
@@ -67,7 +67,7 @@ class StoredArray:
 
 
 def stored_scalar(kind: StoredType, content: Any = b"") -> Any:
-    """A NumPy number of its type and its bytes."""
+    """A NumPy number from its type and its bytes."""
     return np.frombuffer(_as_bytes(content), kind.resolve(), count=1)[0]
 
 
@@ -79,7 +79,7 @@ def _modules_of_numpy(name: str) -> list[str]:
     return [f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")]
 
 
-# Pairs of a constructor and the name under which files ask for it, as torch's allow-list takes them.
+# Pairs of a constructor and its name in files, in the form of torch's allow-list.
 HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (StoredArguments, "argparse.Namespace"),
     (StoredArguments, "types.SimpleNamespace"),

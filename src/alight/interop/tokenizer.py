@@ -1,7 +1,7 @@
-"""Published VA-VAE checkpoints: translated into tokenizers of this package, and back.
+"""Published VA-VAE checkpoints: conversion to tokenizers of this package, and back.
 
-Released files hold the network alone. The published trainer's files also hold what trained it, the losses' networks,
-the foundation model and the projection to its features, which loading passes over.
+Released files hold only the network. The published trainer's files also hold the losses' networks, the foundation
+model and the projection to its features, which loading ignores.
 """
 
 import re
@@ -36,7 +36,7 @@ TOKENIZER_NAMES = {
     "v": "to_v",
     "proj_out": "to_out.0",
 }
-# The order in which the published network holds its parts, wherever they meet; numbers count upwards.
+# The order of the published network's parts; numbers count upwards.
 PUBLISHED_ORDER = (
     *("encoder", "decoder", "quant_conv", "post_quant_conv"),
     *("conv_in", "down", "mid", "up", "norm_out", "conv_out"),
@@ -45,8 +45,8 @@ PUBLISHED_ORDER = (
     *("norm", "q", "k", "v", "proj_out", "weight", "bias"),
 )
 TRAINING_ONLY = ("loss.", "foundation_model.", "linear_proj.")
-NORM_NUM_GROUPS = 32  # of every published network, and not to be seen in its weights
-ATTENTION_CELLS = 16  # the published network attends where its nominal image has so many cells along a side
+NORM_NUM_GROUPS = 32  # of every published network; not visible in its weights
+ATTENTION_CELLS = 16  # side of the grid on which the published network attends, for its nominal image size
 
 
 def load_tokenizer(path: str | Path) -> VAVAE:
@@ -74,7 +74,7 @@ def tokenizer_from_published(published: Mapping[str, Tensor], *, source: Any = "
         InputError: a weight is missing, unexpected, of another shape or not finite.
     """
     config = infer_tokenizer_config(published, source=source)
-    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+    with torch.device("meta"):  # no memory and no random numbers for weights that will be replaced
         vae = VAVAE(**config)
     vae.to_empty(device="cpu")
     load_strictly(vae, convert_tokenizer_state_dict(published), source)
@@ -89,13 +89,14 @@ def infer_tokenizer_config(published: Mapping[str, Tensor], *, source: Any = "th
         source: what an error message names as the origin.
 
     Raises:
-        InputError: this is no VA-VAE, or its latent is wider or narrower than the network's own.
+        InputError: this is not a VA-VAE, or its latent is wider or narrower than the network's own.
     """
 
     def size(name: str, axis: int = 0) -> int:
         if name not in published or published[name].dim() != 4:
             raise InputError(
-                f"{source} is no checkpoint of a VA-VAE: it has no {name!r} with 4 axes. {describe_weights(published)}"
+                f"{source} is not a checkpoint of a VA-VAE: it has no {name!r} with 4 axes. "
+                f"{describe_weights(published)}"
             )
         return int(published[name].shape[axis])
 
@@ -133,7 +134,7 @@ def infer_tokenizer_config(published: Mapping[str, Tensor], *, source: Any = "th
 
 
 def convert_tokenizer_state_dict(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published names and shapes to ours, without what only training needs; unknown names are passed on.
+    """Convert published names and shapes to ours, without tensors for training only; unknown names are kept.
 
     A checkpoint trained without a variational posterior encodes to means alone, and the published code appends a
     log-variance of one. Here `quant_conv` does: it gets rows of zeros with a bias of one.
@@ -184,8 +185,7 @@ def published_tokenizer_state_dict(vae: VAVAE) -> dict[str, Tensor]:
 def export_tokenizer(vae: VAVAE, path: str | Path) -> None:
     """Write a tokenizer as a published checkpoint, which the published code and `load_tokenizer` read.
 
-    The statistics of its latents are no part of that file; see `export_latents_statistics`. The file appears complete
-    or not at all.
+    The statistics of its latents are not part of that file; see `export_latents_statistics`. It is written atomically.
 
     Raises:
         InputError: the published network cannot have this configuration, or the file cannot be written.
@@ -218,5 +218,5 @@ def _reverse_levels(ours: str, top_level: int) -> str:
 
 
 def _place(name: str) -> list[int]:
-    """Where a published name stands among the others."""
+    """The sort key of a published name."""
     return [int(part) if part.isdigit() else PUBLISHED_ORDER.index(part) for part in name.split(".")]

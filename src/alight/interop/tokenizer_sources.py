@@ -1,4 +1,4 @@
-"""Any tokenizer by one call: an artifact, a plain diffusers folder, a hub id, or a published checkpoint file."""
+"""Open any tokenizer: an artifact, a plain diffusers folder, a hub id, or a published checkpoint file."""
 
 import hashlib
 import json
@@ -13,21 +13,21 @@ from alight.interop.tokenizer import load_tokenizer
 from alight.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, is_hub_id
 from alight.models.vavae import VAVAE
 from alight.models.weight_files import weights_hash
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 from alight.runtime.reading import read_json_object
 
-SUBFOLDER = "vae"  # where the folders of whole pipelines keep theirs
+SUBFOLDER = "vae"  # of the folder of a pipeline
 
 
 class OpenTokenizer(NamedTuple):
-    """A tokenizer in eval mode, and what identifies it to later stages: hash, configuration and facts."""
+    """A tokenizer in eval mode, and its identity for later stages: hash, configuration and facts."""
 
     vae: VAVAE
     artifact: Artifact
 
 
 def open_tokenizer(source: str | Path) -> OpenTokenizer:
-    """Open a tokenizer, wherever it comes from.
+    """Open a tokenizer from any source.
 
     Args:
         source: one of
@@ -35,15 +35,14 @@ def open_tokenizer(source: str | Path) -> OpenTokenizer:
             - a folder of diffusers' `AutoencoderKL`, or of a whole pipeline with one in its subfolder `vae`;
             - a hub id, such as `stabilityai/sd-vae-ft-mse`;
             - a published VA-VAE checkpoint (`.pt`, `.ckpt` or `.safetensors`). The statistics of its latents are
-              taken from `latents_stats.pt` where that file lies beside it.
+              taken from a file `latents_stats.pt` beside it, if there is one.
 
     Returns:
-        The model, and its artifact. What is none of ours gets one that says the same: its hash is that of the weights
-        (of a published checkpoint: of the weights file which converting it would write), its config that of the
-        network.
+        The model, and its artifact. For a foreign one, the hash is that of its weights (for a published checkpoint,
+        of the weights file that converting it would write), and the config that of the network.
 
     Raises:
-        InputError: there is nothing, or nothing complete, or something else.
+        InputError: there is no tokenizer, or an incomplete one.
     """
     path = Path(source)
     if path.is_file():
@@ -57,7 +56,7 @@ def open_tokenizer(source: str | Path) -> OpenTokenizer:
 
 
 def model_folder(folder: Path) -> Path | None:
-    """The folder itself or its subfolder, whichever describes a model; None if neither does."""
+    """The folder or its subfolder that holds the configuration of a model; None if neither does."""
     return next((place for place in (folder, folder / SUBFOLDER) if (place / CONFIG_FILE).is_file()), None)
 
 
@@ -65,8 +64,8 @@ def _from_folder(folder: Path, name: str) -> OpenTokenizer:
     place = model_folder(folder)
     if place is None:
         raise InputError(
-            f"'{name}' holds no tokenizer: there is no {CONFIG_FILE} in it, nor in a subfolder {SUBFOLDER}. Give one "
-            "whose weights are those of diffusers' AutoencoderKL."
+            f"'{name}' holds no tokenizer: there is no {CONFIG_FILE} in it or in {SUBFOLDER}/. Give a folder "
+            "or hub id of diffusers' AutoencoderKL."
         )
     vae = VAVAE.from_pretrained(place)
     config = read_json_object(place / CONFIG_FILE, "Restore the file that was saved with the weights.")
@@ -90,16 +89,16 @@ def _identity(vae: VAVAE, path: Path, name: str, config: dict[str, Any], digest:
 
 
 def _download(hub_id: str) -> Path:
-    """The configuration and the weights of a repository on the hub, from its cache where they are there."""
+    """Download the configuration and the weights of a repository on the hub, or find them in the cache."""
     from huggingface_hub import snapshot_download
 
     files = (CONFIG_FILE, WEIGHTS_FILE)
     try:
         folder = snapshot_download(hub_id, allow_patterns=[*files, *(f"{SUBFOLDER}/{file}" for file in files)])
-    except Exception as error:  # of the network, the hub or the cache: the library has dozens of kinds
+    except Exception as error:  # of the network, the hub or the cache, in many types
         raise InputError(
-            f"The tokenizer '{hub_id}' is no folder here, and it cannot be fetched from the hub "
-            f"({' '.join(str(error).split())[:200]}). Check the name and the network, or download it elsewhere and "
+            f"The tokenizer '{hub_id}' is not a folder, and it cannot be downloaded from the hub "
+            f"({one_line(error)}). Check the name and the network, or download it elsewhere and "
             "give the folder."
         ) from error
     return Path(folder)

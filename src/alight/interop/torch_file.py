@@ -1,4 +1,4 @@
-"""Torch files of other code: read without executing anything in them, recognised, and written whole or not at all."""
+"""Torch files of other code: read without executing code, recognised by their names, and written atomically."""
 
 import os
 import pickle
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from alight.interop.safe_unpickling import HARMLESS
 from alight.models.pretrained import read_safetensors
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 from alight.runtime.files import explained_disk_errors
 from alight.runtime.reading import require_regular
 
 DISTRIBUTED_PREFIX, COMPILED_PREFIX = "module.", "_orig_mod."  # of DistributedDataParallel and of torch.compile
-EXPANDED_LIMIT = 2**28  # bytes of a tensor that repeats its numbers: a few bytes of a file can announce any size
+EXPANDED_LIMIT = 2**28  # bytes of an expanded tensor: a few bytes of a file can announce any size
 ENTRIES = ("ema", "model", "state_dict")
-# The start of a tensor's name -> what holds such a tensor; the first match in this order is taken.
+# Prefix of a tensor's name -> the kind of file; the first match in this order is taken.
 SIGNATURES = {
     "x_embedder.": "a published LightningDiT, which converts as a transformer",
     "transformer_blocks.": "a transformer of diffusers such as DiT, which predicts noise and cannot be converted",
@@ -33,10 +33,10 @@ SIGNATURES = {
 
 
 def read_torch_file(path: str | Path) -> Any:
-    """The contents of a `.pt`, `.pth`, `.ckpt` or `.safetensors` file, tensors on the CPU and mapped where possible.
+    """Read a `.pt`, `.pth`, `.ckpt` or `.safetensors` file, tensors on the CPU and memory-mapped if possible.
 
     Raises:
-        InputError: there is no such file, it is damaged or of another kind, or it would have to execute code.
+        InputError: the file does not exist, is damaged or of another kind, or needs code to be executed.
     """
     path = Path(path)
     if path.is_dir():
@@ -55,33 +55,32 @@ def read_torch_file(path: str | Path) -> Any:
         foreign = re.search(r"Unsupported (?:global|class): (?:GLOBAL )?([\w.]+)|GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and foreign:
             raise InputError(
-                f"{path} asks for '{foreign[1] or foreign[2]}' to be executed while it is read, which a file of "
-                "weights has no need of; it was refused. If you trust its maker, let them save the tensors alone, "
-                "for example as safetensors."
+                f"Reading {path} would execute '{foreign[1] or foreign[2]}', which weights do not need, so "
+                "it was refused. Ask its author to save only the tensors, for example as safetensors."
             ) from error
         raise InputError(
-            f"{path} is not a complete torch file ({type(error).__name__}: {' '.join(str(error).split())[:120]}). It "
-            "was cut off while it was copied or downloaded, or it is a file of another kind; get it again."
+            f"{path} is not a complete torch file ({type(error).__name__}: {one_line(error, 120)}). It "
+            "was truncated when it was copied or downloaded, or it is a file of another kind; get it again."
         ) from error
 
 
 def select_weights(contents: Any, entry: str | None = None, *, source: Any = "the file") -> dict[str, Tensor]:
-    """The state dict inside a training checkpoint, or a bare one, under names without `module.` and `_orig_mod.`.
+    """Find the state dict in a training checkpoint, or take a bare one, without prefixes `module.` and `_orig_mod.`.
 
     Args:
-        contents: what `read_torch_file` returned.
+        contents: the result of `read_torch_file`.
         entry: the name of the entry; None takes `ema`, else `model`, else `state_dict`, else the contents themselves.
             An entry that is None or empty counts as absent.
-        source: what an error message names as the origin.
+        source: the origin, for messages.
 
     Raises:
-        InputError: there is no such entry, or it holds other things than tensors.
+        InputError: there is no such entry, or it does not hold only tensors.
     """
     present = {name: contents[name] for name in ENTRIES if isinstance(contents, Mapping) and name in contents}
     entries = [name for name, value in present.items() if value is not None and value != {}]
     if entry is not None and entry not in entries:
         state = "an empty entry" if entry in present else "no entry"
-        other = f"choose one of {', '.join(entries)}." if entries else "it is no training checkpoint. Leave it out."
+        other = f"choose one of {', '.join(entries)}." if entries else "it is not a training checkpoint. Leave it out."
         raise InputError(f"{source} has {state} {entry!r}; {other}")
     if present and not entries:
         raise InputError(
@@ -99,7 +98,7 @@ def select_weights(contents: Any, entry: str | None = None, *, source: Any = "th
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell if this is a tensor whose numbers are stored, one by one where there are many."""
+    """Tell if this is a dense tensor with stored numbers, not one expanded to a large size."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
         return False
     size = value.numel() * value.element_size()
@@ -107,7 +106,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the names of the model itself, without what wrapped the model while it was trained."""
+    """A state dict without the prefixes of wrappers for training."""
     plain = {name.replace(COMPILED_PREFIX, ""): value for name, value in state.items()}
     while plain and all(name.startswith(DISTRIBUTED_PREFIX) for name in plain):
         plain = {name.removeprefix(DISTRIBUTED_PREFIX): value for name, value in plain.items()}
@@ -123,7 +122,7 @@ def _in_words(value: Any) -> str:
 
 
 def describe_weights(state: Mapping[str, Tensor]) -> str:
-    """A sentence on what these tensors look like by their names, for messages about having got the wrong ones."""
+    """A sentence on the likely kind of these tensors by their names, for messages about wrong ones."""
     for start, kind in SIGNATURES.items():
         if any(name.startswith(start) for name in state):
             return f"It looks like {kind}."
@@ -131,7 +130,7 @@ def describe_weights(state: Mapping[str, Tensor]) -> str:
 
 
 def write_torch_file(contents: Any, path: str | Path) -> None:
-    """Save with torch so that the file appears complete or not at all.
+    """Save with torch, atomically.
 
     Raises:
         InputError: the path is a folder, or it cannot be written.

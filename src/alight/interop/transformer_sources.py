@@ -1,4 +1,4 @@
-"""Any transformer by one call, to start training from: an artifact, a diffusers folder, or a published checkpoint."""
+"""Open any transformer to start training from: an artifact, a diffusers folder, or a published checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -17,35 +17,34 @@ from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 
-SUBFOLDER = "transformer"  # where the folders of whole pipelines keep theirs
+SUBFOLDER = "transformer"  # of the folder of a pipeline
 _CLASSES = "class_embed.weight"
 _SIZES = ("hidden_size", "num_layers", "num_heads", "patch_size")
-_FREE = ("preset", "class_dropout_prob")  # of the section 'model': what fine-tuning may choose
+_FREE = ("preset", "class_dropout_prob")  # fields of the section 'model' that fine-tuning may choose
 _OUTPUTS = ("output_layer.proj.weight", "output_layer.proj.bias")
 
 
 class OpenTransformer(NamedTuple):
-    """A transformer in eval mode, and what identifies it: hash, configuration and facts."""
+    """A transformer in eval mode, and its identity: hash, configuration and facts."""
 
     model: LightningDiT
     artifact: Artifact
 
 
 def open_transformer(source: str | Path) -> OpenTransformer:
-    """Open a transformer, wherever it comes from.
+    """Open a transformer from any source.
 
     Args:
         source: one of
             - a transformer artifact of this package;
             - a folder that `LightningDiT.save_pretrained` wrote, or of a whole pipeline with one in `transformer/`;
-            - a published LightningDiT checkpoint (`.pt` or `.safetensors`), whose averaged weights are taken where it
-              has them.
+            - a published LightningDiT checkpoint (`.pt` or `.safetensors`), with its averaged weights if it has them.
 
     Returns:
         The model, and its artifact; the hash of a foreign one is that of its weights file.
 
     Raises:
-        InputError: there is nothing, or nothing complete, or something else.
+        InputError: there is no transformer, or an incomplete one.
     """
     path = Path(source)
     if path.is_file():
@@ -63,15 +62,15 @@ def open_transformer(source: str | Path) -> OpenTransformer:
 
 
 def architecture_of(model: LightningDiT, wanted: TransformerModelConfig, source: Any) -> TransformerModelConfig:
-    """The section `model` that builds an architecture which takes the weights of `model`.
+    """The section `model` of an architecture that fits the weights of `model`.
 
     Args:
-        model: whose weights are to be taken.
-        wanted: the section as configured; the default stands for the architecture that is there.
-        source: what an error message names as the origin.
+        model: source of the weights.
+        wanted: the section as configured; the default means the architecture of `model`.
+        source: the origin, for messages.
 
     Raises:
-        InputError: the section asks for another architecture.
+        InputError: the section has another architecture.
     """
     own = model.arguments
     shared = set(TransformerModelConfig.model_fields) - {*_FREE, *_SIZES}
@@ -85,9 +84,8 @@ def architecture_of(model: LightningDiT, wanted: TransformerModelConfig, source:
         ]
         if other:
             raise InputError(
-                f"The transformer in {source} has another architecture than the section 'model' asks for "
-                f"({'; '.join(other[:4])}). Leave the section out: training goes on with the architecture that is "
-                "there."
+                f"The transformer in {source} does not have the architecture of the section 'model' "
+                f"({'; '.join(other[:4])}). Leave the section out to keep the transformer's architecture."
             )
         return wanted
     return TransformerModelConfig(
@@ -99,16 +97,15 @@ def architecture_of(model: LightningDiT, wanted: TransformerModelConfig, source:
 def adopt_weights(model: LightningDiT, origin: OpenTransformer) -> None:
     """Start a model from the weights of another one, in place.
 
-    Where the number of classes differs, the embeddings of the classes keep their fresh values, and the log says so;
-    the embedding of the null class is taken in any case. Of an output that also predicts a variance, the part of the
-    velocity is taken.
+    If the number of classes differs, the class embeddings keep their initial values, and the log says so; the null
+    class's embedding is always taken. Of an output that also predicts a variance, the velocity's part is taken.
 
     Args:
         model: freshly initialised.
-        origin: whose weights are taken.
+        origin: source of the weights.
 
     Raises:
-        InputError: latents of another shape, or another architecture: lists what does not fit.
+        InputError: the latents have another shape, or the architectures differ.
     """
     state, own = dict(origin.model.state_dict()), model.state_dict()
     source, place = origin.model.config, origin.artifact.path
@@ -131,7 +128,7 @@ def adopt_weights(model: LightningDiT, origin: OpenTransformer) -> None:
 
 
 def warn_of_other_training(origin: Artifact, facts: Mapping[str, Any]) -> None:
-    """Say where the weights were trained for another flow, or on latents that were normalised otherwise."""
+    """Warn if the weights were trained for another flow, or on latents with other statistics."""
     for name, now in facts.items():
         before = origin.facts.get(name)
         if name in ("path", "prediction") and before is not None and before != now:
@@ -139,7 +136,7 @@ def warn_of_other_training(origin: Artifact, facts: Mapping[str, Any]) -> None:
         if name in ("latents_mean", "latents_std") and before is not None and not _close(before, now):
             log.warning(
                 "init_from: %s was trained on latents with another %s; take latents of the same tokenizer, or expect "
-                "that training begins by adapting to these.",
+                "training to adapt to these first.",
                 origin.path,
                 name,
             )
@@ -158,7 +155,7 @@ def _class_embeddings(given: Tensor, fresh: Tensor, source: LightningDiT, model:
         result[:wanted] = given[:classes]
         return result
     log.info(
-        "init_from: %s knows %d classes and the latents have %d, so the class embeddings begin with new values%s.",
+        "init_from: %s has %d classes and the latents have %d, so the class embeddings begin with new values%s.",
         place,
         classes,
         wanted,

@@ -1,4 +1,4 @@
-"""The networks: `nn.Module`s that know nothing of training, data or configuration files."""
+"""The networks: `nn.Module`s, independent of training, data and configuration files."""
 
 from alight.models.embeddings import drop_labels, validate_class_labels
 from alight.models.lightning_dit import PRESETS, LightningDiT

@@ -1,9 +1,8 @@
-"""DINOv2 as FD-DINOv2 sees with it (Stein et al. 2023): the class token of ViT-L/14 on images of 224 pixels.
+"""The features of FD-DINOv2 (Stein et al. 2023): the class token of DINOv2 ViT-L/14 on images of 224 pixels.
 
-Whose weights these are does not say what the features are. Three conventions of the published evaluator move the
-score, and are kept here: images are resized by Pillow's bicubic filter on 8-bit pixels, pixels are normalised by
-ImageNet's mean and std, and positions are resampled as the authors of DINOv2 do it, which is neither the way of
-`transformers` nor that of timm.
+Three conventions of the published evaluator change the score, and are kept here: images are resized by Pillow's
+bicubic filter on 8-bit pixels, pixels are normalised by ImageNet's mean and std, and positions are resampled as by the
+authors of DINOv2, which differs from `transformers` and timm.
 """
 
 from typing import Any
@@ -31,7 +30,7 @@ class DINOv2ClassToken(nn.Module):
 
     Args:
         backbone: `Dinov2Model` of `transformers`, with learned positions.
-        name: what reports call it.
+        name: in reports.
     """
 
     mean: Tensor
@@ -51,7 +50,7 @@ class DINOv2ClassToken(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str) -> "DINOv2ClassToken":
-        """Load ViT-L/14, and no other model: a distance in its features is called by another name.
+        """Load ViT-L/14, and no other model: a distance in other features has another name.
 
         Args:
             name: a short name such as `dinov2-large`, a hub id, or a `transformers` folder.
@@ -65,7 +64,7 @@ class DINOv2ClassToken(nn.Module):
         if found != VIT_LARGE_14:
             differing = ", ".join(f"{key} {found[key]}" for key in VIT_LARGE_14 if found[key] != VIT_LARGE_14[key])
             raise InputError(
-                f"FD-DINOv2 is taken in the features of DINOv2 ViT-L/14 without registers, but '{name}' has "
+                f"FD-DINOv2 is defined by the features of DINOv2 ViT-L/14 without registers, but '{name}' has "
                 f"{differing}. Give dinov2-large, or give this model as --foundation: the distance is then reported "
                 "under its own name."
             )

@@ -21,7 +21,7 @@ class PatchDiscriminator(nn.Module):
         for layer in range(1, num_layers + 1):
             out = width * min(2**layer, 8)
             stride = 2 if layer < num_layers else 1
-            # the batch normalisation behind it has a bias of its own
+            # no bias, since the following batch normalisation has one
             layers += [nn.Conv2d(channels, out, 4, stride=stride, padding=1, bias=False)]
             layers += [nn.BatchNorm2d(out), nn.LeakyReLU(0.2, True)]
             channels = out

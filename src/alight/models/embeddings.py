@@ -23,7 +23,7 @@ def patchify(x: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, patch_size: int, grid: Grid) -> Tensor:
-    """Lay tokens (B, N, p p C) out as (B, C, H, W); within a token the channel is the fastest axis.
+    """Arrange tokens (B, N, p p C) as (B, C, H, W); within a token the channel is the fastest axis.
 
     The order inside a token is not that of `patchify`: both are the published ones.
     """
@@ -106,7 +106,7 @@ def validate_class_labels(class_labels: Tensor, num_classes: int, *, null_allowe
         null_allowed: whether the null class may occur.
 
     Raises:
-        InputError: a label is no integer, negative or too large.
+        InputError: a label is not an integer, negative or too large.
     """
     if class_labels.is_floating_point() or class_labels.is_complex() or class_labels.dtype == torch.bool:
         raise InputError(f"Class labels must be integers, not {class_labels.dtype}; give them as an int64 tensor.")
@@ -117,7 +117,7 @@ def validate_class_labels(class_labels: Tensor, num_classes: int, *, null_allowe
     if low < 0 or high > last:
         wrong = low if low < 0 else high
         raise InputError(
-            f"Class label {wrong} is out of range: this model knows the classes 0 to {num_classes - 1}"
+            f"Class label {wrong} is out of range: this model has the classes 0 to {num_classes - 1}"
             + (f", and {num_classes} for no class at all; " if null_allowed else "; ")
             + "choose labels in that range, or a model that was trained with more classes."
         )

@@ -1,7 +1,7 @@
 """Vision foundation models as targets of the alignment: patch features of any vision transformer on any grid.
 
-What differs between DINOv2, DINOv3, MAE, SigLIP, CLIP and a user's own ViT (patch size, prefix tokens, normalisation,
-positions at other sizes) is read from the model itself, here and nowhere else.
+The differences between DINOv2, DINOv3, MAE, SigLIP, CLIP and a user's own ViT (patch size, prefix tokens,
+normalisation, positions at other sizes) are read from the model, only in this file.
 """
 
 import inspect
@@ -16,27 +16,27 @@ from torch import Tensor, nn
 from alight.models.foundation_catalogue import IMAGENET_MEAN, IMAGENET_STD, allowed_sizes
 from alight.models.foundation_loading import open_backbone
 from alight.runtime.console import log
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 
 Size = tuple[int, int]  # height, width
 
 _PUBLISHED_SIZE = 224
 MOST_PREFIX_TOKENS = 64  # class tokens and registers
-SAM = ("sam_vision_model", "sam_hq_vision_model")  # features behind a neck, as (B, D, h, w), at one size alone
+SAM = ("sam_vision_model", "sam_hq_vision_model")  # features after a neck, (B, D, h, w), at a single size
 HIERARCHICAL = ("swin", "swinv2")  # every stage but the first joins 2 x 2 patches; windows are made for one size
 
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """How the features on one grid come about.
+    """The computation of features on one grid.
 
     Attributes:
-        grid: of the features that are wanted, in latents.
-        image_size: of the images that are given, in pixels.
-        input_size: of the images that the model is fed, in pixels.
-        patch_grid: of the features that it gives, in patches.
-        positions: `learned` for just this patch grid, `resampled` to it, or `computed` by the model for any.
-        normalisation: what is done to the pixels.
+        grid: of the requested features, in latents.
+        image_size: of the given images, in pixels.
+        input_size: of the resized images that the model gets, in pixels.
+        patch_grid: of the model's features, in patches.
+        positions: `learned` for exactly this patch grid, `resampled` to it, or `computed` by the model for any.
+        normalisation: of the pixels, in words.
     """
 
     grid: Size
@@ -48,7 +48,7 @@ class FeaturePlan:
 
     @property
     def resamples_features(self) -> bool:
-        """Tell if the features do not come out on the grid that is wanted."""
+        """Tell if the model's features are not on the requested grid."""
         return self.patch_grid != self.grid
 
     def __str__(self) -> str:
@@ -62,22 +62,22 @@ class FeaturePlan:
 class FoundationModel(nn.Module):
     """A frozen vision transformer that turns images into a grid of patch features.
 
-    Learned positions are resampled to the patch grid by antialiased bicubic interpolation, once per grid. That is
-    timm's way; `transformers` would do it again in every call, and without antialiasing.
+    Learned positions are resampled to the patch grid by antialiased bicubic interpolation, once per grid, as in timm;
+    `transformers` would do it in every call, and without antialiasing.
 
     Args:
-        backbone: a vision model of `transformers`, or one called like it, whose output has `last_hidden_state`.
+        backbone: a vision model of `transformers`, or one with the same call, whose output has `last_hidden_state`.
         mean: per channel, of pixels in [0, 1].
         std: per channel.
-        name: what logs and reports call it.
+        name: in logs and reports.
         input_mode: `own` resizes the image so that the patch grid meets the latent grid, and normalises as the
             model was trained; `published` feeds [-1, 1] pixels without normalisation, resized bilinearly to 224 for
             patch size 14, as the released tokenizer was trained.
 
     Attributes:
         family, patch_size, feature_dim, native_size: of the model.
-        allowed_sizes: sides of the square inputs that it may be fed in the mode `own`; None = any multiple of the
-            patch. Where the wanted size is not among them, the nearest is fed and the features are resampled.
+        allowed_sizes: sides of its square inputs in the mode `own`; None = any multiple of the patch. For any other
+            size the nearest is used and the features are resampled.
     """
 
     mean: Tensor
@@ -97,7 +97,7 @@ class FoundationModel(nn.Module):
         config: Any = backbone.config
         self.family = str(config.model_type)
         if self.family == "vit_mae":
-            config.mask_ratio = 0.0  # all patches are wanted, not the visible quarter of its training
+            config.mask_ratio = 0.0  # use all patches, not the visible quarter as in its training
         self.patch_size = _side(config.patch_size)
         self.feature_dim = int(config.output_channels if self.family in SAM else config.hidden_size)
         self.native_size = _side(config.image_size)
@@ -122,8 +122,8 @@ class FoundationModel(nn.Module):
         """Load by a short name such as `dinov2-large`, a hub id, a `transformers` folder, or `timm:` and timm's name.
 
         Raises:
-            InputError: if it cannot be found or downloaded, if weights are missing, if it is no vision transformer,
-                or if it is not what its name stands for.
+            InputError: if it cannot be found or downloaded, if weights are missing, if it is not a vision transformer,
+                or if it is not the model of its name.
         """
         opened = open_backbone(str(name))
         model = cls(opened.model, opened.mean, opened.std, name=str(name), input_mode=input_mode)
@@ -136,22 +136,20 @@ class FoundationModel(nn.Module):
         return model
 
     def require_grid(self) -> None:
-        """Find out with an empty image, as small as the model takes, whether its features form a grid of patches.
+        """Check with a minimal empty image that the features form a grid of patches.
 
         Raises:
-            InputError: they do not, or the model takes no images.
+            InputError: they do not, or the model does not take images.
         """
-        if self.family in SAM:  # checked when it is used: a thousand pixels a side take a CPU many seconds
+        if self.family in SAM:  # checked on use: 1,024 x 1,024 pixels take a CPU many seconds
             return
         side = self.patch_size if self.allowed_sizes is None else self.native_size
         try:
             found = self.num_prefix_tokens
             with torch.no_grad():
                 width = self._tokens(torch.zeros(1, 3, side, side).to(self.mean)).shape[-1]
-        except Exception as error:  # networks of other kinds fail in their own ways
-            raise self._no_grid(
-                f"an image of {side}x{side} pixels fails: {' '.join(str(error).split()):.150}"
-            ) from error
+        except Exception as error:  # other kinds of networks raise many types
+            raise self._no_grid(f"an image of {side}x{side} pixels fails: {one_line(error, 150)}") from error
         if not 0 <= found <= MOST_PREFIX_TOKENS or width != self.feature_dim:
             patches = (side // self.patch_size) ** 2
             raise self._no_grid(f"{found + patches} features of {width} channels for {patches} patches")
@@ -164,7 +162,7 @@ class FoundationModel(nn.Module):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before those of the patches (class token, registers): what an image of one patch has too many."""
+        """Number of tokens before those of the patches (class token, registers), counted on a minimal image."""
         side = self.patch_size if self.allowed_sizes is None else self.native_size
         with torch.no_grad():
             tokens = self._tokens(torch.zeros(1, 3, side, side, device=self.mean.device, dtype=self.mean.dtype))
@@ -183,10 +181,10 @@ class FoundationModel(nn.Module):
         return digest.hexdigest()
 
     def describe(self, grid: Size, image_size: Size) -> FeaturePlan:
-        """What `forward` does to images of this size for features on this grid; for logs and reports.
+        """Describe what `forward` does to images of this size for features on this grid; for logs and reports.
 
         Args:
-            grid: (h, w), the latent grid to be met.
+            grid: (h, w), the latent grid.
             image_size: (H, W) in pixels.
         """
         if self.input_mode == "published":
@@ -210,10 +208,10 @@ class FoundationModel(nn.Module):
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
-            grid: (h, w), the latent grid to be met.
+            grid: (h, w), the latent grid.
 
         Returns:
-            (B, feature_dim, h, w), float32 whatever the network runs in.
+            (B, feature_dim, h, w), float32 in any precision of the network.
         """
         plan = self.describe((grid[0], grid[1]), (images.shape[2], images.shape[3]))
         if self.input_mode == "published":
@@ -232,7 +230,7 @@ class FoundationModel(nn.Module):
         if plan.resamples_features:
             if plan not in self._announced and not images.is_meta:
                 self._announced.add(plan)
-                log.warning("%s does not meet the latent grid: %s.", self.name, plan)
+                log.warning("The patch grid of %s differs from the latent grid: %s.", self.name, plan)
             features = F.interpolate(features, size=plan.grid, mode="bilinear", antialias=True)
         return features
 
@@ -241,23 +239,23 @@ class FoundationModel(nn.Module):
         options: dict[str, Any] = {}
         if "interpolate_pos_encoding" in self._accepts:
             options["interpolate_pos_encoding"] = True
-        if self.family == "vit_mae":  # it shuffles the patches, unless it is told their order
+        if self.family == "vit_mae":  # it would shuffle the patches; sorted noise keeps their order
             count = (pixels.shape[2] // self.patch_size) * (pixels.shape[3] // self.patch_size)
             options["noise"] = torch.arange(count, device=pixels.device).expand(len(pixels), -1)
         tokens: Tensor = self.backbone(pixels, **options).last_hidden_state
-        if tokens.ndim == 4:  # (B, D, h, w), or (B, h, w, D) as timm has it
+        if tokens.ndim == 4:  # (B, D, h, w), or (B, h, w, D) from timm
             return tokens.flatten(2).transpose(1, 2) if tokens.shape[1] == self.feature_dim else tokens.flatten(1, 2)
         return tokens
 
     def _learned_positions(self) -> Tensor | None:
-        """The table of learned absolute positions (prefix + N, D), row by row; None where there is none."""
+        """The table of learned absolute positions (prefix + N, D), row by row; None if there is none."""
         embeddings = getattr(self.backbone, "embeddings", None) if self.family not in HIERARCHICAL else None
         parameter = getattr(embeddings, "position_embeddings", None)  # (1, prefix + N, D)
         module = getattr(embeddings, "position_embedding", None)  # nn.Embedding
         return parameter[0] if parameter is not None else getattr(module, "weight", None)
 
     def _positions(self, _: Tensor, height: int, width: int) -> Tensor:
-        """What the backbone adds to its tokens for pixels of this size: (1, prefix + N, D), prefix as it is."""
+        """Position embeddings for pixels of this size, (1, prefix + N, D), with those of the prefix unchanged."""
         table = self._learned_positions()
         assert table is not None
         grid, native = (height // self.patch_size, width // self.patch_size), self.native_size // self.patch_size

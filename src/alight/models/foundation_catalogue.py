@@ -1,4 +1,4 @@
-"""The vision foundation models that have a short name: what each is, and where its weights are.
+"""The table of vision foundation models with short names.
 
 A row says what the published weights must turn out to be. Files that disagree with their row are refused, since a
 tokenizer aligned with another model than the one named would look like any other.
@@ -27,7 +27,7 @@ SINGLE_SIZE_FAMILIES = frozenset({"clip_vision_model", "siglip_vision_model"})
 
 @dataclass(frozen=True)
 class FoundationRow:
-    """What is known of one published model.
+    """The properties of one published model.
 
     Attributes:
         hub_id: owner/name on the Hugging Face hub.
@@ -38,7 +38,7 @@ class FoundationRow:
         native_size: side in pixels of the images whose patch grid its positions were learned for.
         mean: of the pixels in [0, 1] it was trained on, per channel.
         std: likewise.
-        gated: whether its licence must be accepted on the hub before it can be downloaded.
+        gated: True if its licence must be accepted on the hub before the download.
     """
 
     hub_id: str
@@ -53,7 +53,7 @@ class FoundationRow:
 
     @property
     def allowed_sizes(self) -> tuple[int, ...] | None:
-        """Sides of the square inputs it may be fed; None = any multiple of the patch."""
+        """Sides of its square inputs; None = any multiple of the patch."""
         return allowed_sizes(self.family, self.native_size)
 
     def check(self, name: str, found: Mapping[str, object]) -> None:
@@ -73,7 +73,7 @@ class FoundationRow:
         ]
         if differences:
             raise InputError(
-                f"What was loaded as '{name}' is not {self.hub_id}: it has {', '.join(differences)}. Its files were "
+                f"The model loaded as '{name}' is not {self.hub_id}: it has {', '.join(differences)}. Its files were "
                 "changed or mixed up; download them again, or give the folder of your own model instead of this name."
             )
 
@@ -124,7 +124,7 @@ def find_row(name: str) -> FoundationRow | None:
 
 
 def allowed_sizes(family: str, native_size: int) -> tuple[int, ...] | None:
-    """Sides of the square inputs that a model may be fed; None = any multiple of its patch."""
+    """Sides of the square inputs of a model; None = any multiple of its patch."""
     return (native_size,) if family in SINGLE_SIZE_FAMILIES else None
 
 

@@ -1,7 +1,7 @@
-"""Open a vision transformer from where people keep them: a folder, the Hugging Face hub, or timm.
+"""Open a vision transformer from a folder, the Hugging Face hub, or timm.
 
-Whatever the origin, what comes back is called with pixels and gives `last_hidden_state`, and has a `config` with
-`model_type`, `patch_size`, `hidden_size` and `image_size`.
+From any origin, the model maps pixels to `last_hidden_state`, and has a `config` with `model_type`, `patch_size`,
+`hidden_size` and `image_size`.
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def open_backbone(name: str) -> OpenedBackbone:
     """Open a model in float32 by its short name, hub id, `transformers` folder, or `timm:` and its name in timm.
 
     Raises:
-        InputError: if it cannot be found or downloaded, if weights are missing, or if it is no vision transformer.
+        InputError: if it cannot be found or downloaded, if weights are missing, or if it is not a vision transformer.
     """
     if name.startswith(TIMM):
         return _open_timm(name.removeprefix(TIMM))
@@ -168,7 +168,7 @@ class TimmBackbone(nn.Module):
 def _open_timm(name: str) -> OpenedBackbone:
     try:
         import timm
-    except Exception as error:  # also when it is there, and its torchvision does not fit the torch in use
+    except Exception as error:  # also if its torchvision does not match the installed torch
         raise InputError(
             f"'{TIMM}{name}' needs timm, which cannot be imported ({_one_sentence(error)}). Install it "
             "with pip install 'alight[timm]', and a torchvision that fits the installed torch."
@@ -182,7 +182,7 @@ def _open_timm(name: str) -> OpenedBackbone:
         raise InputError(
             f"timm cannot open '{name}' as a vision transformer of any image size "
             f"({_one_sentence(error)}). Give the name of a pretrained ViT, such as "
-            "timm:vit_large_patch14_dinov2.lvd142m, where there is a network; or the folder it was downloaded to, as "
+            "timm:vit_large_patch14_dinov2.lvd142m, if there is a network; or the folder of its download, as "
             "timm:local-dir:FOLDER."
         ) from error
 
@@ -193,7 +193,7 @@ def _one_sentence(error: Exception) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No warnings and bars of the library while a model is opened or saved: what they would say is checked here."""
+    """Turn off the library's warnings and bars while a model is opened or saved; the same is checked here."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     hub_verbosity = hub_logging.get_verbosity()  # of the downloads
     transformers_logging.set_verbosity_error()

@@ -87,7 +87,7 @@ class InceptionV3(nn.Module):
 
     @classmethod
     def from_file(cls, path: str | Path | None = None) -> "InceptionV3":
-        """The network with the published weights, and no others: their scores would compare with nothing.
+        """Load the network with the published weights; scores with other weights would not be comparable.
 
         Args:
             path: of `pt_inception-2015-12-05-6726825d.pth`; None or `download` = fetched once into the cache folder.
@@ -142,11 +142,11 @@ def prepare(images: Tensor, resize: Resize) -> Tensor:
         case "pytorch":
             size = (INPUT_SIZE, INPUT_SIZE)
             return 2 * F.interpolate(pixels / 255, size, mode="bilinear", align_corners=False) - 1
-    raise InputError(f"Inception-v3 knows the resizing 'tensorflow' and 'pytorch', but not {resize!r}.")
+    raise InputError(f"Inception-v3 supports the resizing 'tensorflow' and 'pytorch', but not {resize!r}.")
 
 
 def resize_like_tensorflow(images: Tensor, size: int) -> Tensor:
-    """Bilinear resizing as TensorFlow 1 does it by default: output pixel i lies at i * in / out, not at pixel centres.
+    """Bilinear resizing with TensorFlow 1's default: output pixel i is at i * in / out, not at pixel centres.
 
     So the last input row and column weigh less than the first, and shrinking skips pixels.
 
@@ -193,7 +193,7 @@ class Convolution(nn.Module):
 
 
 class Layer(NamedTuple):
-    """One convolution of a block: what it reads ("input", "pool" or a layer's name), its width, kernel and stride."""
+    """One convolution of a block: its source ("input", "pool" or a layer's name), width, kernel and stride."""
 
     source: str
     channels: int
@@ -202,12 +202,12 @@ class Layer(NamedTuple):
 
 
 class Block(nn.Module):
-    """Convolutions and a pooling side by side; what no layer reads any more is joined along the channels.
+    """Parallel convolutions and a pooling; the outputs that no layer reads are joined along the channels.
 
     Args:
         in_channels: of the input.
-        layers: the convolutions by name, in the order of the result. Those of stride 2 have no padding.
-        pool: the pooling of the input. It is read by the last layer, or else is itself the last part of the result.
+        layers: the convolutions by name, in the order of the result; with stride 2 they have no padding.
+        pool: the pooling of the input, which is read by the last layer, or is the last part of the result.
     """
 
     def __init__(self, in_channels: int, layers: Mapping[str, Layer], pool: nn.Module) -> None:

@@ -31,10 +31,10 @@ def head_norm(kind: Norm, head_width: int) -> nn.Module:
 
 
 class AdaptiveNorm(nn.Module):
-    """Normalise tokens, then scale and shift them as time and class demand (adaLN, arXiv 2212.09748).
+    """Normalise tokens, then scale and shift them by time and class (adaLN, arXiv 2212.09748).
 
-    RMSNorm brings a learned scale of its own. It is multiplied into the demanded one, per sample instead of per token:
-    one pass less over the tokens forward and one sum less backward, for the same result.
+    RMSNorm has a learned scale itself. It is multiplied into the modulation per sample instead of per token, which
+    saves a pass over the tokens forward and a sum backward, for the same result.
     """
 
     def __init__(self, kind: Norm, width: int) -> None:
@@ -43,7 +43,7 @@ class AdaptiveNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if kind == "rms_norm" else None
 
     def reset_parameters(self) -> None:
-        """Give the learned scale its first value, one."""
+        """Reset the learned scale to one."""
         if self.weight is not None:
             nn.init.ones_(self.weight)
 

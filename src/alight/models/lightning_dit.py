@@ -205,7 +205,7 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
 
     @classmethod
     def check_before_building(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor], source: Any) -> None:
-        """Compare the positions, which are computed while a model is built, with those among the weights."""
+        """Compare the computed positions with those among the weights."""
         grid, stored = token_grid(config.get("sample_size", 16), config.get("patch_size", 1)), weights.get("pos_embed")
         expected = (1, grid.height * grid.width, config.get("hidden_size", 1152))
         if stored is not None and tuple(stored.shape) != expected:
@@ -216,7 +216,7 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew; with these each block is the identity and the velocity exactly zero (adaLN-zero)."""
+        """Draw all weights again; then each block is the identity and the velocity exactly zero (adaLN-zero)."""
         self.reset_positions()
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -232,14 +232,14 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
                 nn.init.zeros_(module.modulation.weight)
 
     def reset_positions(self) -> None:
-        """Compute the fixed positions anew, for example after `to_empty` of a model that was built without memory."""
+        """Compute the fixed positions again, for example after `to_empty` of a model on the meta device."""
         width, head_width = self.config.hidden_size, self.config.hidden_size // self.config.num_heads
         self.pos_embed.copy_(sincos_position_embedding(width, self.grid, self.trained_grid))
         if self.rope_table is not None:
             self.rope_table.copy_(rotary_table(head_width, self.grid, self.trained_grid))
 
     def resized(self, sample_size: int | tuple[int, int], positions: PositionResize = "interpolate") -> "LightningDiT":
-        """A copy with the same weights for latents of another size, in most cases to be trained on there.
+        """A copy with the same weights for latents of another size, usually for further training.
 
         Args:
             sample_size: the new height and width of the latent.
@@ -247,7 +247,7 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
                 distance of neighbours and counts on beyond the trained range.
 
         Raises:
-            InputError: the size is no multiple of the patch size.
+            InputError: the size is not a multiple of the patch size.
         """
         trained_size = self.config.trained_size or self.config.sample_size
         stretched = positions == "interpolate"
@@ -255,14 +255,14 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         model = type(self)(**{**self.arguments, **sizes}).to(self.pos_embed)
         state = self.state_dict()
         state["pos_embed"] = model.pos_embed
-        if stretched:  # from the weights, which may hold other values than our formula
+        if stretched:  # from the weights, which may differ from the formula
             state["pos_embed"] = resample_position_embedding(self.pos_embed, self.grid, model.grid)
         model.load_state_dict(state)
         return model.train(self.training)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the constructor that lead to this model; its `config` without the entries of diffusers."""
+        """The arguments of the constructor: the `config` without the entries of diffusers."""
         return {name: value for name, value in self.config.items() if not name.startswith("_")}
 
     @property

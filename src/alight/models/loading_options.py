@@ -1,4 +1,4 @@
-"""Keywords of `from_pretrained`, in the manner of diffusers: each is heeded or refused, none is passed over."""
+"""Keywords of `from_pretrained`, as in diffusers: each is supported or refused, none is silently ignored."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -8,13 +8,13 @@ import torch
 
 from alight.runtime.errors import InputError
 
-# Of downloads, and of ways to read files that lead to the same model.
+# Keywords of downloads, and of ways to read files that lead to the same model.
 IDLE = {
     *("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision"),
     *("low_cpu_mem_usage", "use_safetensors", "disable_mmap"),
     *("max_memory", "offload_folder", "offload_state_dict", "provider", "sess_options", "provider_options"),
 }
-# Of another model than the folder holds, or another place for it.
+# Keywords that would change the model or its device, with an alternative.
 UNKNOWN_HERE = {
     "device_map": "Open the model and move it with .to(device)",
     "quantization_config": "Quantise the model once it is open",
@@ -26,12 +26,12 @@ HONOURED = {"dtype", "torch_dtype", "variant", "output_loading_info"}
 
 
 def check_options(options: Mapping[str, Any], what: str, more: Collection[str] = ()) -> None:
-    """Refuse keywords that nothing would heed.
+    """Refuse keywords that would have no effect.
 
     Args:
-        options: what a caller gave.
+        options: the keywords of the call.
         what: the function, for the message.
-        more: keywords that it knows beside the common ones.
+        more: keywords that it supports beside the common ones.
 
     Raises:
         InputError: names the first such keyword, and what was probably meant.
@@ -43,15 +43,15 @@ def check_options(options: Mapping[str, Any], what: str, more: Collection[str] =
             meant = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(sorted(HONOURED | set(more)))}."
             raise InputError(f"{what} has no keyword {name!r}. {meant}")
         if name in UNKNOWN_HERE and value and name not in more:
-            raise InputError(f"{what} cannot heed {name!r}. {UNKNOWN_HERE[name]}, and leave the keyword out.")
+            raise InputError(f"{what} does not support {name!r}. {UNKNOWN_HERE[name]}, and leave the keyword out.")
         if name == "use_safetensors" and value is False:
             raise InputError(
-                f"{what} reads safetensors alone, since a pickle can execute code. Leave use_safetensors out."
+                f"{what} reads only safetensors, since a pickle can execute code. Leave use_safetensors out."
             )
 
 
 def resolve_dtype(options: Mapping[str, Any], what: str) -> torch.dtype | str | None:
-    """The type that `dtype`, or `torch_dtype` by its older name, asks for.
+    """Read the type from `dtype`, or from its older name `torch_dtype`.
 
     Returns:
         A floating-point type, "auto" for that of the stored weights, or None for float32.
@@ -62,7 +62,7 @@ def resolve_dtype(options: Mapping[str, Any], what: str) -> torch.dtype | str | 
     given = {name: options[name] for name in ("dtype", "torch_dtype") if options.get(name) is not None}
     values = {name: _as_dtype(value, name, what) for name, value in given.items()}
     if len(set(values.values())) > 1:
-        raise InputError(f"{what} got two types, {' and '.join(map(str, values.values()))}. Give dtype alone.")
+        raise InputError(f"{what} got two types, {' and '.join(map(str, values.values()))}. Give only dtype.")
     return next(iter(values.values()), None)
 
 

@@ -1,7 +1,7 @@
-"""Open a diffusers model folder strictly: every weight present, of the right shape and finite, or a clear refusal.
+"""Open a diffusers model folder strictly: every weight present, of the right shape and finite, or a clear error.
 
-The library's own loader fills missing weights with random numbers and goes on; a generator that silently runs on
-random weights costs its user days.
+The library's loader fills missing weights with random numbers; a generator that silently runs on random weights costs
+its user days.
 """
 
 import os
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alight.artifacts import CONFIG_FILE, WEIGHTS_FILE, verify_folder
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.weight_files import find_weights, read_safetensors, read_weights
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 from alight.runtime.reading import read_json_object
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 ModelT = TypeVar("ModelT", bound=ModelMixin)
-LAYERS = ("num_layers", "layers_per_block")  # fields of a configuration that say how much is to be built
+LAYERS = ("num_layers", "layers_per_block")  # fields of a configuration that set the number of layers
 LAYERS_LIMIT = 1_000
 
 
@@ -72,11 +72,11 @@ class StrictlyLoaded(ModelMixin):
 
     @classmethod
     def _fetch(cls, origin: Any, subfolder: str | None, dtype: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
-        """A model of the hub, by the library's own loader, whose findings are refused."""
+        """Load a model of the hub with the library's loader; mismatches that it reports are errors."""
         own = ("dtype", "torch_dtype", "output_loading_info", "use_safetensors")
         passed = {name: value for name, value in options.items() if name not in own}
         if dtype == "auto":
-            raise InputError(f"'{origin}' is on the hub, where dtype='auto' is not known. Give a type, or a folder.")
+            raise InputError(f"'{origin}' is on the hub, where dtype='auto' does not work. Give a type or a folder.")
         if dtype is not None:
             passed["dtype"] = dtype
         try:
@@ -85,7 +85,7 @@ class StrictlyLoaded(ModelMixin):
             )
         except OSError as error:
             raise InputError(
-                f"'{origin}' is no folder here, and as a hub id it cannot be fetched ({_one_line(error)}). Check the "
+                f"'{origin}' is not a folder, and as a hub id it cannot be downloaded ({one_line(error)}). Check the "
                 "name and the network, or download it elsewhere and give the folder."
             ) from error
         wrong = {kind: names for kind, names in found.items() if names}
@@ -95,17 +95,17 @@ class StrictlyLoaded(ModelMixin):
 
     @classmethod
     def check_before_building(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor], source: Any) -> None:
-        """Refuse a configuration that would build something far larger than the weights; subclasses know how."""
+        """Refuse a configuration that would build something far larger than the weights; for subclasses."""
 
     def check_loaded(self, source: Any) -> None:
-        """Refuse fields of the configuration that nothing else looks at before they are used."""
+        """Refuse invalid fields of the configuration that nothing else checks before they are used."""
 
 
 def is_hub_id(origin: Any) -> bool:
-    """Tell if this can only be a name on the hub: owner/name, and neither it nor its parent is a folder here."""
+    """Tell if this can only be a name on the hub: owner/name, and neither it nor its parent is a folder."""
     folder = Path(origin)
     if "\0" in str(origin):
-        raise InputError(f"{str(origin)!r:.200} is no folder and no name on the hub: it holds a NUL. Check the path.")
+        raise InputError(f"{str(origin)!r:.200} is neither a folder nor a hub id: it has a NUL. Check the path.")
     return not folder.exists() and not folder.parent.exists() and str(origin).count("/") == 1
 
 
@@ -148,18 +148,18 @@ def _read_config(cls: type[ModelT], folder: Path) -> dict[str, Any]:
     config = read_json_object(folder / CONFIG_FILE, "Restore the file that was saved with the weights.")
     kind = config.get("_class_name", cls.__name__)
     if kind not in [ancestor.__name__ for ancestor in cls.__mro__]:
-        raise InputError(f"{folder} holds a {kind}, not a {cls.__name__}. Check which folder you meant to give.")
+        raise InputError(f"{folder} holds a {kind}, not a {cls.__name__}. Check the path.")
     for name in LAYERS:
         if isinstance(config.get(name), int) and config[name] > LAYERS_LIMIT:
             raise InputError(
-                f"{folder / CONFIG_FILE} has {name} {config[name]}, more than the {LAYERS_LIMIT} that any model has. "
+                f"{folder / CONFIG_FILE} has {name} {config[name]}, more than the limit of {LAYERS_LIMIT}. "
                 "Restore the file that was saved with the weights."
             )
     return config
 
 
 def _build(cls: type[ModelT], config: dict[str, Any], weights: dict[str, Tensor], place: Path, source: Any) -> ModelT:
-    """The model of a configuration, once it is certain that it is as large as its weights, renamed here in place."""
+    """Build the model of a configuration after checking its size against the weights, which are renamed in place."""
     try:
         if issubclass(cls, StrictlyLoaded):
             cls.check_before_building(config, weights, place)
@@ -172,7 +172,7 @@ def _build(cls: type[ModelT], config: dict[str, Any], weights: dict[str, Tensor]
         raise
     except Exception as error:  # wrong types and values fail in the networks, in their own ways
         raise InputError(
-            f"{place} does not describe a {cls.__name__} ({_one_line(error)}). Restore the file that was saved with "
+            f"{place} does not describe a {cls.__name__} ({one_line(error)}). Restore the file that was saved with "
             "the weights."
         ) from error
 
@@ -224,7 +224,3 @@ def _advice(folder: Path) -> str:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from alight.models.pretrained import StrictlyLoaded
 from alight.runtime.errors import InputError
 
-MEAN_LIMIT, SIZE_LIMIT = 1.0, 3.0  # how far normalised latents of many images may be from mean 0, and from size 1
+MEAN_LIMIT, SIZE_LIMIT = 1.0, 3.0  # of normalised latents of many images: largest mean, largest factor from size 1
 
 
 class VAVAE(StrictlyLoaded, AutoencoderKL):
@@ -91,7 +91,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
             )
 
     def to_json_string(self) -> str:
-        """The configuration under the name of the diffusers class, which is all that opening the folder needs."""
+        """The configuration under the name of the diffusers class, so that diffusers alone opens the folder."""
         return super().to_json_string().replace(f'"{type(self).__name__}"', '"AutoencoderKL"')
 
     @property
@@ -101,12 +101,12 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
 
     @property
     def last_encoder_layer(self) -> nn.Parameter:
-        """Where the alignment gradient is measured: the encoder's last convolution (paper, Eq. 4)."""
+        """The encoder's last convolution, where the alignment gradient is measured (paper, Eq. 4)."""
         return self.encoder.conv_out.weight
 
     @property
     def last_decoder_layer(self) -> nn.Parameter:
-        """Where the adversarial gradient is measured: the decoder's last convolution."""
+        """The decoder's last convolution, where the adversarial gradient is measured."""
         return self.decoder.conv_out.weight
 
     def posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
@@ -158,7 +158,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
 
     @property
     def latents_statistics(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and std of raw latents per channel, each (C,) in float64; None where the folder records neither.
+        """Mean and std of raw latents per channel, each (C,) in float64; None if the folder records neither.
 
         They are `latents_mean` and `latents_std` of the configuration; else, as the folders of Stable Diffusion and
         Flux have it, `shift_factor` and 1 / `scaling_factor` for every channel alike.
@@ -187,7 +187,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         self.register_to_config(
             latents_mean=mean.double().tolist(),
             latents_std=std.double().tolist(),
-            scaling_factor=1.0,  # or diffusers' pipelines would scale twice
+            scaling_factor=1.0,  # otherwise diffusers' pipelines would scale twice
             shift_factor=None,
         )
 
@@ -218,9 +218,9 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
             raise InputError(
                 "The statistics recorded with this tokenizer do not fit these images: normalised latents should have "
                 f"mean 0 and size 1, but {len(raw_latents)} images give {mean:.3g} and {size:.3g}. Either the images "
-                "are unlike those it was made for: measure the statistics anew with 'alight latents extract "
-                "--statistics data'; or the statistics belong to another tokenizer, or the normalisation was left "
-                "out or applied twice."
+                "are unlike those it was trained on: measure new statistics with 'alight latents extract --statistics "
+                "data'; or the statistics belong to another tokenizer, or the normalisation was left out or applied "
+                "twice."
             )
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:

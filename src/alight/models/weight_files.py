@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from alight.artifacts import WEIGHTS_FILE
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 from alight.runtime.files import file_hash
 from alight.runtime.reading import read_json, require_regular
 
@@ -21,27 +21,27 @@ _STEM, _SUFFIX = Path(WEIGHTS_FILE).stem, Path(WEIGHTS_FILE).suffix
 
 def _plain(name: str) -> str:
     if Path(name).name != name or "\\" in name or "\0" in name or not name.endswith(_SUFFIX):
-        raise ValueError(f"{name!r} is no plain file name that ends in {_SUFFIX}")
+        raise ValueError(f"{name!r} is not a plain file name that ends in {_SUFFIX}")
     return name
 
 
 @with_config(ConfigDict(strict=True, extra="allow"))
 class _ShardIndex(TypedDict):
-    """Which shard holds which tensor, as `save_pretrained` writes it."""
+    """The index of shards that `save_pretrained` writes: tensor -> shard."""
 
     weight_map: Annotated[dict[str, Annotated[str, AfterValidator(_plain)]], Field(min_length=1)]
 
 
 def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
-    """The safetensors files of a model folder, as `save_pretrained` names them; several if they are shards.
+    """Find the safetensors files of a model folder, as `save_pretrained` names them; several if they are shards.
 
     Args:
         folder: of the model.
-        variant: what the files are called by beside their name, such as `fp16`; None takes the files without one, or
-            those of the only variant that is there.
+        variant: in the names of the files, such as `fp16`; None = the files without a variant, or those of the only
+            variant.
 
     Raises:
-        InputError: there are none, or two sets that contradict each other, or a shard is missing.
+        InputError: there are two contradictory sets, or a shard is missing.
     """
     if variant is not None and not re.fullmatch(r"\w[\w.-]*", str(variant)):
         raise InputError(f"The variant of the weights is {variant!r}, but must be a name such as fp16.")
@@ -51,8 +51,7 @@ def find_weights(folder: Path, variant: str | None = None) -> list[Path]:
     variants = sorted(set(_variants(folder)))
     if len(variants) > 1:
         raise InputError(
-            f"{folder} holds weights of the variants {', '.join(variants)} alone. Say which one: variant="
-            f"{variants[0]!r}."
+            f"{folder} holds only weights of the variants {', '.join(variants)}. Choose one: variant={variants[0]!r}."
         )
     return _files_of(folder, variants[0]) if variants else []
 
@@ -96,8 +95,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path} is not a complete safetensors file ({' '.join(str(error).split())[:200]}). It was probably cut "
-            "off while it was copied or downloaded; get it again."
+            f"{path} is not a complete safetensors file ({one_line(error)}). It was probably "
+            "truncated when it was copied or downloaded; get it again."
         ) from error
 
 
@@ -109,12 +108,12 @@ def _files_of(folder: Path, variant: str | None) -> list[Path]:
     names = read_json(index, _ShardIndex, "Save the model again.")["weight_map"].values()
     shards = [folder / name for name in sorted(set(names))]
     missing = [path.name for path in shards if not path.is_file()]
-    if whole.exists() and len(missing) == len(shards):  # saved again in one file, which removes the shards alone
+    if whole.exists() and len(missing) == len(shards):  # saved again in one file, which removes only the shards
         return [whole]
     if whole.exists():
         raise InputError(
-            f"{folder} holds both {whole.name} and the shards of {index.name}, and does not say which of them belong "
-            "to its configuration. Save the model again, into a new folder."
+            f"{folder} holds both {whole.name} and the shards of {index.name}, so it is unclear which belong to its "
+            "configuration. Save the model again, into a new folder."
         )
     if missing:
         raise InputError(f"{folder} lacks {missing[0]}, a shard that {index.name} lists. Get it, or save it again.")

@@ -19,12 +19,12 @@ from typing_extensions import TypedDict
 
 from alight.artifacts import MANIFEST, read_artifact, verify_folder
 from alight.data.class_names import class_index, readable_class_names
-from alight.flow import PATHS, DiffusionForm, GuidedVelocity, LastStep, sample
+from alight.flow import GUIDANCES, PATHS, DiffusionForm, GuidedVelocity, LastStep, sample
 from alight.models.lightning_dit import LightningDiT
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.pretrained import is_hub_id
 from alight.models.vavae import VAVAE
-from alight.options import require_known, require_solver
+from alight.options import GuidanceName, require_known, require_solver
 from alight.pipelines.call_arguments import (
     as_labels,
     as_seeds,
@@ -219,6 +219,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         diffusion_form: DiffusionForm = "sigma",
         last_step: LastStep = "mean",
         guide: LightningDiT | None = None,
+        guidance: GuidanceName | None = None,
         seeds: Sequence[int] | int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -241,6 +242,7 @@ class LightningDiTPipeline(DiffusionPipeline):
             diffusion_form: of the noise that SDE solvers add; see `alight.flow.diffusion_coefficient`.
             last_step: end of the SDE solvers; see `alight.flow.solve_sde`.
             guide: a weaker transformer on the same latents: autoguidance (arXiv 2406.02507), not the null class.
+            guidance: a strategy of `alight.flow.GUIDANCES`; None = autoguidance with a guide, else classifier-free.
             seeds: one per image; a number for one image.
             generator: draws the noise of the whole batch instead; a list of one per image draws that of each.
             latents: the noise itself, (B, C, h, w), instead of both.
@@ -255,7 +257,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         num_inference_steps = as_steps(num_inference_steps)
         check_numbers(guidance_scale=guidance_scale, timestep_shift=timestep_shift)
         labels = self.resolve_labels(class_labels).to(self.transformer.device)
-        velocity = self._velocity(labels, guidance_scale, guidance_interval, guidance_channels, guide)
+        velocity = self._velocity(labels, guidance_scale, guidance_interval, guidance_channels, guide, guidance)
         noise, generator = self._noise(len(labels), seeds, generator, latents)
         flow: dict[str, Any] = {"path": PATHS[self.config.path](), "prediction": self.config.prediction}
         flow["timestep_shift"] = self.default_shift if timestep_shift is None else timestep_shift
@@ -271,14 +273,15 @@ class LightningDiTPipeline(DiffusionPipeline):
         interval: tuple[float, float] | None,
         channels: int | None,
         guide: LightningDiT | None,
+        guidance: GuidanceName | None,
     ) -> GuidedVelocity:
         """The guided field of these labels."""
         check_interval(interval)
-        self.check_guidance(scale, channels, guide)
-        # a transformer trained without class dropout has no null class; without guidance or with a guide it needs none
-        has_null = scale != 1 and guide is None
+        self.check_guidance(scale, channels, guide, guidance)
+        # a transformer trained without class dropout has no null class; without guidance it needs none
+        has_null = scale != 1 and self.transformer.config.class_dropout_prob > 0
         null_labels = torch.full_like(labels, self.transformer.null_label) if has_null else None
-        return GuidedVelocity(self.transformer, labels, null_labels, scale, interval, channels, guide)
+        return GuidedVelocity(self.transformer, labels, null_labels, scale, interval, channels, guide, guidance)
 
     def _output(self, x: Tensor, output_type: str, settings: Mapping[str, Any]) -> Any:
         """Latents in an output type of a call, refused where they or their images are not finite."""
@@ -298,7 +301,13 @@ class LightningDiTPipeline(DiffusionPipeline):
         names, count = self.class_names, self.transformer.config.num_classes
         return torch.tensor([class_index(label, names, count) for label in as_labels(class_labels)], dtype=torch.int64)
 
-    def check_guidance(self, scale: float, channels: int | None = None, guide: LightningDiT | None = None) -> None:
+    def check_guidance(
+        self,
+        scale: float,
+        channels: int | None = None,
+        guide: LightningDiT | None = None,
+        guidance: GuidanceName | None = None,
+    ) -> None:
         """Refuse guidance that the transformer cannot have, before any work starts.
 
         Raises:
@@ -310,8 +319,10 @@ class LightningDiTPipeline(DiffusionPipeline):
                 f"guidance_channels={channels}, but the latents have only {config.in_channels} channels. Give fewer, "
                 "or none to guide all of them."
             )
+        if guidance is not None:
+            require_known(guidance, GUIDANCES, "guidance")
         if guide is None:
-            if scale != 1:
+            if scale != 1 and guidance in (None, "classifier_free"):
                 _ = self.transformer.null_label  # raises where there is none
             return
         kinds = [(model.config.num_classes, *latent_shape(model)) for model in (self.transformer, guide)]

@@ -13,3 +13,8 @@ class InputError(ValueError):
         paragraph = str(message).rpartition("InputError: ")[2].strip()
         # file names may hold bytes that are not UTF-8, which consoles and logs refuse
         super().__init__(paragraph.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The message of another exception for use within a message: one line of limited length."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 from alight.runtime.reading import require_regular
 
 SUFFIX = ".npy"
@@ -153,13 +153,8 @@ def _explained(path: Path, refusal: str, name: str = "") -> Iterator[None]:
         place = f"its array '{name}'" if name else "it"
         raise InputError(
             f"{path} {refusal}: {place} is damaged, or of another kind "
-            f"({_reason(error)}). Create or download it again."
+            f"({one_line(error, 150)}). Create or download it again."
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{text:.150}" if text else type(error).__name__
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:
@@ -172,7 +167,7 @@ def _read_header(archive: zipfile.ZipFile, name: str, file: IO[bytes], refusal: 
     try:
         shape, fortran_order, dtype = read(file, max_header_size=_HEADER_LIMIT)
     except Exception as error:  # NumPy evaluates the header as a literal, which can fail in many ways
-        raise ValueError(f"its header cannot be read: {_reason(error)}") from error
+        raise ValueError(f"its header cannot be read: {one_line(error, 150)}") from error
     if dtype.hasobject:
         raise InputError(
             f"{archive.filename} {refusal}: its '{name}' holds Python objects, which could execute code when they are "

@@ -1,1 +1,1 @@
-"""What it takes to hand a trained model to somebody else: its records, a model card, the hub."""
+"""Sharing of trained models: their records, a model card, uploads to the hub."""

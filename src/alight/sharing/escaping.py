@@ -1,4 +1,4 @@
-"""Text from records within a model card: names stay names, and become no links, headings, HTML or further metadata."""
+"""Escaping of text from records in a model card, so that names do not become links, headings, HTML or metadata."""
 
 import re
 import unicodedata
@@ -6,7 +6,7 @@ import unicodedata
 _LONGEST = 2_000  # characters of one text
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
 _SPECIAL = re.compile(r"([\\`*\[\]|~$])")
-_EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # within a word, an underscore is no mark
+_EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # within a word, an underscore is not markup
 _BLOCK = re.compile(r"(?:#{1,6}(?=\s|$)|[-+](?=[-+\s]|$)|=+$|\d{1,9}(?=[.)](?:\s|$)))")  # where a block begins
 
 
@@ -20,21 +20,21 @@ class Markup(str):
 def plain(text: object) -> str:
     """A text as one line without control characters, for metadata.
 
-    Nothing else is needed there: the YAML writer quotes what has a meaning.
+    The YAML writer quotes special characters.
     """
     line = "".join(" " if _is_control(character) else character for character in str(text))
     return " ".join(line.split())[:_LONGEST]
 
 
 def markdown(text: object) -> Markup:
-    """A text as Markdown that shows exactly this text, in one line: neither HTML nor a link, heading or emphasis."""
+    """A text as one line of Markdown that shows exactly this text, without HTML, links, headings or emphasis."""
     if isinstance(text, Markup):
         return text
     line = _SPECIAL.sub(r"\\\1", plain(text))
     line = _EMPHASIS.sub(r"\\_", line)
     for character, entity in _ENTITIES.items():
         line = line.replace(character, entity)
-    line = line.replace("://", "&#58;//")  # some readers link every address that they find
+    line = line.replace("://", "&#58;//")  # some renderers turn every URL into a link
     line = re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}&#46;", line)
     if block := _BLOCK.match(line):
         number = block[0].isdigit()

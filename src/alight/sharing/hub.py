@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether an upload can work, before anything is done for it, and the upload."""
+"""Uploads to the Hugging Face hub, with a check of the access before any work."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from alight.runtime.errors import InputError
+from alight.runtime.errors import InputError, one_line
 
 LATER = "Leave out --push-to-hub to export now, and upload the folder later with 'hf upload {repository} FOLDER'."
 
@@ -19,41 +19,40 @@ class _Organisation(TypedDict):
 
 
 class _Account(TypedDict):
-    """The fields that are used of the hub's answer about a user."""
+    """The used fields of the hub's answer about a user."""
 
     name: str
     orgs: NotRequired[list[_Organisation]]
 
 
 def check_access(repository: str) -> None:
-    """Find out whether the hub can be reached, and knows the user as somebody who may write there.
+    """Check that the hub can be reached, and that the user may write to the repository.
 
     Raises:
-        InputError: names what is in the way.
+        InputError: they cannot.
     """
     later = LATER.format(repository=repository)
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"HF_HUB_OFFLINE is set, so nothing can be uploaded to {repository}. Unset it. {later}")
     if get_token() is None:
         raise InputError(
-            f"Nobody is logged in to the hub, so nothing can be uploaded to {repository}. Run 'hf auth login', or set "
-            f"HF_TOKEN to a token that may write. {later}"
+            f"You are not logged in to the hub, so nothing can be uploaded to {repository}. Run 'hf auth login', or "
+            f"set HF_TOKEN to a token with write permission. {later}"
         )
     try:
         account = TypeAdapter(_Account).validate_python(HfApi().whoami())
     except HfHubHTTPError as error:
         raise InputError(
-            f"The hub does not accept the token of this machine ({_one_line(error)}). Run 'hf auth login' again with "
-            f"one that may write to {repository}. {later}"
+            f"The hub does not accept your token ({one_line(error)}). Run 'hf auth login' again with one that may "
+            f"write to {repository}. {later}"
         ) from error
     except ValidationError as error:
         raise InputError(
-            f"The hub at {constants.ENDPOINT} does not say who you are ({_one_line(error)}). Check its address. "
-            f"{later}"
+            f"The hub at {constants.ENDPOINT} does not say who you are ({one_line(error)}). Check its address. {later}"
         ) from error
-    except Exception as error:  # of the network: the libraries below have dozens of kinds
+    except Exception as error:  # of the network, in many types
         raise InputError(
-            f"The hub at {constants.ENDPOINT} cannot be reached ({_one_line(error)}). Check the network. {later}"
+            f"The hub at {constants.ENDPOINT} cannot be reached ({one_line(error)}). Check the network. {later}"
         ) from error
     owner = repository.split("/")[0]
     owners = [account["name"], *(organisation["name"] for organisation in account.get("orgs", ()))]
@@ -68,16 +67,16 @@ def upload(folder: Path, files: Sequence[str], repository: str, private: bool) -
     """Upload exactly these files of a folder.
 
     Args:
-        folder: holds them, and perhaps others, which stay here.
+        folder: holds the files; other files in it are not uploaded.
         files: their paths within the folder.
-        repository: owner/name; made if it is not there yet.
-        private: whether a new one is hidden from others. One that is there stays as it is.
+        repository: owner/name; created if it does not exist.
+        private: make a new repository private; an existing one keeps its visibility.
 
     Returns:
-        Where it can be seen.
+        The URL of the repository.
 
     Raises:
-        InputError: the hub refuses it, or was lost on the way.
+        InputError: the hub refuses the upload, or the connection is lost.
     """
     try:
         ModelCard.load(folder / "README.md").validate()
@@ -87,11 +86,7 @@ def upload(folder: Path, files: Sequence[str], repository: str, private: bool) -
         )
     except Exception as error:
         raise InputError(
-            f"{folder} is complete, but uploading it to {repository} failed ({_one_line(error)}). Run the same "
+            f"{folder} is complete, but uploading it to {repository} failed ({one_line(error)}). Run the same "
             "command again."
         ) from error
     return str(url)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

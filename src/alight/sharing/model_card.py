@@ -1,6 +1,6 @@
-"""The model card: README.md of an exported folder, told from the run's own records and from nothing else.
+"""The model card: README.md of an exported folder, written only from the run's records.
 
-What the records do not say, the card does not say either, and no figure stands there without its conditions.
+The card claims nothing beyond the records, and shows every figure with its conditions.
 """
 
 import json
@@ -19,7 +19,7 @@ from alight.sharing.source import nested, portable
 
 PAPER = "arXiv [2501.01423](https://arxiv.org/abs/2501.01423)"
 NAMED_CLASSES = 30  # more are in model_index.json
-FOREMOST = {  # settings that a reader asks for first, and what they are called
+FOREMOST = {  # the most important settings, with their names in the card
     "training.global_batch_size": "batch",
     "optimizer.lr": "learning rate",
     "optimizer.betas": "Adam betas",
@@ -36,21 +36,21 @@ FOREMOST = {  # settings that a reader asks for first, and what they are called
 
 @dataclass(frozen=True)
 class Shared:
-    """What is exported, as far as a reader of the card wants to know.
+    """The content of a model card.
 
     Attributes:
         name: of the model.
-        license: of the weights, as the hub spells it; None if that is still open.
+        license: of the weights, as the hub spells it; None if not chosen yet.
         tokenizer: its record.
-        transformer: likewise; None where the tokenizer is shared alone.
+        transformer: its record; None if only the tokenizer is shared.
         shape: of the latents, such as f16d32.
         image_size: in pixels.
         parameters: by kind.
-        class_names: by label; empty where there are no classes.
-        sampling: the settings of the pictured samples; None where there are none.
+        class_names: by label; empty if there are no classes.
+        sampling: the settings of the pictured samples; None if there are none.
         report: figures of these networks, and the configuration they were measured with.
         pictures: file name -> caption.
-        address: what a reader gives to `from_pretrained`.
+        address: argument for `from_pretrained`.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Shared:
 
     @property
     def records(self) -> list[Artifact]:
-        """In the order in which they were made."""
+        """The records in the order of training."""
         return [record for record in (self.tokenizer, self.transformer) if record is not None]
 
 
@@ -90,7 +90,7 @@ def model_card(shared: Shared) -> str:
 
 
 def metadata(shared: Shared) -> ModelCardData:
-    """What the hub files the model under."""
+    """The metadata by which the hub lists the model."""
     tags = ["vavae", "tokenizer"] if shared.transformer is None else ["lightningdit", "vavae", "flow-matching"]
     if shared.class_names:
         tags.append("class-conditional")
@@ -107,7 +107,7 @@ def metadata(shared: Shared) -> ModelCardData:
 
 
 def _hub_dataset(tokenizer: Artifact) -> list[str] | None:
-    """The data set, where it is one of the hub: hf:owner/name or hf:owner/name:split."""
+    """The data set if it is on the hub (hf:owner/name or hf:owner/name:split)."""
     kind, _, name = _image_source(tokenizer).partition(":")
     return [name.split(":")[0]] if kind == "hf" else None
 
@@ -117,7 +117,7 @@ def _image_source(record: Artifact) -> str:
 
 
 def _results(shared: Shared) -> list[EvalResult]:
-    """The foremost figures for the hub's own tables, conditions included."""
+    """The headline figures for the hub's tables, with their conditions."""
     if shared.report is None:
         return []
     measured_on = nested(shared.report, "configuration", "evaluate", "images", "source")
@@ -181,13 +181,13 @@ def _use(shared: Shared) -> str:
             f"pipeline = LightningDiTPipeline.from_pretrained({_quoted(shared.address)})",
             f"images = pipeline(class_labels=[{label}], seeds=[0], {given}).images",
         )
-        + "\n\nWith alight installed, diffusers opens it, too:\n\n"
+        + "\n\nWith alight installed, diffusers opens it too:\n\n"
         + _code(
             "from diffusers import DiffusionPipeline",
             f"pipeline = DiffusionPipeline.from_pretrained({_quoted(shared.address)}, trust_remote_code=True)",
         )
-        + "\n\nThe code that has to be trusted is `pipeline.py` here, which imports the class from alight. The "
-        "tokenizer needs diffusers alone:\n\n"
+        + "\n\nThe code to trust is `pipeline.py` here, which imports the class from alight. The tokenizer needs only "
+        "diffusers:\n\n"
         + _code(
             "from diffusers import AutoencoderKL",
             f'vae = AutoencoderKL.from_pretrained({_quoted(shared.address)}, subfolder="tokenizer")',
@@ -196,7 +196,7 @@ def _use(shared: Shared) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as a literal of Python; all that could end it, or the block of code, is an escape."""
+    """A text as a Python literal; characters that could end it, or the block of code, are escaped."""
     return json.dumps(text).replace("`", "\\x60").replace("<", "\\x3c")
 
 
@@ -209,7 +209,7 @@ def _classes(shared: Shared) -> str:
         return ""
     names = [markdown(name.split(",")[0]) for name in shared.class_names[:NAMED_CLASSES]]
     more = len(shared.class_names) - len(names)
-    rest = f", and {more:,} more, which `model_index.json` lists" if more else ""
+    rest = f", and {more:,} more, listed in `model_index.json`" if more else ""
     return f"## Classes\n\n{', '.join(names)}{rest}."
 
 
@@ -218,7 +218,7 @@ def _training(shared: Shared) -> str:
 
 
 def _recipe(record: Artifact) -> str:
-    """What a reader asks first, and, folded away, everything that was configured."""
+    """The most important settings of a record, and a folded table of all of them."""
     config, facts = portable(record.config), portable(record.facts)
     settings = {name: value for name, value in _flat(config).items() if value not in (None, [], "")}
     first: dict[str, Any] = {
@@ -232,7 +232,7 @@ def _recipe(record: Artifact) -> str:
     }
     rows = [(name, setting_text(value)) for name, value in first.items() if value is not None]
     if not rows:
-        return f"The {record.kind} came without records of its training."
+        return f"There are no records of the {record.kind}'s training."
     table = _table(("", record.kind), rows)
     if "training" not in config:
         return table
@@ -241,7 +241,7 @@ def _recipe(record: Artifact) -> str:
 
 
 def setting_text(value: Any) -> str:
-    """A setting as text; a list keeps its brackets, so that it does not run into the next setting."""
+    """A setting as text; lists keep their brackets."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {setting_text(item)}" for name, item in value.items())
     return f"[{plain_text(value)}]" if isinstance(value, list | tuple) else plain_text(value)
@@ -257,7 +257,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _figures(shared: Shared) -> str:
     if shared.report is None:
-        return "None were measured, or none were given when this folder was made."
+        return "No figures were measured, or none were given when this folder was exported."
     rows = []
     for figure in shared.report["figures"]:
         for each in filter(None, (figure, figure.get("compare"))):
@@ -283,11 +283,8 @@ def _identity(shared: Shared) -> str:
 
 def _licence(shared: Shared) -> str:
     if shared.license is None:
-        return "Whoever trained this model has not chosen a licence for its weights. Ask them before you use it."
-    return (
-        f"The weights: {markdown(shared.license)}. The data, and a foundation model that took part, may have terms of "
-        "their own."
-    )
+        return "The authors of this model have not chosen a licence for its weights. Ask them before you use it."
+    return f"The weights: {markdown(shared.license)}. The data and the foundation model may have their own terms."
 
 
 def _method() -> str:
@@ -298,7 +295,7 @@ def _method() -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of plain texts, or of what is `Markup` already."""
+    """A Markdown table of plain texts or `Markup`."""
     cells: list[list[Markup]] = [[markdown(cell) for cell in row] for row in rows]
     lines = [heads, ["---"] * len(heads), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,4 +1,4 @@
-"""What is to be shared: which weights, and the records that belong to exactly these weights."""
+"""The weights to share, and the records that belong to exactly these weights."""
 
 import re
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.reading import read_json, read_json_object
 
-_ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)*([^/\s'\"]+)")  # within a sentence; no part of an address
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)*([^/\s'\"]+)")  # within a sentence; not within a URL
 
 
 class _Figure(BaseModel, strict=True, extra="allow"):
-    """A figure of a report, as far as the card shows it."""
+    """The fields of a report's figure that the card shows."""
 
     name: str
     label: str
@@ -40,11 +40,11 @@ class _Report(BaseModel, strict=True, extra="allow"):
 
 @dataclass(frozen=True)
 class Source:
-    """Where the networks are.
+    """The folders of the networks.
 
     Attributes:
         tokenizer: its folder.
-        transformer: its folder; None where a tokenizer is shared alone.
+        transformer: its folder; None if only a tokenizer is shared.
         pipeline: the folder of a pipeline that holds both, if they come in one.
         run: the folder that holds the folders of the whole run, if there is one.
     """
@@ -62,18 +62,18 @@ class Source:
 
 
 def find_source(config: ExportConfig) -> Source:
-    """What the configuration means by its pipeline, or its transformer and tokenizer.
+    """Find the networks of the configuration's pipeline, or of its transformer and tokenizer.
 
     Raises:
-        InputError: nothing was named, or nothing that can be shared is there.
+        InputError: no folder was given, or it holds nothing that can be shared.
     """
     folder = config.pipeline
     if folder is None and config.transformer is None and config.tokenizer is None:
-        raise InputError("Say what is to be exported, for example 'alight export runs/quickstart'.")
+        raise InputError("Give the folder to export, for example 'alight export runs/quickstart'.")
     if folder is None:
         tokenizer = config.tokenizer
         if tokenizer is None:
-            assert config.transformer is not None  # just seen
+            assert config.transformer is not None  # checked above
             tokenizer = require_tokenizer_of(read_artifact(config.transformer, "transformer", verify=False))
         return Source(tokenizer, config.transformer, run=(config.transformer or tokenizer).parent)
     if (folder / PIPELINE_INDEX).is_file():
@@ -84,7 +84,7 @@ def find_source(config: ExportConfig) -> Source:
         transformer = folder / "transformer"
         return Source(folder / "tokenizer", transformer if transformer.is_dir() else None, run=folder)
     raise InputError(
-        f"{folder} is no pipeline, no run and no tokenizer: it has no {PIPELINE_INDEX}, no {CONFIG_FILE} and no "
+        f"{folder} is not a pipeline, a run or a tokenizer: it has no {PIPELINE_INDEX}, no {CONFIG_FILE} and no "
         "subfolder 'tokenizer'. Give a folder that 'alight quickstart' or save_pretrained wrote, or --transformer "
         "and --tokenizer."
     )
@@ -95,17 +95,17 @@ def _single_model(folder: Path) -> Source:
     kind = read_json_object(path, "Restore it.").get("_class_name") if path.is_file() else None
     if kind == "LightningDiT":
         raise InputError(
-            f"{folder} holds a transformer, which makes no images without its tokenizer. Give it as --transformer "
-            f"{folder}, with --tokenizer FOLDER where its records do not lead to the tokenizer."
+            f"{folder} holds a transformer, which needs its tokenizer to make images. Give it as --transformer "
+            f"{folder}, with --tokenizer FOLDER if its records do not name the tokenizer."
         )
     return Source(folder, run=folder.parent)
 
 
 def records_of(source: Source) -> dict[str, Artifact]:
-    """The manifest of each network, found in its folder or beside the pipeline; a bare one where there is none.
+    """The manifest of each network, from its folder or beside the pipeline; with hash alone if there is none.
 
     Raises:
-        InputError: a manifest is damaged, or belongs to other weights than those beside it.
+        InputError: a manifest is damaged, or does not match the weights beside it.
     """
     records = {}
     for kind, folder in source.folders.items():
@@ -117,8 +117,7 @@ def records_of(source: Source) -> dict[str, Artifact]:
             records[kind] = record
             if record.hash != digest:
                 raise InputError(
-                    f"The weights in {folder} are others than those that its manifest describes. Make the {kind} "
-                    "again, or restore the file."
+                    f"The weights in {folder} do not match its manifest. Restore the file, or create the {kind} again."
                 )
         else:
             records[kind] = Artifact(path=folder, kind=kind, config={}, hash=digest)
@@ -130,10 +129,10 @@ def records_of(source: Source) -> dict[str, Artifact]:
 
 
 def samples_of(source: Source, records: Mapping[str, Artifact], named: Path | None) -> Artifact | None:
-    """Samples of exactly these networks: the named ones, or those of the same run.
+    """Samples of exactly these networks: the given ones, or those of the same run.
 
     Raises:
-        InputError: the named ones were made by others.
+        InputError: the given ones were made by other networks.
     """
     if named is not None:
         samples = read_artifact(named, "samples")
@@ -149,10 +148,10 @@ def samples_of(source: Source, records: Mapping[str, Artifact], named: Path | No
 
 
 def figures_of(source: Source, records: Mapping[str, Artifact], named: Path | None) -> dict[str, Any] | None:
-    """A report reduced to the figures of exactly these networks: the named one, or that of the same run.
+    """A report reduced to the figures of exactly these networks: the given one, or that of the same run.
 
     Raises:
-        InputError: the named one is none, or measured others.
+        InputError: the given one is not a report, or is about other networks.
     """
     folder = named or (source.run / "report" if source.run is not None else Path())
     path = folder if folder.suffix == ".json" else folder / "report.json"
@@ -161,12 +160,12 @@ def figures_of(source: Source, records: Mapping[str, Artifact], named: Path | No
     try:
         report = read_json(path, _Report, "Give the folder of a finished report.").model_dump()
     except InputError as error:
-        raise InputError(f"{path.parent} holds no report of alight: {error}") from error
+        raise InputError(f"{path.parent} has no report of alight: {error}") from error
     figures = [figure for figure in report["figures"] if _measures(figure["conditions"], records)]
     if not figures:
-        message = f"The report {path} says nothing about these networks: its figures are of others."
+        message = f"The report {path} is about other networks."
         if named is not None:
-            raise InputError(f"{message} Give the report that measured what is exported.")
+            raise InputError(f"{message} Give the report of the exported networks.")
         log.warning("%s It is left out.", message)
         return None
     return report | {"figures": figures}
@@ -182,14 +181,14 @@ def _measures(conditions: Mapping[str, Any], records: Mapping[str, Artifact]) ->
 
 
 def nested(values: Any, *keys: str) -> Any:
-    """A value within nested records; None where the records do not go so far."""
+    """A value within nested records; None if a key is missing."""
     for key in keys:
         values = values.get(key) if isinstance(values, Mapping) else None
     return values
 
 
 def portable(value: Any) -> Any:
-    """The same with every path that only this machine knows reduced to its last part."""
+    """The same with every absolute path reduced to its last part."""
     match value:
         case Mapping():
             return {key: portable(item) for key, item in value.items()}

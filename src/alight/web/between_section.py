@@ -11,14 +11,14 @@ from alight.reporting.pictures import image_grid
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import PixelArray, from_uint8, to_uint8
-from alight.web.controls import class_control, fragment, in_words, seed_control
+from alight.web.controls import class_control, fragment, image_files, in_words, seed_control, start_and_stop
 from alight.web.events import AppContext, Outputs, connect
 from alight.web.interpolation import between_classes, between_latents
 from alight.web.markup import Shown, figures, hint, status, summary
 from alight.web.pictures import png_bytes
 from alight.web.sampling import checked_before_each_evaluation
 from alight.web.served import Served
-from alight.web.uploads import SUFFIXES, read_uploads
+from alight.web.uploads import read_uploads
 
 LEAST, AT_FIRST, MOST = 3, 8, 24  # pictures from one end to the other
 
@@ -36,13 +36,9 @@ def between_section(app: AppContext) -> None:
                 last = class_control(which, "between-last", "To", one=min(1, which.num_classes - 1))
                 seed = seed_control("between-seed")
             with gr.Column(visible=False, elem_classes="plain") as of_images:
-                files = gr.File(
-                    label="Two images", file_count="multiple", file_types=SUFFIXES, height=160, elem_id="between-files"
-                )
+                files = image_files("between", "Two images")
             frames = gr.Slider(LEAST, MOST, AT_FIRST, step=1, label="Pictures", elem_id="between-frames")
-            with gr.Row():
-                start = gr.Button("Interpolate", variant="primary", elem_id="between-start", min_width=120)
-                stop = gr.Button("Stop", elem_id="between-stop", min_width=80)
+            start, stop = start_and_stop("between", "Interpolate")
         with gr.Column(scale=8, min_width=320):
             state = fragment(status(""), "between-status")
             shown = fragment(hint("Choose two ends to see the images between them."), "between-images")

@@ -13,6 +13,7 @@ from alight.web.controls import (
     seed_control,
     settings,
     solver_controls,
+    start_and_stop,
 )
 from alight.web.events import AppContext, Outputs, connect
 from alight.web.markup import heading, hint, status
@@ -40,9 +41,7 @@ def compare_tab(app: AppContext) -> None:
                     titles.append(which.name if first is not second else f"Setting {letter.upper()}")
                     fragment(heading(titles[-1]))
                     sides.append(solver_controls(which, f"compare-{letter}"))
-        with gr.Row():
-            start = gr.Button("Compare", variant="primary", elem_id="compare-start", min_width=120)
-            stop = gr.Button("Stop", elem_id="compare-stop", min_width=80)
+        start, stop = start_and_stop("compare", "Compare")
     state = fragment(status(""), "compare-status")
     with gr.Row():
         shown = [

@@ -6,6 +6,7 @@ from alight.config import SolverConfig
 from alight.options import ODE_SOLVERS, SDE_SOLVERS
 from alight.web.sampling import MAX_GUIDANCE, MAX_STEPS
 from alight.web.served import ServedPipeline
+from alight.web.uploads import SUFFIXES
 
 CLASSES_AT_FIRST = 10  # where there are no more, all are chosen
 SUGGESTED = 4  # otherwise the first of them
@@ -47,6 +48,23 @@ def class_control(which: ServedPipeline, element: str, label: str = "Classes", o
         min_width=280,
         elem_id=element,
     )
+
+
+def image_files(element: str, label: str = "Images") -> Any:
+    """A drop area for image files."""
+    import gradio as gr
+
+    name = f"{element}-files"
+    return gr.File(label=label, file_count="multiple", file_types=SUFFIXES, height=160, elem_id=name)
+
+
+def start_and_stop(element: str, label: str) -> tuple[Any, Any]:
+    """A row with a button that starts work and one that stops it."""
+    import gradio as gr
+
+    with gr.Row():
+        start = gr.Button(label, variant="primary", elem_id=f"{element}-start", min_width=120)
+        return start, gr.Button("Stop", elem_id=f"{element}-stop", min_width=80)
 
 
 def seed_control(element: str) -> Any:

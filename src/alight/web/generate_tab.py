@@ -5,7 +5,15 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from alight.web.controls import class_control, fragment, in_words, seed_control, settings, solver_controls
+from alight.web.controls import (
+    class_control,
+    fragment,
+    in_words,
+    seed_control,
+    settings,
+    solver_controls,
+    start_and_stop,
+)
 from alight.web.events import AppContext, Outputs, connect
 from alight.web.markup import hint, status
 from alight.web.sampling import Samples, sample_request, watch_samples
@@ -26,9 +34,7 @@ def generate_tab(app: AppContext) -> None:
                 )
                 seed = seed_control("generate-seed")
             controls = solver_controls(which, "generate")
-            with gr.Row():
-                start = gr.Button("Generate", variant="primary", elem_id="generate-start", min_width=120)
-                stop = gr.Button("Stop", elem_id="generate-stop", min_width=80)
+            start, stop = start_and_stop("generate", "Generate")
             another = gr.Button(
                 "Generate with another seed", elem_id="generate-another", size="sm", variant="secondary"
             )

@@ -9,14 +9,14 @@ from torch import Tensor
 from alight.runtime.device import autocast
 from alight.runtime.pixels import PixelArray, from_uint8
 from alight.web.between_section import between_section
-from alight.web.controls import fragment
+from alight.web.controls import fragment, image_files, start_and_stop
 from alight.web.events import AppContext, Outputs, connect
 from alight.web.jobs import Stopped
 from alight.web.latent_views import channel_maps, pca_pictures
 from alight.web.markup import CRISP_BELOW, Shown, element, figures, heading, hint, joined, row_name, status
 from alight.web.pictures import png_bytes
 from alight.web.served import Served
-from alight.web.uploads import SUFFIXES, read_uploads
+from alight.web.uploads import read_uploads
 
 MOST_IMAGES = 8  # shown together
 
@@ -27,12 +27,8 @@ def latents_tab(app: AppContext) -> None:
 
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
-            files = gr.File(
-                label="Images", file_count="multiple", file_types=SUFFIXES, height=160, elem_id="latents-files"
-            )
-            with gr.Row():
-                start = gr.Button("Look inside", variant="primary", elem_id="latents-start", min_width=120)
-                stop = gr.Button("Stop", elem_id="latents-stop", min_width=80)
+            files = image_files("latents")
+            start, stop = start_and_stop("latents", "Look inside")
         with gr.Column(scale=8, min_width=320):
             state = fragment(status(""), "latents-status")
             shown = fragment(hint(f"Drop up to {MOST_IMAGES} images to see their latents."), "latents-images")

@@ -13,13 +13,13 @@ from alight.reporting.pictures import difference_picture
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import PixelArray, from_uint8, to_uint8
-from alight.web.controls import fragment
+from alight.web.controls import fragment, image_files, start_and_stop
 from alight.web.events import AppContext, Outputs, connect
 from alight.web.jobs import Stopped
 from alight.web.markup import Shown, figures, heading, hint, status
 from alight.web.pictures import png_bytes
 from alight.web.served import Served
-from alight.web.uploads import SUFFIXES, read_uploads
+from alight.web.uploads import read_uploads
 
 DIFFERENCE_GAIN = 4.0
 
@@ -66,12 +66,8 @@ def reconstruct_tab(app: AppContext) -> None:
     served = app.served
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=4, min_width=300, elem_classes="settings"):
-            files = gr.File(
-                label="Images", file_count="multiple", file_types=SUFFIXES, height=160, elem_id="reconstruct-files"
-            )
-            with gr.Row():
-                start = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct-start", min_width=120)
-                stop = gr.Button("Stop", elem_id="reconstruct-stop", min_width=80)
+            files = image_files("reconstruct")
+            start, stop = start_and_stop("reconstruct", "Reconstruct")
             size = served.main.image_size
             fragment(hint(f"The central square of each image is taken, at {size} x {size} pixels."))
         with gr.Column(scale=8, min_width=320):
