@@ -42,7 +42,7 @@ PUBLISHED_TRADE = (
 def assess_tokenizer(
     measured: Sequence[Measurements], names: Sequence[str], config: EvaluateTokenizerConfig
 ) -> Answer:
-    """Assess if one tokenizer, or which of several, is good enough; the weakest measure of each decides.
+    """Assess one tokenizer or several against thresholds; the weakest measure of each decides.
 
     Args:
         measured: one entry per tokenizer.
@@ -86,7 +86,7 @@ def assess_tokenizer(
 
 
 def levels(measured: Measurements) -> dict[str, int]:
-    """Each measure, and how many of the two thresholds it reaches."""
+    """Each measure, and the number of thresholds, of two, that it reaches."""
     return {name: level(name, measured.mean(name)) for name in ("psnr", "ssim", "lpips") if name in measured.scores}
 
 
@@ -107,7 +107,7 @@ def place(measured: Measurements) -> str:
 
 
 def spread(measured: Measurements, names: Sequence[str]) -> str:
-    """The images that the mean hides: how many come out badly, and which comes out worst."""
+    """The images that the mean hides: the number of bad ones, and the worst."""
     psnr = measured.scores["psnr"]
     poor, worst = int((psnr < F16D16.psnr).sum()), int(psnr.argmin())
     share = "None" if not poor else "All" if poor == len(psnr) else f"{poor:,}"

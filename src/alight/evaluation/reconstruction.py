@@ -1,4 +1,4 @@
-"""A tokenizer at work on images: every image is encoded, decoded and scored by itself."""
+"""Reconstructions of a tokenizer: every image is encoded, decoded and scored by itself."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ def reconstruct(
     config: MeasureTokenizerConfig,
     device: torch.device,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Some images and their reconstructions, for looking at: (N, H, W, 3) uint8 each."""
+    """Some images and their reconstructions, to be shown: (N, H, W, 3) uint8 each."""
     vae = tokenizer.vae.to(device)
     originals, decoded = [], []
     batches = index_batches(indices, config.batch_size)

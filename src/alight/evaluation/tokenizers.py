@@ -22,7 +22,7 @@ from alight.runtime.files import short_names
 
 @dataclass(frozen=True)
 class Projection:
-    """The 1x1 convolution that a tokenizer was aligned through, and how.
+    """The 1x1 convolution that a tokenizer was aligned through, and its settings.
 
     Attributes:
         weight: (D, C, 1, 1) from latents to features, or (C, D, 1, 1) the other way round.
@@ -64,7 +64,7 @@ class EvaluatedTokenizer:
 
 @dataclass(frozen=True)
 class MetricNetworks:
-    """The networks that measure; what is None is not measured."""
+    """The networks that measure; None leaves its measures out."""
 
     lpips: LPIPS | None = None
     inception: InceptionV3 | None = None

@@ -15,12 +15,12 @@ class TimeInterval(NamedTuple):
 
     @property
     def in_noise_time(self) -> "TimeInterval":
-        """The same ends told in noise time 1 - t."""
+        """The same ends in noise time 1 - t."""
         return TimeInterval(1 - self.start, 1 - self.end)
 
 
 class SingularEnds(NamedTuple):
-    """At which ends of the path a coefficient of the field is infinite."""
+    """The ends of the path at which a coefficient of the field is infinite."""
 
     noise: bool
     data: bool

@@ -180,7 +180,7 @@ class FeatureStatistics:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FeatureStatistics":
-        """Read what `save`, pytorch-fid or another tool of that layout has written.
+        """Read a file of `save`, pytorch-fid or another tool of that layout.
 
         Raises:
             InputError: the file is missing, is no `.npz`, or its `mu` and `sigma` are absent or do not fit.
@@ -305,7 +305,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, offset: float =
 
 @dataclass(frozen=True)
 class _Factor:
-    """F with F F^T = covariance (+ offset), and what its eigenvalues tell about the covariance without the offset."""
+    """F with F F^T = covariance (+ offset), and the rank of the covariance without the offset."""
 
     matrix: Matrix  # (D, r)
     rank: int

@@ -132,7 +132,7 @@ class InceptionSet:
 
 @dataclass(frozen=True)
 class InceptionScores:
-    """Every score of one set of generated images; None is what the reference or the call did not allow.
+    """Every score of one set of generated images; None where the reference or the call did not allow it.
 
     Attributes:
         fid: Frechet distance of the pool features.

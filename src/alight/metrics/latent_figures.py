@@ -118,7 +118,7 @@ def latent_map(vectors: Array, generator: np.random.Generator) -> LatentMap:
 
 
 def density_evenness(vectors: ArrayLike, generator: np.random.Generator, runs: int = 10) -> tuple[Evenness, LatentMap]:
-    """Map vectors to the plane by t-SNE, estimate the density at each by Gaussian kernels, and say how much it varies.
+    """Map vectors to the plane by t-SNE, estimate the density at each by Gaussian kernels, and measure its variation.
 
     The paper gives the method and the perplexity, not the number of vectors nor the width of the kernels. With those
     taken here (5,000, and Scott's rule) the published vectors of the plain and of the aligned f16d32 give the paper's

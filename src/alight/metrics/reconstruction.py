@@ -143,7 +143,7 @@ class ReconstructionScores:
 
 
 class ReconstructionMetrics:
-    """Gather reconstruction scores batch by batch; every image weighs the same, whatever the batches.
+    """Gather reconstruction scores batch by batch; every image weighs the same, in batches of any size.
 
     Usage:
         metrics = ReconstructionMetrics()

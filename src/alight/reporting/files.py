@@ -88,7 +88,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
 
 
 def figure_lines(report: Report) -> list[str]:
-    """The figures as a table for the terminal, each with what decides whether it compares with others."""
+    """The figures as a table for the terminal, each with the conditions that decide if it compares with others."""
     lines = [""]
     for figure in report.figures:
         value = f"{figure.value:,.{figure.digits}f}{f' {figure.unit}' if figure.unit else ''}"

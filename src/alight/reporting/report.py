@@ -179,7 +179,7 @@ class Answer:
         answer: The answer in a few words.
         reasons: Why, a sentence or two each.
         advice: The steps to take, likewise.
-        basis: Against which thresholds it was judged, and how far they carry.
+        basis: The thresholds of the assessment, and their limits.
     """
 
     question: str
@@ -231,7 +231,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a run has to say.
+    """The content of a report.
 
     Attributes:
         title: Heading of the page.

@@ -61,7 +61,7 @@ def run(config: ExtractLatentsConfig) -> Artifact:
 
 
 def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Processes) -> None:
-    """Make the shards that are not there yet, and then what describes them all."""
+    """Make the shards that are missing, and then the index and the manifest."""
     vae = VAVAE.from_pretrained(config.tokenizer).to(processes.device)
     vae.to(memory_format=torch.channels_last)  # convolutions take up to a third less time
     if config.statistics == "tokenizer" and not vae.has_latents_statistics:
@@ -90,7 +90,7 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
 
 
 def check_statistics(vae: VAVAE, dataset: ImageDataset, config: ExtractLatentsConfig) -> None:
-    """Find out from a few images, from first to last, whether the tokenizer's statistics are those of its latents."""
+    """Check on a few images, from first to last, that the tokenizer's statistics are those of its latents."""
     chosen = torch.linspace(0, len(dataset) - 1, min(len(dataset), config.batch_size)).long().tolist()
     pixels = torch.stack([dataset[index].image for index in chosen])
     generator = random_stream(config.seed, "statistics")
@@ -185,7 +185,7 @@ def finish(
     tokenizer: Artifact,
     started: float,
 ) -> None:
-    """Add to the shards what describes them, the manifest last."""
+    """Write the index and the statistics beside the shards, the manifest last."""
     records = folder.records()
     measured = merged_statistics(records)
     of_tokenizer = vae.latents_statistics if config.statistics == "tokenizer" else None

@@ -1,4 +1,4 @@
-"""A look at a folder of latents: whether every byte is what was written, and what a generator will see."""
+"""Inspection of a folder of latents: every byte is checked, and the latents are described as training sees them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def run(config: InspectLatentsConfig) -> Inspection:
 
 
 def inspect(config: InspectLatentsConfig, artifact: Artifact) -> Inspection:
-    """Look at every byte, and measure some of the latents."""
+    """Check every byte, and measure some of the latents."""
     dataset = LatentDataset(config.latents)
     dataset.check_bytes(artifact.hash)
     latents = read_some(dataset, config.seed)

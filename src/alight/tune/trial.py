@@ -31,7 +31,7 @@ PROGRESS = "unfinished.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were tried, what they cost and how good they were; less is better."""
+    """Settings that were tried, their cost and their distance; less is better."""
 
     settings: SolverConfig
     distance: float
