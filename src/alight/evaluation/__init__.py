@@ -1,1 +1,1 @@
-"""Trained models measured on images: what the stages that write reports share."""
+"""Trained models measured on images, for all stages that write reports."""

@@ -2,7 +2,7 @@
 
 A tokenizer that was trained without alignment has no projection. So every tokenizer is measured without one, by the
 relations between its positions (`latent_mdms`), and through a linear map that is fitted in the same way for each
-(`linear_cosine`). Those that have a projection are measured through it as well.
+(`linear_cosine`). Tokenizers with a projection are measured through it as well.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def alignment_scores(
     Args:
         raw_latents: (B, C, h, w).
         features: (B, D, h, w) of the same images.
-        projection: what the tokenizer was aligned through.
+        projection: that the tokenizer was aligned through.
         linear_map: from latents to features.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Is a tokenizer good enough? Its figures in plain words, held against the published tokenizers."""
+"""Assessment of a tokenizer: its figures in plain words, compared with the published tokenizers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -42,12 +42,12 @@ PUBLISHED_TRADE = (
 def assess_tokenizer(
     measured: Sequence[Measurements], names: Sequence[str], config: EvaluateTokenizerConfig
 ) -> Answer:
-    """Assess if one tokenizer, or which of several, is good enough; the weakest measure of each decides.
+    """Assess one tokenizer or several against thresholds; the weakest measure of each decides.
 
     Args:
         measured: one entry per tokenizer.
         names: of the images.
-        config: what was measured.
+        config: of the measurement.
     """
     overall = [min(levels(each).values()) for each in measured]
     tokenizers = [each.tokenizer for each in measured]
@@ -86,7 +86,7 @@ def assess_tokenizer(
 
 
 def levels(measured: Measurements) -> dict[str, int]:
-    """Each measure, and how many of the two thresholds it reaches."""
+    """Each measure, and the number of thresholds, of two, that it reaches."""
     return {name: level(name, measured.mean(name)) for name in ("psnr", "ssim", "lpips") if name in measured.scores}
 
 
@@ -107,7 +107,7 @@ def place(measured: Measurements) -> str:
 
 
 def spread(measured: Measurements, names: Sequence[str]) -> str:
-    """The images that the mean hides: how many come out badly, and which comes out worst."""
+    """The images that the mean hides: the number of bad ones, and the worst."""
     psnr = measured.scores["psnr"]
     poor, worst = int((psnr < F16D16.psnr).sum()), int(psnr.argmin())
     share = "None" if not poor else "All" if poor == len(psnr) else f"{poor:,}"
@@ -150,7 +150,7 @@ def advice(tokenizer: EvaluatedTokenizer, overall: int, config: EvaluateTokenize
             f"reaches {F16D64_PSNR} dB. More channels are harder to generate, which is what the alignment is for."
         )
     else:
-        room = f"The latents have room enough: {room}. What is missing is training, or width of the network."
+        room = f"The latents have room enough: {room}. More training or a wider network is needed."
     return [
         f"Go on training on these images: 'alight tokenizer train --init-from {source} --images.source "
         f"{config.images.source}'. With '--train decoder' the latents stay as they are, and transformers that were "

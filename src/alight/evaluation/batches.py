@@ -1,6 +1,6 @@
-"""Images dealt out to processes in batches that are the same however many processes there are.
+"""Images dealt out to processes in batches that are the same for any number of processes.
 
-What rounding images share with their neighbours in a batch, they then always share with the same neighbours.
+The rounding of an image depends on its neighbours in the batch, and these are then always the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ def index_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def share_of(batches: Sequence[T], processes: Processes) -> Sequence[T]:
-    """The batches of this process: every so many-th."""
+    """The batches of this process, dealt out in turn."""
     return batches[processes.rank :: processes.world_size]
 
 
@@ -35,14 +35,14 @@ def gather_batches(results: Sequence[T], processes: Processes) -> list[T]:
 
 
 def contiguous_share(count: int, batch_size: int, processes: Processes) -> tuple[int, int]:
-    """This process's part of so many things: whole batches, one after another. First, and the one after the last."""
+    """This process's part of `count` items, as whole batches: its first, and the one after its last."""
     batches = -(-count // batch_size)
     first, last = (batches * rank // processes.world_size for rank in (processes.rank, processes.rank + 1))
     return min(first * batch_size, count), min(last * batch_size, count)
 
 
 def in_steps(start: int, stop: int, step: int) -> list[range]:
-    """The numbers from `start` to `stop`, so many at a time."""
+    """The numbers from `start` to `stop`, in ranges of `step`."""
     return [range(first, min(first + step, stop)) for first in range(start, stop, step)]
 
 

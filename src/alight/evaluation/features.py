@@ -82,10 +82,10 @@ SPACES = {  # in the order of preference where one space must be chosen
 
 @dataclass(frozen=True)
 class FeatureNetworks:
-    """The networks that images are looked at with.
+    """The networks that measure images.
 
     Attributes:
-        device: where the networks are.
+        device: of the networks.
         inception: for FID and its relatives, or None.
         extractors: by key, every space but Inception's: `dinov2`, `foundation`, `grey_pixels`.
     """
@@ -96,7 +96,7 @@ class FeatureNetworks:
 
     @property
     def keys(self) -> list[str]:
-        """All spaces, the one that sees most like people first."""
+        """All spaces, the one closest to human perception first."""
         return [*([INCEPTION] if self.inception is not None else []), *self.extractors]
 
     def name(self, key: str) -> str:
@@ -113,9 +113,9 @@ def open_feature_networks(config: FeatureNetworksConfig, image_size: int, device
     """Load the networks that a configuration names.
 
     Args:
-        config: which ones.
+        config: names them.
         image_size: side of the images, which decides the patch grid of a foundation model.
-        device: where they go.
+        device: to load them to.
 
     Raises:
         InputError: a file or model is missing, damaged, or another one.

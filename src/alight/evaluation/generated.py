@@ -1,4 +1,4 @@
-"""Generated images as scores take them, wherever they lie: of a sampling run, a plain folder, or a `.npz`.
+"""Generated images to be scored, from a sampling run, a plain folder, or a `.npz`.
 
 Scores depend on the order of the images, so each kind has one: that of the file, or of the sorted names.
 """
@@ -47,14 +47,14 @@ class GeneratedImages(ABC):
     """A set of generated images of one size, in a fixed order.
 
     Attributes:
-        name: what reports call the set.
+        name: of the set in reports.
         count: number of images.
         size: (H, W) of each.
-        labels: (N,) the classes that were asked for, or None where nobody knows.
+        labels: (N,) the classes that were asked for, or None where they are unknown.
         class_names: by label.
-        conditions: everything known of how they were made, which belongs beside every score.
+        conditions: all known settings that made them, to be stated with every score.
         settings: the record of the sampling run that made them, where there is one.
-        remarks: what to bear in mind of scores on them.
+        remarks: caveats of scores on them.
     """
 
     name: str
@@ -227,7 +227,7 @@ class NpzImages(GeneratedImages):
 
 
 def open_generated(path: Path) -> GeneratedImages:
-    """Open generated images, wherever they come from.
+    """Open generated images of any kind.
 
     Raises:
         InputError: there are none, or they cannot be used.

@@ -24,11 +24,11 @@ class Generation:
 
     Attributes:
         features: of the generated images.
-        reference: what they are held against.
+        reference: real images that they are compared with.
         label_scores: accuracy of their labels, where they have labels.
-        dataset: the training images, where they were looked at.
+        dataset: the training images, where they were measured.
         shown: numbers of the images whose neighbours were sought among them.
-        neighbours: what was found, or None.
+        neighbours: those found, or None.
         space: in which features they are near.
     """
 
@@ -42,7 +42,7 @@ class Generation:
 
 
 def measure_generation(config: EvaluateConfig, images: GeneratedImages, processes: Processes) -> Generation:
-    """Look at the reference and at the generated images, each once; several processes share the work.
+    """Measure the reference and the generated images, each once; several processes share the work.
 
     Raises:
         InputError: a network, the reference or an image cannot be used, or the sizes differ.

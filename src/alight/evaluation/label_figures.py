@@ -11,14 +11,14 @@ from alight.metrics.label_accuracy import DigitClassifier, LabelAccuracy, LabelC
 from alight.reporting.report import Comparison, Figure
 from alight.runtime.errors import InputError
 
-MOST_FOR_A_JUDGE = 20_000  # a support vector classifier takes a time that grows with the square of the images
+MAX_CLASSIFIED = 20_000  # a support vector classifier takes a time that grows with the square of the images
 CLASSIFIED_SIDE = 8  # pixels of the side that a classifier of a folder sees
 SHOWN_CLASSES = 20
 BATCH = 64
 
 
 class LabelScores:
-    """Generated and real held-out images before the same classifier.
+    """Label accuracy of generated and of real held-out images, by the same classifier.
 
     Attributes:
         generated: of all images.
@@ -30,12 +30,12 @@ class LabelScores:
 
 
 def score_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConfig) -> LabelScores | None:
-    """Ask an independent classifier, fitted to real training images, what it sees.
+    """Score the labels by an independent classifier, fitted to real training images.
 
     Returns:
         None where labels or classes are not known, or there are too many images for it.
     """
-    if images.labels is None or len(real.source.class_names) < 2 or max(len(real), images.count) > MOST_FOR_A_JUDGE:
+    if images.labels is None or len(real.source.class_names) < 2 or max(len(real), images.count) > MAX_CLASSIFIED:
         return None
     if config.source == "digits":
         classifier: LabelClassifier = DigitClassifier()

@@ -1,4 +1,4 @@
-"""Latents in figures and plots: what a generator that trains on them will see."""
+"""Latents in figures and plots, as a generator sees them in training."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""A tokenizer at work on images: every image is encoded, decoded and scored by itself."""
+"""Reconstructions of a tokenizer: every image is encoded, decoded and scored by itself."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,10 +64,10 @@ def measure_reconstruction(
 
     Args:
         tokenizer: the tokenizer; it is on the device only meanwhile.
-        dataset: the crops, which are also what reconstructions are held against.
+        dataset: the crops, which the reconstructions are compared with.
         config: seed, batch size and kind of posterior.
         networks: the networks that measure, on the device.
-        processes: those that share the work.
+        processes: share the work.
         linear_map: from latents to features of the foundation model.
 
     Raises:
@@ -109,7 +109,7 @@ def reconstruct(
     config: MeasureTokenizerConfig,
     device: torch.device,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Some images and their reconstructions, for looking at: (N, H, W, 3) uint8 each."""
+    """Some images and their reconstructions, to be shown: (N, H, W, 3) uint8 each."""
     vae = tokenizer.vae.to(device)
     originals, decoded = [], []
     batches = index_batches(indices, config.batch_size)
@@ -125,9 +125,9 @@ def reconstruct(
 def statistics_warning(
     tokenizer: EvaluatedTokenizer, dataset: ImageDataset, config: MeasureTokenizerConfig, device: torch.device
 ) -> str | None:
-    """Why the recorded statistics of the latents do not fit these images, if they do not.
+    """A warning where the recorded statistics of the latents do not fit these images, else None.
 
-    Reconstructing needs no statistics, so that is told of and no more.
+    Reconstruction needs no statistics, so a warning suffices.
     """
     vae = tokenizer.vae.to(device)
     indices = evenly_spread(len(dataset), STATISTICS_IMAGES)

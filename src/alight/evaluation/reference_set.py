@@ -25,7 +25,7 @@ FEATURES_FILE = "features.safetensors"
 
 def _plain(name: str) -> str:
     if not name or Path(name).name != name or "\\" in name or "\0" in name:
-        raise ValueError(f"{name!r} is no plain name")
+        raise ValueError(f"{name!r} is not a plain name")
     return name
 
 
@@ -43,7 +43,7 @@ class ReferenceSet:
     """Real images in every feature space that is known of them.
 
     Attributes:
-        description: what they are, for the conditions of every score.
+        description: of the images, for the conditions of every score.
         statistics: by key of the space; those of Inception's spatial features under `spatial`.
         features: by key, (M, D) of some of the images, where they are known.
         size: (H, W) of the images, where it is known.
@@ -117,9 +117,9 @@ def write_reference_set(folder: Path, reference: ReferenceSet) -> list[Path]:
 
 
 def open_reference_set(path: Path, networks: FeatureNetworks, processes: Processes, batch_size: int) -> ReferenceSet:
-    """Open what 'alight evaluate reference' wrote, or a `.npz` of the ADM evaluator or of pytorch-fid.
+    """Open a folder that 'alight evaluate reference' wrote, or a `.npz` of the ADM evaluator or of pytorch-fid.
 
-    The images that the ADM evaluator's files hold are looked at again: precision and recall are taken on them.
+    The images that the ADM evaluator's files hold are measured again: precision and recall are taken on them.
 
     Raises:
         InputError: it is neither, is damaged, or is of features that no network here gives.
@@ -135,7 +135,7 @@ def open_reference_set(path: Path, networks: FeatureNetworks, processes: Process
         if key is None:
             raise InputError(
                 f"The statistics in {path} are of {published.pool.dimension} features"
-                f"{f' ({published.pool.features})' if published.pool.features else ''}, which nothing here gives. "
+                f"{f' ({published.pool.features})' if published.pool.features else ''}, which no network here gives. "
                 "Those of Inception need --inception-weights, and others the network that they were made with."
             )
         statistics[key] = published.pool

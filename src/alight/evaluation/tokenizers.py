@@ -22,7 +22,7 @@ from alight.runtime.files import short_names
 
 @dataclass(frozen=True)
 class Projection:
-    """The 1x1 convolution that a tokenizer was aligned through, and how.
+    """The 1x1 convolution that a tokenizer was aligned through, and its settings.
 
     Attributes:
         weight: (D, C, 1, 1) from latents to features, or (C, D, 1, 1) the other way round.
@@ -48,7 +48,7 @@ class EvaluatedTokenizer:
         name: short, and another one than those of the other tokenizers.
         vae: the model.
         artifact: its identity.
-        projection: what it was aligned through, where it was and the file is there.
+        projection: that it was aligned through, if it was and the file is there.
     """
 
     name: str
@@ -64,7 +64,7 @@ class EvaluatedTokenizer:
 
 @dataclass(frozen=True)
 class MetricNetworks:
-    """The networks that measure; what is None is not measured."""
+    """The networks that measure; None leaves its measures out."""
 
     lpips: LPIPS | None = None
     inception: InceptionV3 | None = None
@@ -99,7 +99,7 @@ def open_metric_networks(
     """Open the networks that the configuration asks for, on the CPU.
 
     Returns:
-        The networks, and a note on each that nobody asked for by name and that is not at hand.
+        The networks, and a note on each that was not asked for by name and is not available.
 
     Raises:
         InputError: a file is missing or damaged, or a foundation model that was asked for cannot be loaded.

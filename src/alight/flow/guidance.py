@@ -104,7 +104,7 @@ GUIDANCES: dict[GuidanceName, Callable[[Model, Tensor, Tensor | None, Model | No
 class GuidedVelocity:
     """A conditional model as a velocity field of (x, t) alone, for the solvers: labels and guidance are bound here.
 
-    The state is never doubled: `x` has one row per image. Where guidance is off, the model runs once with the class.
+    The state is never doubled: `x` has one row per image. While guidance is off, the model runs once with the class.
 
     Args:
         model: `model(x, t, class_labels) -> velocity`.

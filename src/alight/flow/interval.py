@@ -15,12 +15,12 @@ class TimeInterval(NamedTuple):
 
     @property
     def in_noise_time(self) -> "TimeInterval":
-        """The same ends told in noise time 1 - t."""
+        """The same ends in noise time 1 - t."""
         return TimeInterval(1 - self.start, 1 - self.end)
 
 
 class SingularEnds(NamedTuple):
-    """At which ends of the path a coefficient of the field is infinite."""
+    """The ends of the path at which a coefficient of the field is infinite."""
 
     noise: bool
     data: bool
@@ -59,7 +59,7 @@ def time_interval(
 
     Args:
         path: the path.
-        prediction: what the network predicts.
+        prediction: of the network.
         eps: distance to keep from a singular end; None is `default_eps`. It has no effect at an end that is regular.
         diffusion_form: of the SDE (`diffusion_coefficient`); None for training and for the ODE.
         last_step_size: length of the SDE's last, noise-free step, which starts at 1 - last_step_size.

@@ -63,9 +63,9 @@ def flow_matching_loss(
         model: `model(x_t, t, class_labels)`, of the shape of `x_t`.
         x_1: (B, C, ...) data, channels at dimension 1: normalised latents.
         class_labels: (B,) labels, handed to the model.
-        path: how noise becomes data.
-        prediction: what the model's output means: "velocity", "noise" or "score".
-        loss_weight: how errors of noise and score count at different times: None or "none" evenly, "velocity" as the
+        path: from noise to data.
+        prediction: kind of the model's output: "velocity", "noise" or "score".
+        loss_weight: weight of errors of noise and score over time: None or "none" evenly, "velocity" as the
             velocity error that they cause, "likelihood" as they enter the likelihood bound (SiT, arXiv 2401.08740).
             A velocity error counts evenly whatever is given here, as published.
         cosine_weight: factor of the direction term. It exists for velocities only; other predictions have none.

@@ -68,7 +68,7 @@ class VelocityField:
     Args:
         field: `field(x, t) -> output`, shape of `x`.
         path: the path that the network was trained on.
-        prediction: what `field` returns.
+        prediction: kind of the output of `field`.
     """
 
     def __init__(self, field: Callable[[Tensor, float], Tensor], path: Path, prediction: Prediction) -> None:

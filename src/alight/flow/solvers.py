@@ -95,7 +95,7 @@ def adams_bashforth2(
 ) -> Iterator[Tensor]:
     """Extrapolates from the last two velocities: order 2 at the price of Euler, one evaluation per step.
 
-    With step sizes h (now) and h' (before), x <- x + h [(1 + r/2) v - (r/2) v'] where r = h / h'. Where the field
+    With step sizes h (now) and h' (before), x <- x + h [(1 + r/2) v - (r/2) v'] where r = h / h'. If the field
     jumps between the two velocities they do not belong to one smooth function: the first step after a breakpoint is an
     Euler step, as the very first one is.
     """
@@ -140,7 +140,7 @@ def solve_ode(
 ) -> ODESolution:
     """Integrates dx / dt = velocity(x, t) from `t_0` to `t_1`: noise to data, or back with t_0 = 1 and t_1 = 0.
 
-    Gradients flow through the fixed-step solvers, so sample under `torch.no_grad()`. Those of torchdiffeq give none.
+    Gradients flow through the fixed-step solvers, so sample under `torch.no_grad()`. Solvers of torchdiffeq give none.
 
     Args:
         velocity: the field, `velocity(x, t) -> shape of x`, with t a Python float.
@@ -156,7 +156,7 @@ def solve_ode(
         t_1: end time.
         atol: absolute error allowed per step, adaptive solvers only.
         rtol: relative error allowed per step, adaptive solvers only.
-        error_norm: how adaptive solvers measure an error tensor; None is the root mean square over the whole batch.
+        error_norm: measures the error tensor of adaptive solvers; None is the root mean square over the whole batch.
         return_trajectory: keep the state at every grid point.
         on_step: called after every grid point with (points done, state), for progress bars and previews; with the
             solvers of torchdiffeq only when all is done.

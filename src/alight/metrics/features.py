@@ -100,7 +100,7 @@ class ModelFeatures:
         dimension: D.
         function: from images (B, C, H, W) float32 in [-1, 1] to features (B, D); it does its own resizing and
             normalisation.  It runs without gradients.
-        device: where `function` wants its images.
+        device: of the input of `function`.
 
     Raises:
         InputError: the function's output is not (B, D).
@@ -135,7 +135,7 @@ def feature_statistics(extractor: FeatureExtractor, batches: Iterable[Pixels]) -
 def comparable_features(
     real: Tensor | npt.NDArray[np.floating], generated: Tensor | npt.NDArray[np.floating], at_least: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """Two sets of features that are all at hand, (N, D) and (M, D), checked, as tensors on the device of the first.
+    """Two whole sets of features, (N, D) and (M, D), checked, as tensors on the device of the first.
 
     Raises:
         InputError: a set is not of that shape, is smaller than `at_least`, or has values that are not finite.

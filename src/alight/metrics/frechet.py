@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from alight.runtime.errors import InputError
+from alight.runtime.files import replacing
 from alight.runtime.npz import array_headers, read_array
 
 Matrix = npt.NDArray[np.float64]
@@ -53,7 +54,7 @@ class FeatureStatistics:
     def from_features(
         cls, features: Tensor | npt.NDArray[np.floating], name: str | None = None
     ) -> "FeatureStatistics":
-        """Statistics of features that are all at hand, (n, D)."""
+        """Statistics of a tensor or array of features, (n, D)."""
         statistics = cls(dimension=features.shape[-1], features=name)
         statistics.update(features)
         return statistics
@@ -174,14 +175,12 @@ class FeatureStatistics:
             entries["n"] = self.n
         if self.features is not None:
             entries["features"] = self.features
-        unfinished = Path(path).with_name(Path(path).name + ".unfinished")
-        with unfinished.open("wb") as file:
+        with replacing(Path(path)) as unfinished, unfinished.open("wb") as file:
             np.savez(file, **entries)
-        unfinished.replace(path)  # whoever looks at `path` finds the whole file or none
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FeatureStatistics":
-        """Read what `save`, pytorch-fid or another tool of that layout has written.
+        """Read a file of `save`, pytorch-fid or another tool of that layout.
 
         Raises:
             InputError: the file is missing, is no `.npz`, or its `mu` and `sigma` are absent or do not fit.
@@ -237,7 +236,7 @@ def _entry(path: Path, name: str, kinds: str) -> Any:
 
 @dataclass(frozen=True)
 class FrechetDistance:
-    """A Frechet distance with what one must know to judge it.
+    """A Frechet distance with the facts needed to interpret it.
 
     Attributes:
         value: mean_term + trace_term.  Not clipped: two equal sets give zero up to rounding, on either side of it.
@@ -282,7 +281,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, offset: float =
 
     Raises:
         InputError: the two are of different features or dimensions, have fewer than two samples, or hold a matrix
-            that is no covariance.
+            that is not a covariance.
     """
     a.check_comparable(b)
     sigma_a, sigma_b = a.sigma, b.sigma
@@ -306,7 +305,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, offset: float =
 
 @dataclass(frozen=True)
 class _Factor:
-    """F with F F^T = covariance (+ offset), and what its eigenvalues tell about the covariance without the offset."""
+    """F with F F^T = covariance (+ offset), and the rank of the covariance without the offset."""
 
     matrix: Matrix  # (D, r)
     rank: int

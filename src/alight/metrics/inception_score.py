@@ -48,7 +48,7 @@ class _Chunk:
 
 
 class ClassProbabilities:
-    """Gather the Inception score batch by batch: the chunks follow the order of the images, whatever the batches.
+    """Gather the Inception score batch by batch: the chunks follow the order of the images, not the batches.
 
     A chunk's score is exp(mean KL(p(y|x) || p(y))) (equation 1), which is exp(H(mean of p) - mean of H(p)); so the
     sums of p and of H(p) are all that is kept. Images sorted by class would give each chunk a few classes only, and a

@@ -57,7 +57,7 @@ class InceptionSet:
 
     Args:
         network: Inception-v3 with TensorFlow's resizing.
-        device: where the network wants its images.
+        device: of the network's input.
         keep_features: keep the pool features, 8 KiB per image, for precision, recall, density, coverage and the kernel
             distance.
         first: number of the first image, where several processes share the images.
@@ -126,13 +126,13 @@ class InceptionSet:
         return torch.cat(self._features) if self._features else None
 
     def reference(self) -> Reference:
-        """This set as the one that others are held against."""
+        """This set as the reference that others are compared with."""
         return Reference(self.pool, self.spatial, self.features)
 
 
 @dataclass(frozen=True)
 class InceptionScores:
-    """Every score of one set of generated images; None is what the reference or the call did not allow.
+    """Every score of one set of generated images; None where the reference or the call did not allow it.
 
     Attributes:
         fid: Frechet distance of the pool features.

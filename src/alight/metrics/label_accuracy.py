@@ -30,7 +30,7 @@ class LabelAccuracy:
         value: the share over all images, in [0, 1].
         n: number of images.
         per_class: the share for each class that was asked for.
-        classifier: what the classifier is; the number means nothing without it.
+        classifier: description of the classifier, which the number depends on.
     """
 
     value: float
@@ -47,8 +47,8 @@ class LabelClassifier:
         classifier.accuracy(generated_images, requested_labels)
 
     Args:
-        extractor: what the classifier sees of an image.
-        features: what it is fitted to, (N, D).
+        extractor: computes the features that the classifier sees.
+        features: (N, D), of the images that it is fitted to.
         labels: their classes, (N,).
         gamma: width of the classifier's Gaussian kernel, as in scikit-learn.
         standardise: bring every feature to mean 0 and variance 1 first, right for features of unknown scale.

@@ -86,8 +86,8 @@ class Evenness:
         density_cv: standard deviation of the densities over their mean; 0 = the same everywhere.
         gini: coefficient of the densities, in [0, 1]; 0 = the same everywhere.
         entropy: of the densities as shares of their sum, over the logarithm of their number; 1 = the same everywhere.
-        vectors: how many were mapped at a time.
-        runs: how many maps the figures are means of.
+        vectors: number of vectors per map.
+        runs: number of maps that the figures are means of.
     """
 
     density_cv: float
@@ -118,14 +118,14 @@ def latent_map(vectors: Array, generator: np.random.Generator) -> LatentMap:
 
 
 def density_evenness(vectors: ArrayLike, generator: np.random.Generator, runs: int = 10) -> tuple[Evenness, LatentMap]:
-    """Map vectors to the plane by t-SNE, estimate the density at each by Gaussian kernels, and say how much it varies.
+    """Map vectors to the plane by t-SNE, estimate the density at each by Gaussian kernels, and measure its variation.
 
     The paper gives the method and the perplexity, not the number of vectors nor the width of the kernels. With those
     taken here (5,000, and Scott's rule) the published vectors of the plain and of the aligned f16d32 give the paper's
     figures to within their spread over the runs, about 0.01.
 
     Args:
-        vectors: (N, D), at least 100; more than `DENSITY_VECTORS` are drawn from at random, anew for every map.
+        vectors: (N, D), at least 100; more than `DENSITY_VECTORS` are drawn from at random, for every map again.
         generator: of vectors and maps.
         runs: maps to average over; each takes half a minute on one core.
 

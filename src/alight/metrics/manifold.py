@@ -1,4 +1,4 @@
-"""Do generated images lie where real ones do, and everywhere there? Precision and recall, density and coverage.
+"""Precision and recall, density and coverage: the overlap of generated and real images in a feature space.
 
 All four describe a set of features by balls: around each feature vector, as large as the distance to its k-th
 neighbour in its own set.
@@ -28,8 +28,8 @@ class PrecisionRecall:
         k: neighbour that sets the radius of a ball.
         n_real, n_generated: numbers of images. Both shares depend on them.
         collapsed_real, collapsed_generated: balls of no size, around images that occur more than k times.
-        half_precision: whether distances were rounded to 16 bits.
-        border_inside: whether a point on the border of a ball counts as inside.
+        half_precision: True if distances were rounded to 16 bits.
+        border_inside: True if a point on the border of a ball counts as inside.
     """
 
     precision: float
@@ -142,7 +142,7 @@ def density_coverage(real: Features, generated: Features, k: int = 5, block_size
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Squared Euclidean distances in float32, (len(a), len(b)) from (., D) each; what is rounding of zero is zero."""
+    """Squared Euclidean distances in float32, (len(a), len(b)) from (., D) each; rounding errors of zero are zero."""
     a, b = a.float(), b.float()
     squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
     rounding = torch.finfo(torch.float32).eps * a.shape[1] ** 0.5

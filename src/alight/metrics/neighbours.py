@@ -1,4 +1,4 @@
-"""The real images that are nearest to generated ones: whether a generator repeats what it was trained on."""
+"""The real images that are nearest to generated ones, which show if a generator repeats its training images."""
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ class NearestNeighbours:
 
     Args:
         queries: (M, D), the features whose neighbours are wanted.
-        k: how many of each.
+        k: number of neighbours of each.
 
     Attributes:
         distances: (M, k) Euclidean, ascending; infinite where fewer than k vectors have come.

@@ -131,7 +131,7 @@ class ReconstructionScores:
         psnr: mean of the images' PSNR in dB, on 8-bit pixels; infinite as soon as one image is reproduced exactly.
         ssim: mean of the images' SSIM.
         n: number of images.
-        n_identical: how many of them were reproduced exactly.
+        n_identical: number of images that were reproduced exactly.
         lpips: mean of the images' LPIPS, None if it was not measured.
     """
 
@@ -143,7 +143,7 @@ class ReconstructionScores:
 
 
 class ReconstructionMetrics:
-    """Gather reconstruction scores batch by batch; every image weighs the same, whatever the batches.
+    """Gather reconstruction scores batch by batch; every image weighs the same, in batches of any size.
 
     Usage:
         metrics = ReconstructionMetrics()

@@ -42,7 +42,7 @@ class PipelineIndex(TypedDict):
 
 @with_config(_STRICT)
 class SchedulerConfig(TypedDict):
-    """`scheduler_config.json`, as far as anything is built from it."""
+    """`scheduler_config.json`, as far as this pipeline reads it."""
 
     shift: Annotated[float, Field(gt=0)]
     num_train_timesteps: NotRequired[Annotated[int, Field(ge=1, le=1_000_000)]]

@@ -21,7 +21,7 @@ from alight.runtime.files import explained_disk_errors, replacing
 def report_data(report: Report) -> dict[str, object]:
     """The content of `report.json`: each figure's plain value by name, then everything with its conditions.
 
-    Numbers that are not finite become None. What JSON does not know (paths, types) becomes text.
+    Numbers that are not finite become None. Objects that JSON does not know (paths, types) become text.
     """
     plain: dict[str, object] = {figure.name: figure.value for figure in report.all_figures}
     if report.stages:
@@ -88,7 +88,7 @@ def write_report(folder: str | Path, report: Report) -> Path:
 
 
 def figure_lines(report: Report) -> list[str]:
-    """The figures as a table for the terminal, each with what decides whether it compares with others."""
+    """The figures as a table for the terminal, each with the conditions that decide if it compares with others."""
     lines = [""]
     for figure in report.figures:
         value = f"{figure.value:,.{figure.digits}f}{f' {figure.unit}' if figure.unit else ''}"

@@ -83,7 +83,7 @@ def plain_text(value: object) -> str:
 
 
 def _cards(report: Report) -> str:
-    """Headline figures, each with what it is to be held against."""
+    """Headline figures, each with the figure to compare it with."""
     cards = "".join(_card(figure) for figure in report.figures if figure.headline)
     return f'<div class="cards">{cards}</div>' if cards else ""
 
@@ -180,7 +180,7 @@ def _plot(curve: Curve) -> str:
 
 
 def _figure_table(report: Report) -> str:
-    """Every figure with all its conditions; what it is compared with stands below it, with conditions of its own."""
+    """Every figure with all its conditions; below it the figure to compare with, and the conditions of that."""
     groups = []
     for figure in report.figures:
         compared = _figure_row(figure.compare) if figure.compare else ""

@@ -137,9 +137,9 @@ def difference_picture(a: NDArray[np.uint8], b: NDArray[np.uint8], gain: float) 
     """Middle grey + gain * (b - a), opaque: grey means equal, brighter that `b` is brighter.
 
     Args:
-        a: uint8, (..., H, W, 3), or 4 with opacity, which is not looked at.
+        a: uint8, (..., H, W, 3), or 4 with opacity, which is ignored.
         b: uint8, the same shape.
-        gain: How much differences are magnified.
+        gain: Factor by which differences are magnified.
 
     Returns:
         uint8, (..., H, W, 3).
@@ -149,7 +149,7 @@ def difference_picture(a: NDArray[np.uint8], b: NDArray[np.uint8], gain: float) 
 
 
 def check_images(images: NDArray[np.generic], name: str) -> None:
-    """Refuses what is not a non-empty batch (N, H, W, C) of uint8 images."""
+    """Refuses anything but a non-empty batch (N, H, W, C) of uint8 images."""
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3, 4) or images.size == 0:
         raise InputError(
             f"{name} needs uint8 images of shape (height, width, channels) with 1, 3 or 4 channels in the last place; "

@@ -1,4 +1,4 @@
-"""Line plots as inline SVG: what a report needs of a plotting library, and nothing that has to be loaded.
+"""Line plots as inline SVG, for pages that load nothing.
 
 A plot is a legend (HTML, so that it wraps on a phone) over an SVG that scales with its column. Colours come from
 the page's style sheet through the classes `series-0`, `series-1`, ..., so one plot serves a light and a dark page.
@@ -32,7 +32,7 @@ LARGEST = 1e300  # beyond it, and below its inverse, the arithmetic of the axis 
 
 @dataclass(frozen=True)
 class Series:
-    """One named curve: its values, and what of them can be shown (nan where nothing can)."""
+    """One named curve: its values, and those in displayed space (nan where they cannot be shown)."""
 
     label: str
     index: int
@@ -65,15 +65,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """One direction of a plot: which value lies at which coordinate, and where the ticks are.
+    """One direction of a plot: the scale from values to coordinates, and the ticks.
 
     Attributes:
         low: Value at `start`, in displayed space (its decimal logarithm if `log`).
         high: Value at `end`, in displayed space.
         start: Coordinate of `low` in the drawing.
         end: Coordinate of `high` in the drawing.
-        log: Whether displayed space is the decimal logarithm of the values.
-        tick_values: Where the ticks are, in values (not logarithms).
+        log: True if displayed space is the decimal logarithm of the values.
+        tick_values: Positions of the ticks, in values (not logarithms).
     """
 
     low: float
@@ -233,7 +233,7 @@ def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> str:
 
 
 def _legend_entry(series: Series, log_y: bool) -> str:
-    """Name, where the line ends, and an honest word about values that the plot cannot show."""
+    """Name, last value of the line, and the number of values that the plot cannot show."""
     end = series.line[-1] if series.line.size else math.nan
     nothing = "no value at the end" if series.line.size else "has none"
     text = tick_text(float(f"{10**end if log_y else end:.3g}")) if math.isfinite(end) else nothing
@@ -253,7 +253,7 @@ def line_plot(
     *,
     log_y: bool = False,
 ) -> str:
-    """Draws curves over one x axis as a piece of HTML: a legend that says where each ends, and a responsive SVG.
+    """Draws curves over one x axis as a piece of HTML: a legend with their last values, and a responsive SVG.
 
     Args:
         title: Accessible name of the drawing (screen readers, tooltip); the page shows its own heading.

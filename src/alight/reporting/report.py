@@ -37,16 +37,16 @@ class Figure:
 
     Attributes:
         name: Key in `report.json`, such as `generated_label_accuracy`.
-        label: What the page calls it.
+        label: Its name on the page.
         value: The number; it may be nan or infinite, which the page says and JSON shows as null.
         unit: Such as `dB`; empty for a pure number.
         digits: Decimals on the page; JSON keeps them all.
-        conditions: What the number depends on: count, label protocol, solver, steps, guidance, seeds, hashes, ...
-        reference: A number to hold it against, and what that is: `("published", 27.96)`, `("goal", 0.9)`.
-        explanation: One sentence for somebody who does not know the measure.
+        conditions: All that the number depends on: count, label protocol, solver, steps, guidance, seeds, hashes, ...
+        reference: A number to compare it with, and its name: `("published", 27.96)`, `("goal", 0.9)`.
+        explanation: One sentence for readers who do not know the measure.
         compare: The same measure of something real, such as held-out images.
-        headline: Whether it is also shown as a card at the top.
-        better: Which of two values is the better one: `higher`, `lower`, or empty where that is not settled.
+        headline: True if it is also shown as a card at the top.
+        better: The better direction: `higher`, `lower`, or empty where that is not settled.
 
     Raises:
         InputError: `name` is not an identifier, `value` is not a number, or `digits` is negative.
@@ -66,7 +66,7 @@ class Figure:
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
-            raise InputError(f"The figure name {self.name!r} is no identifier; use letters, digits and underscores.")
+            raise InputError(f"The figure name {self.name!r} is not an identifier; use letters, digits and _.")
         if not isinstance(self.value, Real):
             kind = type(self.value).__name__
             raise InputError(f"The figure {self.name} has a value of type {kind}; pass a number (`tensor.item()`).")
@@ -119,7 +119,7 @@ class Picture:
 
     Attributes:
         title: Heading.
-        caption: What one sees, and how it was made.
+        caption: Its content, and the way it was made.
         image: uint8, (H, W, C) with C = 1 (grey), 3 (RGB) or 4 (RGB and opacity).
         magnify: Width on the page in CSS pixels per image pixel; small images stay crisp.
         row_labels: Text beside each of as many equally high rows, such as class names.
@@ -178,8 +178,8 @@ class Answer:
         question: Heading.
         answer: The answer in a few words.
         reasons: Why, a sentence or two each.
-        advice: What to do about it, likewise.
-        basis: Against which thresholds it was judged, and how far they carry.
+        advice: The steps to take, likewise.
+        basis: The thresholds of the assessment, and their limits.
     """
 
     question: str
@@ -194,7 +194,7 @@ class Comparison:
     """The same measures of several things, side by side.
 
     Attributes:
-        columns: What is compared, by name.
+        columns: Names of the compared things.
         rows: Name of the measure -> a figure per column, None where it was not measured.
         title: Heading.
 
@@ -231,21 +231,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a run has to say.
+    """The content of a report.
 
     Attributes:
         title: Heading of the page.
         summary: One paragraph: what was done, on which data, with which result.
         figures: Measured numbers; their names are the top-level keys of `report.json`.
-        answer: What they mean.
+        answer: Their meaning.
         comparison: The same measures of several models.
         pictures: Samples, originals beside reconstructions.
-        distributions: How scores spread over the images.
+        distributions: Spread of scores over the images.
         curves: Losses.
         stages: Times, in the order in which the stages ran.
         configuration: The resolved configuration, nested.
         versions: Library -> version.
-        notes: What was not measured, and what to bear in mind.
+        notes: Omitted measurements, and caveats.
 
     Raises:
         InputError: Two figures share a name, or a figure is called like a part of the report.
@@ -269,7 +269,7 @@ class Report:
         for figure in self.all_figures:
             if taken.setdefault(figure.name, figure) != figure:  # one real measurement may serve several figures
                 raise InputError(
-                    f"The report has two entries called {figure.name!r}; every figure needs a name of its own, and "
+                    f"The report has two entries called {figure.name!r}; every figure needs another name, and "
                     f"{', '.join(NAMES_OF_THE_REPORT)} are taken."
                 )
 

@@ -1,7 +1,7 @@
-"""Published files to artifacts, and artifacts to published files: the arrow's doors to other code.
+"""Published files to artifacts, and artifacts to published files.
 
-A tokenizer may also come from diffusers: a folder, or a name on the hub. What a source does not say stays unsaid: no
-number of steps, and no tokenizer where none is named.
+A tokenizer may also come from diffusers: a folder, or a name on the hub. Facts that a source does not record stay
+unrecorded: the number of steps, and the tokenizer where none is named.
 """
 
 import os
@@ -37,17 +37,17 @@ from alight.runtime.checked_json import write_checked
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 
-# What each direction and kind has use for, beside source and output.
+# Options that each direction and kind uses, beside source and output.
 OPTIONS = {
     ("alight", "transformer"): ("weights", "num_heads", "statistics", "tokenizer"),
     ("alight", "tokenizer"): ("statistics",),
     ("alight", "latents"): ("statistics", "tokenizer", "num_classes"),
 }
-UNRECORDED = ""  # in place of a hash: nobody knows what it was made with, and `require_input` accepts anything
+UNRECORDED = ""  # in place of an unknown hash; `require_input` then accepts any artifact
 
 
 class Exported(NamedTuple):
-    """The result of writing a published file, or a folder of them."""
+    """A published file, or a folder of them, that was written."""
 
     kind: str
     path: Path
@@ -182,12 +182,12 @@ def save_model(
 
 
 def tokenizer_hash(config: ConvertConfig) -> str:
-    """Hashes that later stages compare, so that only the named tokenizer decodes."""
+    """The identity that later stages compare before they decode anything."""
     return read_artifact(config.tokenizer, "tokenizer").hash if config.tokenizer else UNRECORDED
 
 
 def transformer_statistics(config: ConvertConfig, channels: int) -> LatentsStatistics:
-    """Statistics that normalised the transformer's latents: those of the given file, or of the tokenizer."""
+    """The statistics of the transformer's latents: from the given file, or those in the tokenizer."""
     if config.statistics is not None:
         statistics, source = load_latents_statistics(config.statistics), config.statistics
     elif config.tokenizer is not None and (vae := VAVAE.from_pretrained(config.tokenizer)).has_latents_statistics:
@@ -213,12 +213,12 @@ def check_channels(mean: torch.Tensor, channels: int, source: Path) -> None:
 
 
 def class_names(num_classes: int) -> list[str]:
-    """Published files hold no names: those of ImageNet for 1000 classes, else the labels themselves."""
+    """Names for published files, which hold none: those of ImageNet for 1000 classes, else the labels."""
     return list(readable_class_names(None, num_classes)) or [str(label) for label in range(num_classes)]
 
 
 def origin(source: Path) -> dict[str, str]:
-    """Name the file, folder or repository that an artifact was converted from."""
+    """Facts about the file, folder or name on the hub that an artifact was converted from."""
     if not source.is_file():
         return {"converted_from": str(source)}
     return {"converted_from": source.name, "converted_from_sha256": file_hash(source)}

@@ -1,4 +1,4 @@
-"""Stage 5: generated images, and what their tokenizer reconstructs -> figures with their conditions, and a report."""
+"""Stage 5: generated images and reconstructions of their tokenizer -> figures with their conditions, and a report."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,14 +50,14 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
     """Measure generated images, and the tokenizer that decoded them; several processes share the work.
 
     Args:
-        config: what to measure.
-        timings: seconds by stage, where somebody watched the stages from outside; otherwise each artifact's own.
+        config: of the measurement.
+        timings: seconds by stage, where the caller measured them; otherwise each artifact's own.
 
     Returns:
         The report artifact: `report.json`, `report.html`, and where asked for `samples.npz`.
 
     Raises:
-        InputError: on unusable artifacts or images, or what does not belong together or cannot be compared.
+        InputError: on unusable artifacts or images, or parts that do not belong together or cannot be compared.
     """
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
@@ -138,7 +138,7 @@ def reconstruction_picture(of: Reconstruction, config: EvaluateConfig) -> Pictur
     """The first originals above their reconstructions."""
     shown = range(min(SHOWN_PAIRS, len(of.dataset)))
     originals, decoded = reconstruct(of.tokenizer, of.dataset, shown, config, torch.device("cpu"))
-    caption = "Originals above, what the tokenizer makes of them below."
+    caption = "Originals above, their reconstructions below."
     return Picture("Reconstructions", caption, pair_strip(originals, decoded), magnification(originals))
 
 
@@ -152,7 +152,7 @@ def describe(
     reconstruction: Reconstruction | None,
     artifacts: Sequence[Artifact],
 ) -> Report:
-    """Everything that the report says, but for the time it took."""
+    """The whole report but for the times."""
     figures: list[Figure] = []
     pictures: list[Picture | None] = [samples_picture(images), neighbours_picture(generation, images)]
     curves: list[Curve] = []
@@ -228,11 +228,11 @@ def decoder_notes(images: GeneratedImages, measured: EvaluatedTokenizer) -> list
 def remarks(config: EvaluateConfig, generation: Generation) -> list[str]:
     """Notes on omitted measurements and on caveats."""
     notes = [
-        "A Frechet distance in other features than Inception's is no FID, and compares with nothing published.",
+        "A Frechet distance in other features than Inception's is not an FID, and compares with nothing published.",
         "Distances are biased upwards for few images; compare only runs with the same count.",
     ]
     if generation.features.inception is None:
-        notes.append("FID and what belongs to it were not measured; they need --inception-weights.")
+        notes.append("FID and its relatives were not measured; they need --inception-weights.")
     elif generation.reference.inception is None:
         notes.append("FID was not measured: the reference holds no statistics of Inception's features.")
     if config.reference is not None and config.neighbours:

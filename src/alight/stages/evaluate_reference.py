@@ -1,4 +1,4 @@
-"""Real images -> the statistics that generated ones are held against, once for many evaluations."""
+"""Real images -> the statistics that generated ones are compared with, once for many evaluations."""
 
 import time
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ Pixels = np.ndarray
 
 
 def run(config: EvaluateReferenceConfig) -> Artifact:
-    """Measure real images, or what latents decode to; several processes share the work.
+    """Measure real images, or decoded latents; several processes share the work.
 
     Returns:
         The reference artifact: `inception.npz` in the layout of the ADM evaluator, a `.npz` for every other feature

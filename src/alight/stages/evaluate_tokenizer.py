@@ -84,7 +84,7 @@ def describe(
     networks: MetricNetworks,
     device: torch.device,
 ) -> Report:
-    """Everything that the report says and shows."""
+    """The whole report."""
     tokenizers, several = [each.tokenizer for each in measured], len(measured) > 1
     own_figures = [tokenizer_figures(each, config, networks) for each in measured]
     figures = own_figures[0]
@@ -140,7 +140,7 @@ def remarks(
         if networks.foundation is not None and each.tokenizer.projection and "alignment_cosine" not in each.scores:
             notes.append(
                 f"The trained projection of {name} leads to {each.tokenizer.projection.foundation}, so it has no "
-                f"figures of its own in the features of {networks.foundation.name}."
+                f"separate figures in the features of {networks.foundation.name}."
             )
     if networks.foundation is not None and len({each.tokenizer.shape for each in measured}) > 1:
         notes.append(
@@ -172,7 +172,7 @@ def statistics_remarks(
 def draw(
     measured: Sequence[Measurements], dataset: ImageDataset, config: EvaluateTokenizerConfig, device: torch.device
 ) -> list[Picture]:
-    """The worst, the best and some ordinary images, with what every tokenizer makes of them."""
+    """The worst, the best and some ordinary images, with their reconstructions by every tokenizer."""
     captions = {
         "worst": ("The worst", "lowest PSNR first"),
         "ordinary": ("From the worst to the best", "evenly spread over the ranking by PSNR, not chosen by eye"),
@@ -193,7 +193,7 @@ def draw(
 
 
 def image_table(measured: Sequence[Measurements], dataset: ImageDataset) -> dict[str, list[object]]:
-    """The columns of the table: name and scores of every image, and of which tokenizer where there are several."""
+    """The columns of the table: name and scores of every image, and the tokenizer where there are several."""
     names = list(dict.fromkeys(name for each in measured for name in each.scores))
     table: dict[str, list[object]] = {"name": [], **({"tokenizer": []} if len(measured) > 1 else {})}
     table |= {name: [] for name in names}

@@ -61,7 +61,7 @@ def run(config: ExtractLatentsConfig) -> Artifact:
 
 
 def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Processes) -> None:
-    """Make the shards that are not there yet, and then what describes them all."""
+    """Make the shards that are missing, and then the index and the manifest."""
     vae = VAVAE.from_pretrained(config.tokenizer).to(processes.device)
     vae.to(memory_format=torch.channels_last)  # convolutions take up to a third less time
     if config.statistics == "tokenizer" and not vae.has_latents_statistics:
@@ -70,7 +70,7 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
             "--statistics data."
         )
     source = open_source(config.images, "train")
-    # without augmentation, and without a cache: each image is looked at once
+    # without augmentation, and without a cache: each image is read once
     dataset = ImageDataset(source, config.images.size, upscale=config.images.upscale, cache_bytes=0)
     folder = LatentFolder(config.output, len(dataset), config.shard_size)
     started = time.perf_counter()
@@ -90,7 +90,7 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
 
 
 def check_statistics(vae: VAVAE, dataset: ImageDataset, config: ExtractLatentsConfig) -> None:
-    """Find out from a few images, from first to last, whether the tokenizer's statistics are those of its latents."""
+    """Check on a few images, from first to last, that the tokenizer's statistics are those of its latents."""
     chosen = torch.linspace(0, len(dataset) - 1, min(len(dataset), config.batch_size)).long().tolist()
     pixels = torch.stack([dataset[index].image for index in chosen])
     generator = random_stream(config.seed, "statistics")
@@ -128,7 +128,7 @@ def encode_shard(
 ) -> dict[str, Tensor]:
     """The tensors of the shard with these images, on the CPU in the type that is stored; tells how many are done.
 
-    Batches begin with the shard, so they are the same whoever makes it and whenever.
+    Batches begin with the shard, so they are the same in every process and after every interruption.
     """
     loader = DataLoader(Subset(dataset, images), config.batch_size, num_workers=config.images.workers)
     shard: dict[str, Tensor] = {}
@@ -185,7 +185,7 @@ def finish(
     tokenizer: Artifact,
     started: float,
 ) -> None:
-    """Add to the shards what describes them, the manifest last."""
+    """Write the index and the statistics beside the shards, the manifest last."""
     records = folder.records()
     measured = merged_statistics(records)
     of_tokenizer = vae.latents_statistics if config.statistics == "tokenizer" else None

@@ -55,7 +55,7 @@ class Models(NamedTuple):
 
 
 def run(config: SampleConfig) -> Artifact:
-    """Generate the images that are not there yet, each from a seed of its own; several processes share the work.
+    """Generate the images that are not there yet, each from its own seed; several processes share the work.
 
     Returns:
         The samples artifact: `images/*.png`, `samples.json`, `grid.png`, and, where asked for, `trajectory.png` and

@@ -1,4 +1,4 @@
-"""A look at a folder of latents: whether every byte is what was written, and what a generator will see."""
+"""Inspection of a folder of latents: every byte is checked, and the latents are described as training sees them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,10 +52,10 @@ def run(config: InspectLatentsConfig) -> Inspection:
     """Check all shards, and describe the latents as training will see them, after normalisation.
 
     Returns:
-        What was seen, as text and `as_data`; with `output` also a report with plots is written there.
+        The description, as text and `as_data`; with `output` also a report with plots is written there.
 
     Raises:
-        InputError: if the folder is no finished latents artifact, or anything in it is damaged.
+        InputError: if the folder is not a finished latents artifact, or anything in it is damaged.
     """
     artifact = read_artifact(config.latents, "latents")
     if config.output is None:
@@ -65,7 +65,7 @@ def run(config: InspectLatentsConfig) -> Inspection:
 
 
 def inspect(config: InspectLatentsConfig, artifact: Artifact) -> Inspection:
-    """Look at every byte, and measure some of the latents."""
+    """Check every byte, and measure some of the latents."""
     dataset = LatentDataset(config.latents)
     dataset.check_bytes(artifact.hash)
     latents = read_some(dataset, config.seed)

@@ -25,7 +25,7 @@ def run(config: TuneConfig) -> Artifact:
     """Try settings, write a report of quality against cost, and store the best in the pipeline.
 
     Every trial generates the same labels from the same noise, so that only the settings differ. Trials that an
-    interrupted run has finished are not repeated. Where the pipeline cannot be written, the best settings go into the
+    interrupted run has finished are not repeated. If the pipeline cannot be written, the best settings go into the
     report.
 
     Returns:

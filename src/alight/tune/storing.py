@@ -16,10 +16,10 @@ SETTINGS_FILE = "recommended_sampling.json"  # of a report
 
 
 def reason_against_storing(folder: Path) -> str | None:
-    """Find out before a search whether its result can be written into a pipeline.
+    """Test before a search that its result can be written into a pipeline.
 
     Returns:
-        Why not; None if it can.
+        The reason why it cannot; None if it can.
     """
     try:
         with tempfile.TemporaryFile(dir=folder, prefix=".probe"):
@@ -29,7 +29,7 @@ def reason_against_storing(folder: Path) -> str | None:
 
 
 def warn_if_not_to_be_stored(folder: Path, output: Path) -> None:
-    """Say before a search that its result will be in the report alone."""
+    """Warn before a search that its result will be in the report alone."""
     if reason := reason_against_storing(folder):
         log.warning(
             "tune: %s cannot be written (%s), so the best settings will not be stored there, but in %s.",
@@ -41,7 +41,7 @@ def stored_settings(folder: Path, settings: SolverConfig) -> bool:
     """Write settings into the index of a pipeline, where `recommended_sampling` gives them back.
 
     Returns:
-        Whether they are there; a refusal of the disk is a warning, since the search is worth more than its last step.
+        True if they are there; a failing disk is a warning, since the search is worth more than its last step.
     """
     try:
         index = read_json_object(folder / PIPELINE_INDEX, "Restore it, or write the pipeline again.")

@@ -31,7 +31,7 @@ PROGRESS = "unfinished.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were tried, what they cost and how good they were; less is better."""
+    """Settings that were tried, their cost and their distance; less is better."""
 
     settings: SolverConfig
     distance: float
@@ -59,9 +59,9 @@ class SettingsSearch:
     """Tries settings and keeps their results, also beyond an interruption.
 
     Args:
-        config: which settings there are.
+        config: the settings to try.
         pipeline: on its device.
-        networks, reference, key: how quality is measured.
+        networks, reference, key: measure the quality.
         processes: share the images of every trial.
     """
 
