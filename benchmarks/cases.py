@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from alight.config import FlowConfig, OptimizerConfig
-from alight.data.latents import LatentDataset, LatentWriter
+from alight.data.latent_shards import LABELS, LATENTS, shard_name, write_shard
+from alight.data.latents import LatentDataset, write_index
 from alight.flow import GuidedVelocity, sample_timesteps, solve_ode, time_grid
 from alight.models.lightning_dit import LightningDiT
 from alight.runtime.device import autocast, compile_blocks
@@ -223,11 +224,12 @@ def stored_latents(count: int, shape: tuple[int, int, int] = (32, 16, 16), shard
     """A temporary folder with `count` random latents in the published layout."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        writer = LatentWriter(folder, shard_size)
         generator = torch.Generator().manual_seed(0)
-        for start in range(0, count, shard_size):
+        records = []
+        for number, start in enumerate(range(0, count, shard_size)):
             size = min(shard_size, count - start)
-            writer.add(torch.randn(size, *shape, generator=generator), torch.arange(size) % 10)
+            tensors = {LATENTS: torch.randn(size, *shape, generator=generator), LABELS: torch.arange(size) % 10}
+            records.append(write_shard(folder / shard_name(number), tensors))
         ones = torch.ones(shape[0])
-        writer.close((0.1 * ones, 2.0 * ones), "data", [str(label) for label in range(10)])
+        write_index(folder, records, (0.1 * ones, 2.0 * ones), "data", [str(label) for label in range(10)])
         yield folder

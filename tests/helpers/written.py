@@ -1,14 +1,17 @@
 """Artifacts on disk without the hours that make them: models of random weights, and random latents."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from alight.artifacts import write_manifest
-from alight.data.latents import LatentWriter
+from alight.data.latent_shards import LABELS, LATENTS, shard_name, write_shard
+from alight.data.latent_statistics import ChannelStatistics
+from alight.data.latents import write_index
 from alight.outputs import writing_folder
 from alight.runtime.files import file_hash
 
@@ -41,11 +44,25 @@ def write_latents(
     """Write latents of unit variance as extraction leaves them; the classes take turns."""
     generator = torch.Generator().manual_seed(seed)
     with writing_folder(folder) as staging:
-        writer = LatentWriter(staging, shard_size=16)
-        writer.add(torch.randn(count, *shape, generator=generator), torch.arange(count) % len(class_names))
-        digest = writer.close((writer.statistics.mean, writer.statistics.std), "data", list(class_names))
+        latents = torch.randn(count, *shape, generator=generator)
+        digest = write_shards(staging, {LATENTS: latents, LABELS: torch.arange(count) % len(class_names)}, class_names)
         write_manifest(staging, "latents", {}, digest, {"tokenizer": TOKENIZER_HASH})
     return folder
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], class_names: Sequence[str], shard_size: int = 16) -> str:
+    """Write shards and an index normalised by the statistics of the latents as stored; return their hash."""
+    records = [
+        write_shard(
+            folder / shard_name(number),
+            {key: values[start : start + shard_size].contiguous() for key, values in tensors.items()},
+        )
+        for number, start in enumerate(range(0, len(tensors[LABELS]), shard_size))
+    ]
+    statistics = ChannelStatistics(tensors[LATENTS].shape[1])
+    statistics.update(tensors[LATENTS])
+    write_index(folder, records, (statistics.mean, statistics.std), "data", class_names)
+    return file_hash(*(folder / record["file"] for record in records))
 
 
 def write_published_shards(folder: Path, shards: int, count: int) -> Path:

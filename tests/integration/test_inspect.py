@@ -8,20 +8,20 @@ import torch
 
 from alight.artifacts import write_manifest
 from alight.config import InspectLatentsConfig
-from alight.data.latents import LatentWriter
+from alight.data.latent_shards import LABELS, LATENTS
 from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
 from alight.stages.inspect_latents import run
+from helpers.written import write_shards
 
 
 def write(folder, count=240):
     """Two channels of variance 4 about 3, the second a copy of the first, normalised by their own statistics."""
     generator = torch.Generator().manual_seed(0)
     with writing_folder(folder) as staging:
-        writer = LatentWriter(staging, shard_size=100)
         channel = 3 + 2 * torch.randn(count, 1, 4, 4, generator=generator)
-        writer.add(channel.repeat(1, 2, 1, 1), torch.arange(count) % 3)
-        digest = writer.close((writer.statistics.mean, writer.statistics.std), "data", ["cats", "dogs", "mice"])
+        tensors = {LATENTS: channel.repeat(1, 2, 1, 1), LABELS: torch.arange(count) % 3}
+        digest = write_shards(staging, tensors, ["cats", "dogs", "mice"], shard_size=100)
         write_manifest(staging, "latents", {"seed": 0}, digest, {"tokenizer": "t" * 64})
     return folder
 

@@ -8,24 +8,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alight.data.latent_shards import map_shard, write_shard
+from alight.data.latent_shards import LABELS, LATENTS, MIRRORED, map_shard, write_shard
 from alight.data.latent_statistics import ChannelStatistics
-from alight.data.latents import LatentDataset, LatentWriter, write_index
+from alight.data.latents import LatentDataset, write_index
 from alight.data.sampling import ResumableSampler
 from alight.runtime.checked_json import read_checked, write_checked
 from alight.runtime.errors import InputError
+from helpers.written import write_shards
 
 
-def write(folder, count=25, shard_size=10, batch=4, flips=True, dtype=torch.float32):
+def write(folder, count=25, shard_size=10, flips=True, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     latents = 3 + 2 * torch.randn(count, 5, 2, 3, generator=generator)
-    flipped, labels = latents.flip(-1), torch.arange(count) % 3
-    writer = LatentWriter(folder, shard_size, dtype)
-    for start in range(0, count, batch):
-        piece = slice(start, start + batch)
-        writer.add(latents[piece], labels[piece], flipped[piece] if flips else None)
-    statistics = (writer.statistics.mean, writer.statistics.std)
-    write.hash = writer.close(statistics, "data", ["a", "b", "c"])
+    labels = torch.arange(count) % 3
+    tensors = {LATENTS: latents.to(dtype), LABELS: labels}
+    if flips:
+        tensors[MIRRORED] = latents.flip(-1).to(dtype)
+    write.hash = write_shards(folder, tensors, ["a", "b", "c"], shard_size)
     return latents, labels
 
 
@@ -204,7 +203,7 @@ def test_other_safetensors_are_no_shards(tmp_path):
 
 def test_infinite_latents_are_not_written(tmp_path):
     with pytest.raises(InputError, match="not finite in float16"):
-        LatentWriter(tmp_path, 2, torch.float16).add(torch.full((2, 1, 1, 1), 1e6), torch.zeros(2))
+        write_shard(tmp_path / "latents_00000.safetensors", {LATENTS: torch.full((2, 1, 1, 1), 1e6).half()})
     assert not list(tmp_path.iterdir())
 
 

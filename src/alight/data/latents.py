@@ -6,10 +6,10 @@ Raw latents are stored; reading normalises them per channel. `latent_shards.py` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,18 +24,15 @@ from alight.data.latent_index import (
     read_index,
     write_index,
 )
-from alight.data.latent_shards import LABELS, LATENTS, LOGVAR, MIRRORED, as_tensor, shard_name, write_shard
-from alight.data.latent_statistics import ChannelStatistics
+from alight.data.latent_shards import LABELS, LATENTS, LOGVAR, MIRRORED, as_tensor
 from alight.runtime.console import progress_bar
 from alight.runtime.errors import InputError
-from alight.runtime.files import file_hash
 
 __all__ = [
     "INDEX",
     "UNFINISHED",
     "LatentBatch",
     "LatentDataset",
-    "LatentWriter",
     "merged_statistics",
     "published_index",
     "write_index",
@@ -175,56 +172,3 @@ class LatentDataset:
         for place, (shard, row, flip) in enumerate(where):
             batch[place] = self._maps[shard][mirrored_key if flip else key][row]
         return as_tensor(batch).float()
-
-
-class LatentWriter:
-    """Writes latents in order, by one process in one run, as a folder that `LatentDataset` reads.
-
-    Args:
-        folder: an existing folder.
-        shard_size: images per file.
-        dtype: of the stored latents.
-
-    Attributes:
-        statistics: of all latents that were added, before rounding.
-    """
-
-    def __init__(self, folder: Path, shard_size: int, dtype: torch.dtype = torch.float32) -> None:
-        self.folder, self.shard_size, self.dtype = folder, shard_size, dtype
-        self.statistics = ChannelStatistics(0)
-        self._records: list[dict[str, Any]] = []
-        self._pending: dict[str, Tensor] = {}
-
-    def add(self, latents: Tensor, labels: Tensor, flipped: Tensor | None = None) -> None:
-        """Add a batch of raw latents (B, C, h, w), labels (B,), and optionally the latents of the mirrored images."""
-        if not self.statistics.count:
-            self.statistics = ChannelStatistics(latents.shape[1])
-        self.statistics.update(latents)
-        batch = {LATENTS: latents.to("cpu", self.dtype), LABELS: labels.to("cpu", torch.int64)}
-        if flipped is not None:
-            batch[MIRRORED] = flipped.to("cpu", self.dtype)
-        joined = {key: torch.cat([self._pending.get(key, values[:0]), values]) for key, values in batch.items()}
-        while len(joined[LABELS]) >= self.shard_size:
-            self._write({key: values[: self.shard_size] for key, values in joined.items()})
-            joined = {key: values[self.shard_size :] for key, values in joined.items()}
-        self._pending = joined
-
-    def close(self, statistics: tuple[Tensor, Tensor], source: str, class_names: Sequence[str]) -> str:
-        """Write what is left and the index, see `write_index`.
-
-        Returns:
-            The hash of all shards.
-
-        Raises:
-            InputError: if nothing was added.
-        """
-        if len(self._pending.get(LABELS, ())):
-            self._write(self._pending)
-        if not self._records:
-            raise InputError("No latents were written: there were no images.")
-        write_index(self.folder, self._records, statistics, source, class_names)
-        return file_hash(*(self.folder / record["file"] for record in self._records))
-
-    def _write(self, tensors: Mapping[str, Tensor]) -> None:
-        shard = {key: values.contiguous() for key, values in tensors.items()}
-        self._records.append(write_shard(self.folder / shard_name(len(self._records)), shard))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from alight.reporting.plots import line_plot
 from alight.reporting.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage
+from alight.runtime.units import duration
 
 NOT_FINITE = "not finite"
 PHONE_WIDTH = 340  # CSS pixels that a picture has on a phone
@@ -56,13 +57,8 @@ def number_text(value: float, digits: int, unit: str = "") -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds as people say them: 4.2 s, 2 min 14 s, 3 h 05 min."""
-    if not math.isfinite(seconds):
-        return NOT_FINITE
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    """Seconds as `duration` writes them, or a remark if they are not finite."""
+    return duration(seconds) if math.isfinite(seconds) else NOT_FINITE
 
 
 def plain_text(value: object) -> str:
