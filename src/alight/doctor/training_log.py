@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import median
 
 from alight.doctor.findings import Finding
-from alight.training.discriminator_watch import LOSES, PATIENCE, WINS
+from alight.training.discriminator_watch import LOSES, ONE_SIDED_STEPS, WINS
 
 Line = Mapping[str, float]
 
@@ -101,7 +101,7 @@ def lasting_since(spells: Sequence[tuple[int, bool]]) -> int | None:
     since = None
     for step, holds in spells:
         since = (step if since is None else since) if holds else None
-    return since if since is not None and spells[-1][0] - since >= PATIENCE else None
+    return since if since is not None and spells[-1][0] - since >= ONE_SIDED_STEPS else None
 
 
 def first_loss(lines: Sequence[Line]) -> Iterator[Finding]:

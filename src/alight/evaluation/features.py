@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,8 +21,7 @@ from alight.models.dinov2_features import DINOv2ClassToken
 from alight.models.foundation import FoundationModel
 from alight.models.inception import InceptionV3
 from alight.runtime.distributed import Processes
-
-Pixels = npt.NDArray[np.uint8]
+from alight.runtime.pixels import PixelArray
 
 INCEPTION, DINOV2, FOUNDATION, GREY_PIXELS = "inception", "dinov2", "foundation", "grey_pixels"
 DINOV2_FEATURES = "DINOv2 ViT-L/14 class token, Pillow bicubic to 224 pixels"
@@ -39,7 +36,7 @@ class DINOv2Features:
     def __init__(self, network: DINOv2ClassToken) -> None:
         self._network, self.dimension = network, network.dimension
 
-    def __call__(self, images: Tensor | Pixels) -> Tensor:
+    def __call__(self, images: Tensor | PixelArray) -> Tensor:
         """Class tokens (B, D) of images (B, H, W, 3) uint8."""
         return self._network(as_pixels(images))
 
@@ -156,7 +153,7 @@ class ImageFeatures:
         self._extractors = networks.extractors
         self._kept: dict[str, list[Tensor]] = {key: [] for key in networks.extractors}
 
-    def update(self, images: Pixels) -> dict[str, Tensor]:
+    def update(self, images: PixelArray) -> dict[str, Tensor]:
         """Take in a batch (B, H, W, 3) uint8, and give its features by key, on the CPU."""
         found = {key: extractor(images).cpu() for key, extractor in self._extractors.items()}
         for key, features in found.items():
@@ -196,7 +193,7 @@ class ImageFeatures:
 def gather_features(
     networks: FeatureNetworks,
     share: tuple[int, int],
-    batches: Iterable[Pixels],
+    batches: Iterable[PixelArray],
     processes: Processes,
     keep: bool = True,
 ) -> ImageFeatures:

@@ -19,9 +19,8 @@ from alight.data.provenance import read_npz_entry
 from alight.metrics.reference import NpzImageReader
 from alight.reporting.report import Conditions
 from alight.runtime.errors import InputError
+from alight.runtime.pixels import PixelArray
 from alight.runtime.reading import check_values, read_json, require_regular
-
-Pixels = npt.NDArray[np.uint8]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -85,7 +84,7 @@ class GeneratedImages(ABC):
             ]
 
     @abstractmethod
-    def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
+    def read(self, start: int, stop: int, batch_size: int) -> Iterator[PixelArray]:
         """Images `start` to `stop`, in order, as (B, H, W, 3) uint8.
 
         Raises:
@@ -93,7 +92,7 @@ class GeneratedImages(ABC):
         """
 
     @abstractmethod
-    def pick(self, numbers: Sequence[int]) -> Pixels:
+    def pick(self, numbers: Sequence[int]) -> PixelArray:
         """Some of them, (M, H, W, 3) uint8."""
 
 
@@ -108,16 +107,16 @@ class GeneratedFiles(GeneratedImages):
         self.name, self.paths, self.count = name, paths, len(paths)
         self.size = self._load(paths[0], None).shape[:2]
 
-    def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
+    def read(self, start: int, stop: int, batch_size: int) -> Iterator[PixelArray]:
         """See `GeneratedImages`."""
         for first in range(start, stop, batch_size):
             yield self.pick(range(first, min(first + batch_size, stop)))
 
-    def pick(self, numbers: Sequence[int]) -> Pixels:
+    def pick(self, numbers: Sequence[int]) -> PixelArray:
         """See `GeneratedImages`."""
         return np.stack([self._load(self.paths[number], self.size) for number in numbers])
 
-    def _load(self, path: Path, size: tuple[int, int] | None) -> Pixels:
+    def _load(self, path: Path, size: tuple[int, int] | None) -> PixelArray:
         require_regular(path)
         try:
             with Image.open(path) as image:
@@ -217,11 +216,11 @@ class NpzImages(GeneratedImages):
             known_settings = check_values(settings, SampleSettings, f"The record in {path}", "Make the file again.")
             self._know(known_settings, path)
 
-    def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
+    def read(self, start: int, stop: int, batch_size: int) -> Iterator[PixelArray]:
         """See `GeneratedImages`."""
         return self._file.read(start, stop, batch_size)
 
-    def pick(self, numbers: Sequence[int]) -> Pixels:
+    def pick(self, numbers: Sequence[int]) -> PixelArray:
         """See `GeneratedImages`."""
         return np.concatenate([next(self._file.read(number, number + 1)) for number in numbers])
 

@@ -11,10 +11,11 @@ from alight.config import ImagesConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
 from alight.evaluation.batches import contiguous_share, pixel_batches
-from alight.evaluation.features import FeatureNetworks, ImageFeatures, Pixels
+from alight.evaluation.features import FeatureNetworks, ImageFeatures
 from alight.evaluation.reference_set import ReferenceSet, require_same_size, statistics_of
 from alight.metrics.neighbours import NearestNeighbours
 from alight.runtime.distributed import Processes
+from alight.runtime.pixels import PixelArray
 from alight.runtime.seeding import random_stream
 
 KEPT_FEATURES = 10_000  # of so many real images, as many as the ADM evaluator compares with
@@ -36,7 +37,7 @@ class RealImages:
     count: int
     size: tuple[int, int]
     share: tuple[int, int]
-    batches: Iterable[Pixels]
+    batches: Iterable[PixelArray]
 
     @classmethod
     def of_dataset(cls, dataset: ImageDataset, kind: str, batch_size: int, workers: int, processes: Processes) -> Self:

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from alight.metrics.frechet import FeatureStatistics
 from alight.runtime.errors import InputError
-from alight.runtime.pixels import from_uint8
+from alight.runtime.pixels import PixelArray, from_uint8
 
-Pixels = Tensor | npt.NDArray[np.uint8]
+PixelBatch = Tensor | PixelArray
 """A batch of images, (B, H, W, C) uint8 with one or three channels."""
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's mode "L"
@@ -33,12 +33,12 @@ class FeatureExtractor(Protocol):
         """D, the length of a feature vector."""
         ...
 
-    def __call__(self, images: Pixels) -> Tensor:
+    def __call__(self, images: PixelBatch) -> Tensor:
         """Features (B, D), floating-point, of images (B, H, W, C) uint8."""
         ...
 
 
-def as_pixels(images: Pixels) -> Tensor:
+def as_pixels(images: PixelBatch) -> Tensor:
     """Check that `images` are 8-bit images, and give them as a tensor.
 
     Raises:
@@ -76,7 +76,7 @@ class GreyPixels:
         """One per pixel."""
         return self.size**2
 
-    def __call__(self, images: Pixels) -> Tensor:
+    def __call__(self, images: PixelBatch) -> Tensor:
         """Grey pixels (B, size * size), row by row, float32 in [0, 1]."""
         pixels = as_pixels(images)
         _, height, width, channels = pixels.shape
@@ -112,7 +112,7 @@ class ModelFeatures:
     device: torch.device | str = "cpu"
 
     @torch.no_grad()
-    def __call__(self, images: Pixels) -> Tensor:
+    def __call__(self, images: PixelBatch) -> Tensor:
         """Features (B, D)."""
         pixels = as_pixels(images)
         features = self.function(from_uint8(pixels.to(self.device)))
@@ -124,7 +124,7 @@ class ModelFeatures:
         return features
 
 
-def feature_statistics(extractor: FeatureExtractor, batches: Iterable[Pixels]) -> FeatureStatistics:
+def feature_statistics(extractor: FeatureExtractor, batches: Iterable[PixelBatch]) -> FeatureStatistics:
     """Mean and covariance of the features of all images, for instance of the reference set."""
     statistics = FeatureStatistics(extractor.dimension, extractor.name)
     for images in batches:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from alight.metrics.features import FeatureExtractor, Pixels, as_pixels
+from alight.metrics.features import FeatureExtractor, PixelBatch, as_pixels
 from alight.metrics.frechet import FeatureStatistics, FrechetDistance, frechet_distance
 from alight.runtime.errors import InputError
 
@@ -56,7 +56,7 @@ class GenerationMetrics:
             reference.check_comparable(self._statistics[name])
         self._n = 0
 
-    def update(self, images: Pixels) -> None:
+    def update(self, images: PixelBatch) -> None:
         """Take in one batch of generated images, (B, H, W, C) uint8.
 
         Raises:
@@ -87,7 +87,7 @@ class GenerationMetrics:
             n=self._n,
         )
 
-    def measure(self, batches: Iterable[Pixels]) -> GenerationScores:
+    def measure(self, batches: Iterable[PixelBatch]) -> GenerationScores:
         """`update` with every batch, then `compute`: files and live generation are measured the same way."""
         for images in batches:
             self.update(images)

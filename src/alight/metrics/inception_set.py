@@ -7,7 +7,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from alight.metrics.features import Pixels, as_pixels
+from alight.metrics.features import PixelBatch, as_pixels
 from alight.metrics.frechet import FeatureStatistics, FrechetDistance, frechet_distance
 from alight.metrics.inception_score import ClassProbabilities, InceptionScore
 from alight.metrics.kernel_distance import KernelDistance, kernel_distance
@@ -83,7 +83,7 @@ class InceptionSet:
         self._features: list[Tensor] | None = [] if keep_features else None
 
     @torch.no_grad()
-    def update(self, images: Pixels) -> Tensor:
+    def update(self, images: PixelBatch) -> Tensor:
         """Take in one batch, (B, H, W, 3) uint8.
 
         Returns:
@@ -114,7 +114,7 @@ class InceptionSet:
         """The state that travels between processes: everything but the network."""
         return {name: value for name, value in vars(self).items() if name not in ("_network", "_device")}
 
-    def gather(self, batches: Iterable[Pixels]) -> Self:
+    def gather(self, batches: Iterable[PixelBatch]) -> Self:
         """`update` with every batch."""
         for images in batches:
             self.update(images)

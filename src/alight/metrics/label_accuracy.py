@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from torch import Tensor
 
-from alight.metrics.features import FeatureExtractor, GreyPixels, Pixels
+from alight.metrics.features import FeatureExtractor, GreyPixels, PixelBatch
 from alight.runtime.errors import InputError
 
 Labels = Tensor | npt.NDArray[np.integer[Any]]
@@ -84,7 +84,7 @@ class LabelClassifier:
     def fit(
         cls,
         extractor: FeatureExtractor,
-        images: Pixels,
+        images: PixelBatch,
         labels: Labels,
         *,
         gamma: float | Literal["scale", "auto"] = "scale",
@@ -93,12 +93,12 @@ class LabelClassifier:
         """A classifier fitted to labelled images, (N, H, W, C) uint8 and (N,)."""
         return LabelClassifier(extractor, _features(extractor, images), labels, gamma=gamma, standardise=standardise)
 
-    def predict(self, images: Pixels) -> npt.NDArray[np.int64]:
+    def predict(self, images: PixelBatch) -> npt.NDArray[np.int64]:
         """The class seen in each of the images (N, H, W, C) uint8, (N,)."""
         predicted: npt.NDArray[np.int64] = self._classifier.predict(_features(self._extractor, images))
         return predicted
 
-    def accuracy(self, images: Pixels, labels: Labels) -> LabelAccuracy:
+    def accuracy(self, images: PixelBatch, labels: Labels) -> LabelAccuracy:
         """The share of images (N, H, W, C) uint8 in which the classifier sees the label they were made for.
 
         Raises:
@@ -142,7 +142,7 @@ class DigitClassifier(LabelClassifier):
         )
 
 
-def _features(extractor: FeatureExtractor, images: Pixels) -> npt.NDArray[np.float64]:
+def _features(extractor: FeatureExtractor, images: PixelBatch) -> npt.NDArray[np.float64]:
     batches = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
     return np.concatenate(
         [np.zeros((0, extractor.dimension)), *(extractor(batch).detach().cpu().double().numpy() for batch in batches)]

@@ -8,14 +8,14 @@ import torch
 
 from alight.config import DrawConfig
 from alight.evaluation.batches import in_steps
-from alight.evaluation.generated import GeneratedImages, Pixels, sampling_conditions
+from alight.evaluation.generated import GeneratedImages, sampling_conditions
 from alight.models.weight_files import weights_hash
 from alight.pipelines.lightning_dit import LightningDiTPipeline, latent_shape
 from alight.pipelines.requests import label_protocol, plan_requests
 from alight.reporting.report import Conditions
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
-from alight.runtime.pixels import UINT8_RULE
+from alight.runtime.pixels import UINT8_RULE, PixelArray
 
 
 class LiveImages(GeneratedImages):
@@ -67,12 +67,12 @@ class LiveImages(GeneratedImages):
             }
         ) | {"precision": self._draw.precision, "order": "shuffled"}
 
-    def read(self, start: int, stop: int, batch_size: int) -> Iterator[Pixels]:
+    def read(self, start: int, stop: int, batch_size: int) -> Iterator[PixelArray]:
         """See `GeneratedImages`."""
         for numbers in in_steps(start, stop, batch_size):
             yield self.pick(numbers)
 
-    def pick(self, numbers: Sequence[int]) -> Pixels:
+    def pick(self, numbers: Sequence[int]) -> PixelArray:
         """See `GeneratedImages`."""
         requests = [self._requests[number] for number in numbers]
         with torch.no_grad(), autocast(self._pipeline.device, self._draw.precision):
@@ -83,5 +83,5 @@ class LiveImages(GeneratedImages):
                 **self._draw.sampling.model_dump(),
             )
         self.evaluations.append(result.nfe)
-        pixels: Pixels = result.images.cpu().numpy()
+        pixels: PixelArray = result.images.cpu().numpy()
         return pixels

@@ -80,15 +80,8 @@ def describe(plan: Plan) -> str:
         ("matrix products", f"{plan.operations_per_second / 1e12:,.2f} TFLOP/s on this machine, measured"),
         None,
         ("memory of a process", f"with a micro-batch of {plan.chosen.size}"),
-        *(
-            (f"  {MEANINGS.get(name, name)}", f"{size_text(count):>10}")
-            for name, count in plan.memory.items()
-            if count
-        ),
-        (
-            "  in all",
-            f"{size_text(needed):>10} of {size_text(plan.free_memory)} free: {verdict(needed, plan.free_memory)}",
-        ),
+        *((f"  {MEANINGS.get(part, part)}", f"{size_text(used):>10}") for part, used in plan.memory.items() if used),
+        ("  in all", f"{size_text(needed):>10} of {verdict(needed, plan.free_memory)}"),
         None,
         ("micro-batch", "  images/s  share of rate   activations"),
         *(
@@ -107,8 +100,8 @@ def describe(plan: Plan) -> str:
         ("in all", f"{duration(plan.total_seconds)} for {plan.steps:,} steps"),
         (
             "checkpoints",
-            f"{plan.checkpoints} of {size_text(plan.checkpoint_size)} = {size_text(disk)}; the disk of {plan.output} has "
-            f"{size_text(plan.free_disk)} free: {verdict(disk, plan.free_disk)}",
+            f"{plan.checkpoints} of {size_text(plan.checkpoint_size)} = {size_text(disk)}; "
+            f"the disk of {plan.output} has {verdict(disk, plan.free_disk)}",
         ),
         None,
     ]
@@ -118,5 +111,5 @@ def describe(plan: Plan) -> str:
 
 
 def verdict(needed: float, free: float) -> str:
-    """Tell in words if it fits."""
-    return "fits" if needed <= free else "DOES NOT FIT"
+    """The free bytes, and if the needed ones fit into them."""
+    return f"{size_text(free)} free: {'fits' if needed <= free else 'DOES NOT FIT'}"

@@ -65,7 +65,7 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
         process_group(resolve_device(config.device)) as processes,
         claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
     ):
-        images, artifacts = open_images(config, processes.device)
+        images, artifacts = open_subject(config, processes.device)
         generation = measure_generation(config, images, processes)
         reconstruction = measure_reconstruction(config, processes) if config.tokenizer is not None else None
         if processes.is_main:
@@ -87,7 +87,7 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
     return read_artifact(config.output, "report")
 
 
-def open_images(config: EvaluateConfig, device: torch.device) -> tuple[GeneratedImages, list[Artifact]]:
+def open_subject(config: EvaluateConfig, device: torch.device) -> tuple[GeneratedImages, list[Artifact]]:
     """The generated images, and the artifacts that they and the report are made of.
 
     Raises:

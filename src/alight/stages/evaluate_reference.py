@@ -22,10 +22,8 @@ from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
-from alight.runtime.pixels import to_uint8
+from alight.runtime.pixels import PixelArray, to_uint8
 from alight.runtime.seeding import random_stream
-
-Pixels = np.ndarray
 
 
 def run(config: EvaluateReferenceConfig) -> Artifact:
@@ -90,7 +88,7 @@ def open_decoded(config: EvaluateReferenceConfig, processes: Processes) -> RealI
 @torch.no_grad()
 def decoded(
     vae: VAVAE, dataset: LatentDataset, share: tuple[int, int], config: EvaluateReferenceConfig, device: torch.device
-) -> Iterator[Pixels]:
+) -> Iterator[PixelArray]:
     """Latents of a share as images (B, H, W, 3) uint8; of stored moments, samples."""
     for numbers in progress_bar(in_steps(*share, config.batch_size), desc="decoded latents", unit="batch"):
         generator = random_stream(config.seed, "moments", numbers.start)

@@ -1,11 +1,11 @@
-"""Says when the game between tokenizer and discriminator has been one-sided for long."""
+"""Warns of a discriminator whose accuracy has been one-sided for long."""
 
 from collections.abc import Mapping
 
 from alight.runtime.console import log
 
-WINS, LOSES = 0.98, 0.52  # accuracy over real and reconstructed patches; a fair game lies well between
-PATIENCE = 1_000  # steps that it may be one-sided
+WINS, LOSES = 0.98, 0.52  # accuracy over real and reconstructed patches; balanced training lies between
+ONE_SIDED_STEPS = 1_000  # steps after which a one-sided accuracy is reported
 
 
 class DiscriminatorWatch:
@@ -41,6 +41,6 @@ class DiscriminatorWatch:
             self._warned.discard(outcome)
             return
         since = self._since.setdefault(outcome, step)
-        if step - since >= PATIENCE and outcome not in self._warned:
+        if step - since >= ONE_SIDED_STEPS and outcome not in self._warned:
             self._warned.add(outcome)
             log.warning("The discriminator %s since step %d: %s.", outcome, since, advice)

@@ -26,12 +26,13 @@ from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors
 from alight.runtime.interrupt import Interrupted, deferred_interrupt
+from alight.runtime.pixels import PixelArray
 from alight.training.checkpoint import BackgroundWriter, load_latest_checkpoint, remove_leftovers, require_run, restore
 from alight.training.ema import warn_of_long_average
 from alight.training.inputs import require_same_inputs
 from alight.training.longer import is_longer, length_note, of_length
 from alight.training.meter import Averages, Meter
-from alight.training.tracking import Picture, Tracker, open_trackers, require_packages
+from alight.training.tracking import Tracker, open_trackers, require_packages
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -153,7 +154,7 @@ class TrainingRun:
             if value is not None:
                 self._averages.add(name, value)
 
-    def picture(self, name: str, step: int, picture: Picture) -> None:
+    def picture(self, name: str, step: int, picture: PixelArray) -> None:
         """Show a picture, of a series with that name, wherever the scalars go; the main process's alone counts."""
         with explained_disk_errors(self.folder):
             for tracker in self._trackers:

@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from alight.config import TrainingConfig
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors, write_text
+from alight.runtime.pixels import PixelArray
 from alight.runtime.reading import read_bytes
 from alight.runtime.run_log import LOG_FILE, read_log
 
 TENSORBOARD_FOLDER, WANDB_FILE = "tensorboard", "wandb-run-id.txt"
-Picture = NDArray[np.uint8]  # (H, W, 3 or 4)
 
 
 class Tracker(Protocol):
@@ -34,7 +32,7 @@ class Tracker(Protocol):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Show some finite numbers, after so many steps."""
 
-    def picture(self, name: str, step: int, picture: Picture) -> None:
+    def picture(self, name: str, step: int, picture: PixelArray) -> None:
         """Show a picture, one of a series of that name."""
 
     def close(self) -> None:
@@ -105,7 +103,7 @@ class FolderTracker:
             digits = {name: float(f"{value:.7g}") for name, value in values.items()}  # as many as float32 has
             file.write(json.dumps({"step": step, **digits}) + "\n")
 
-    def picture(self, name: str, step: int, picture: Picture) -> None:
+    def picture(self, name: str, step: int, picture: PixelArray) -> None:
         """Write a file; that of a step which is taken again is replaced."""
         path = self.folder / name / f"step-{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
@@ -136,7 +134,7 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def picture(self, name: str, step: int, picture: Picture) -> None:
+    def picture(self, name: str, step: int, picture: PixelArray) -> None:
         """Add a picture to the series."""
         self._writer.add_image(name, picture, step, dataformats="HWC")
 
@@ -179,7 +177,7 @@ class WandbTracker:
         """Add a point to each curve."""
         self._run.log(dict(values), step=step)
 
-    def picture(self, name: str, step: int, picture: Picture) -> None:
+    def picture(self, name: str, step: int, picture: PixelArray) -> None:
         """Add a picture to the series."""
         self._run.log({name: self._image(picture)}, step=step)
 
