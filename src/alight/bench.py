@@ -16,10 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def run(config: BenchConfig) -> Any:
-    """Time what the configuration names.
-
-    Returns:
-        The tables, as text and `as_data`.
+    """Time the contenders that the configuration names, and give their tables as text and `as_data`.
 
     Raises:
         InputError: the repository is not at hand, or the device is not.

@@ -82,12 +82,7 @@ def _groups() -> dict[str, str]:
 
 
 def _cases(add: Callable[[str], str], offer: str) -> str:
-    """The part that bash and zsh have in common: by command and the word before, what can come next.
-
-    Args:
-        add: the shell's command that offers the words of a list.
-        offer: the variable that the list is in.
-    """
+    """The part that bash and zsh have in common: by command and the word before, what can come next."""
     pairs = "|".join(f'"{name}"' for name in COMMANDS if " " in name)
     lines = [f'  case "$first $second" in {pairs}) [ "$position" -gt 2 ] && command="$first $second" ;; esac']
     lines += ['  case "$position:$command|$previous" in', f'    1:*) {offer}="{_first_words()}" ;;']

@@ -36,11 +36,6 @@ def require_tokenizer_of(transformer: Artifact) -> Path:
 def record_of(bare: Artifact, places: Sequence[Path], transformer: Artifact | None = None) -> Artifact | None:
     """Find the finished artifact with the same weights as a copy, by their hash.
 
-    Args:
-        bare: kind and hash of the copy.
-        places: folders whose subfolders may be the artifact, such as that of a run.
-        transformer: its records may name a tokenizer elsewhere.
-
     Returns:
         The artifact, or None if it is not found.
     """

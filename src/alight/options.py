@@ -56,11 +56,6 @@ def names_of(vocabulary: Any) -> tuple[str, ...]:
 def require_known(name: Any, known: Iterable[str], kind: str) -> None:
     """Refuse a name that is not known, and suggest the nearest.
 
-    Args:
-        name: the name that was given.
-        known: the names that exist.
-        kind: of thing, as the message should call it ("solver").
-
     Raises:
         InputError: `name` is not known.
     """

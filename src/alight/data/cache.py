@@ -48,11 +48,7 @@ def write_cache(file: Path, value: Any) -> None:
 
 
 def write_note(file: Path, lines: list[str]) -> bool:
-    """Write lines of text beside a cache file, or remove the old ones if there are none.
-
-    Returns:
-        True if the lines were written.
-    """
+    """Write lines of text beside a cache file, or remove old ones if there are none; true if they were written."""
     if lines:
         return _write(file, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
     try:

@@ -24,13 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def number_classes(raw: Sequence[RawLabel], store: ImageStore) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """A label for each image of a store, and the name of each class.
+    """A label (N,) int64 for each image of a store, and the names by label.
 
     If all are whole numbers (3, or 3.0), they are the labels. Names, which include numbers with leading zeros, are
     numbered in sorted order. Images without any label are one class with the name of their place.
-
-    Returns:
-        (N,) int64, and the names by label.
 
     Raises:
         InputError: only some images have a label, a number cannot be a label, or two names look the same.
@@ -87,10 +84,7 @@ def _numbers(texts: Sequence[str], store: ImageStore) -> tuple[npt.NDArray[np.in
 
 
 def name_classes(texts: Sequence[str], store: ImageStore) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """A label for each image by the name of its class; the names are sorted.
-
-    Returns:
-        (N,) int64, and the names by label.
+    """A label (N,) int64 for each image by the name of its class, and the sorted names by label.
 
     Raises:
         InputError: two names look the same.

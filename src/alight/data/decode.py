@@ -47,9 +47,6 @@ def decode_image(file: str | os.PathLike[str] | BinaryIO) -> RgbImage:
 
     Other metadata is ignored, so damaged or large metadata does no harm.
 
-    Args:
-        file: a path, or the encoded bytes as an open file.
-
     Returns:
         (H, W, 3) uint8 RGB, as `to_rgb` describes.
 

@@ -64,13 +64,7 @@ class ImageStore(ABC):
 
 
 class FileStore(ImageStore):
-    """Image files below one folder.
-
-    Args:
-        place: the folder, or the list that names the files.
-        folder: base of the names.
-        names: paths with forward slashes.
-    """
+    """Image files below one folder."""
 
     def __init__(self, place: Path, folder: Path, names: Sequence[str]) -> None:
         self.place, self.key = str(place), str(place.resolve())

@@ -126,11 +126,6 @@ def split_source(source: ImageSource, split: Split, held_out_fraction: float = 0
     Embedded images have a fixed split. Of a folder, `held_out_fraction` of the images are held out, chosen by a hash
     of their names: about that share, and the same ones every time; 0 = everything is for training.
 
-    Args:
-        source: the whole.
-        split: "train", "held_out" or "all".
-        held_out_fraction: share of a folder that is held out, in [0, 1).
-
     Raises:
         InputError: an unknown split, a fraction out of range, or a split without images.
     """

@@ -77,14 +77,7 @@ class LatentFolder:
         return range(number * self.shard_size, min((number + 1) * self.shard_size, self.count))
 
     def start(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> float:
-        """Start or resume a run in the folder.
-
-        Args:
-            config: the resolved configuration.
-            inputs: hashes of the artifacts that the latents are made from, by kind.
-
-        Returns:
-            The seconds that the run has taken before.
+        """Start or resume a run in the folder, and return the seconds that it has taken before.
 
         Raises:
             InputError: the folder holds shards of another run.

@@ -136,9 +136,6 @@ class LatentDataset:
     def check_bytes(self, payload_hash: str) -> None:
         """Read all shards from the disk and compare them with their checksums.
 
-        Args:
-            payload_hash: of all shards together, from the manifest.
-
         Raises:
             InputError: a shard has changed since it was written, or the shards are not those of the manifest.
         """

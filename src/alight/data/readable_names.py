@@ -33,10 +33,7 @@ def folded(name: str) -> str:
 
 
 def readable_classes(names: Iterable[str], place: str) -> dict[str, str]:
-    """A readable name for each class.
-
-    Returns:
-        The readable names by the given ones; all different.
+    """A readable name for each class, by the given one; all are different.
 
     Raises:
         InputError: two names look the same, or one is far too long.

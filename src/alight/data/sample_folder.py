@@ -60,10 +60,7 @@ class SampleFolder:
         return sample_path(self.path, number)
 
     def start(self) -> float:
-        """Start or resume a run in the folder.
-
-        Returns:
-            The seconds that the run has taken before.
+        """Start or resume a run in the folder, and return the seconds that it has taken before.
 
         Raises:
             InputError: the folder holds images of another run.

@@ -33,10 +33,6 @@ def classes_by_place(images: Sequence[TarPlace], place: str) -> list[str] | None
     Tar files whose names end in numbers are shards, except ImageNet's synsets (`n01440764`). Folders that all images
     share are not classes.
 
-    Args:
-        images: in order.
-        place: for messages.
-
     Returns:
         The names; None if neither tars nor folders distinguish classes.
 

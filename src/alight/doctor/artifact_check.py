@@ -36,11 +36,7 @@ def artifact_findings(folder: Path) -> Iterator[Finding]:
 
 
 def checkpoint_findings(place: Path) -> Iterator[Finding]:
-    """Check if the run can resume from its newest checkpoint.
-
-    Args:
-        place: the folder of the checkpoints.
-    """
+    """Check if the run can resume from its newest checkpoint."""
     found = list_checkpoints(place)
     damaged = [step for step, path in found if not is_whole(path)]
     if not found:

@@ -11,12 +11,9 @@ from alight.runtime.cache_folder import cache_folder
 
 
 def run(config: DoctorConfig) -> Examination:
-    """Examine the installation, and a recipe, a run and a tokenizer if they are given.
+    """Examine the installation, and a recipe, a run and a tokenizer if given; a problem is exit code 1.
 
     Uses the network only if the configuration asks for it.
-
-    Returns:
-        The findings; their exit code is 1 if there is a problem.
     """
     recipe, folder, tokenizer, images = config.recipe, config.run, config.tokenizer, config.images
     findings = [

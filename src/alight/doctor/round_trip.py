@@ -22,12 +22,6 @@ BAD_PSNR, LOW_PSNR = 15.0, 20.0  # dB: at noise level; too low for training
 def round_trip(tokenizer: Path, images: str, count: int, device_name: str) -> Iterator[Finding]:
     """Encode and decode a few images.
 
-    Args:
-        tokenizer: a folder, a hub id or a published checkpoint.
-        images: a folder, or anything that `images.source` may be.
-        count: number of images, spread over the source.
-        device_name: as in the configuration.
-
     Raises:
         InputError: there is no such tokenizer, or there are no such images.
     """

@@ -65,11 +65,6 @@ def run_findings(folder: Path, recipe: str | None) -> Iterator[Finding]:
 def log_findings(folder: Path, place: Path, recipe: str | None) -> Iterator[Finding]:
     """Check the log, the checkpoints and the configuration of a run.
 
-    Args:
-        folder: of the run.
-        place: of its log and checkpoints.
-        recipe: to compare it with.
-
     Raises:
         InputError: the log has no line.
     """

@@ -67,12 +67,6 @@ def alignment_scores(
 ) -> dict[str, Tensor]:
     """The alignment of every image by itself.
 
-    Args:
-        raw_latents: (B, C, h, w).
-        features: (B, D, h, w) of the same images.
-        projection: that the tokenizer was aligned through.
-        linear_map: from latents to features.
-
     Returns:
         Name -> (B,) float64 on the CPU: `latent_mdms` without margin, `linear_cosine`, and through the projection
         `alignment_cosine`, and `alignment_mcos` and `alignment_mdms` with the margins of its training.

@@ -42,13 +42,7 @@ PUBLISHED_TRADE = (
 def assess_tokenizer(
     measured: Sequence[Measurements], names: Sequence[str], config: EvaluateTokenizerConfig
 ) -> Answer:
-    """Assess one tokenizer or several against thresholds; the weakest measure of each decides.
-
-    Args:
-        measured: one entry per tokenizer.
-        names: of the images.
-        config: of the measurement.
-    """
+    """Assess one tokenizer or several against thresholds; the weakest measure of each decides."""
     overall = [min(levels(each).values()) for each in measured]
     tokenizers = [each.tokenizer for each in measured]
     if len(measured) == 1:

@@ -109,11 +109,6 @@ class FeatureNetworks:
 def open_feature_networks(config: FeatureNetworksConfig, image_size: int, device: torch.device) -> FeatureNetworks:
     """Load the networks that a configuration names.
 
-    Args:
-        config: names them.
-        image_size: side of the images, which decides the patch grid of a foundation model.
-        device: to load them to.
-
     Raises:
         InputError: a file or model is missing, damaged, or another one.
     """

@@ -169,9 +169,6 @@ class FolderImages(GeneratedFiles):
 class SampledImages(GeneratedFiles):
     """Images that 'alight sample' has made, with every setting that made them.
 
-    Args:
-        folder: a finished samples artifact.
-
     Raises:
         InputError: an image or a record is missing or damaged.
     """

@@ -57,14 +57,7 @@ MEASURES = {
 def generation_figures(
     images: GeneratedImages, generated: ImageFeatures, reference: ReferenceSet, seed: int
 ) -> list[Figure]:
-    """Every score that the networks and the reference allow.
-
-    Args:
-        images: that were measured.
-        generated: their features.
-        reference: the real images, to compare with.
-        seed: draws the subsets of the kernel distance.
-    """
+    """Every score that the networks and the reference allow."""
     conditions = {**images.conditions, "reference": reference.description}
     figures: list[Figure] = []
     if generated.inception is not None and reference.inception is not None:

@@ -48,13 +48,7 @@ class RealImages:
 
 
 class FeatureSample:
-    """The features of a random part of a set of images.
-
-    Args:
-        count: size of the set.
-        keep: size of the part, at the most.
-        seed: chooses it.
-    """
+    """The features of a random part of a set of images."""
 
     def __init__(self, count: int, keep: int, seed: int) -> None:
         order = torch.randperm(count, generator=random_stream(seed, "reference features"))

@@ -62,14 +62,6 @@ def measure_reconstruction(
 
     The posterior noise of image i depends on the seed and i alone, and every process ends with the results of all.
 
-    Args:
-        tokenizer: the tokenizer; it is on the device only meanwhile.
-        dataset: the crops, which the reconstructions are compared with.
-        config: seed, batch size and kind of posterior.
-        networks: the networks that measure, on the device.
-        processes: share the work.
-        linear_map: from latents to features of the foundation model.
-
     Raises:
         InputError: the images do not fit the tokenizer or a measure, or a network gives NaN.
     """

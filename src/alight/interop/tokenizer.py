@@ -66,10 +66,6 @@ def load_tokenizer(path: str | Path) -> VAVAE:
 def tokenizer_from_published(published: Mapping[str, Tensor], *, source: Any = "this state dict") -> VAVAE:
     """Build the tokenizer that a published state dict belongs to, and load it strictly.
 
-    Args:
-        published: tensors under their published names.
-        source: what an error message names as the origin.
-
     Raises:
         InputError: a weight is missing, unexpected, of another shape or not finite.
     """
@@ -83,10 +79,6 @@ def tokenizer_from_published(published: Mapping[str, Tensor], *, source: Any = "
 
 def infer_tokenizer_config(published: Mapping[str, Tensor], *, source: Any = "this state dict") -> dict[str, Any]:
     """The arguments of `VAVAE` that a published state dict implies.
-
-    Args:
-        published: tensors under their published names.
-        source: what an error message names as the origin.
 
     Raises:
         InputError: this is not a VA-VAE, or its latent is wider or narrower than the network's own.

@@ -100,10 +100,6 @@ def adopt_weights(model: LightningDiT, origin: OpenTransformer) -> None:
     If the number of classes differs, the class embeddings keep their initial values, and the log says so; the null
     class's embedding is always taken. Of an output that also predicts a variance, the velocity's part is taken.
 
-    Args:
-        model: freshly initialised.
-        origin: source of the weights.
-
     Raises:
         InputError: the latents have another shape, or the architectures differ.
     """

@@ -150,9 +150,6 @@ class ReconstructionMetrics:
         for images in batches:
             metrics.update(reconstruct(images), images)
         scores = metrics.compute()
-
-    Args:
-        lpips: the network of LPIPS, if that is to be measured.
     """
 
     def __init__(self, lpips: Distance | None = None) -> None:

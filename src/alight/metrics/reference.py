@@ -64,9 +64,6 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
 class NpzImageReader:
     """The images of a `.npz`, `arr_0` of (N, H, W, 3) uint8, read in parts without ever holding all of them.
 
-    Args:
-        path: of the file, as references and samples are published.
-
     Attributes:
         shape: (N, H, W, 3).
 

@@ -59,10 +59,6 @@ class FoundationRow:
     def check(self, name: str, found: Mapping[str, object]) -> None:
         """Refuse a loaded model that is not the one of this row.
 
-        Args:
-            name: as the user gave it.
-            found: attributes of this class, as the loaded model has them.
-
         Raises:
             InputError: lists every attribute that differs.
         """

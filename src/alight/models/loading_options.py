@@ -28,11 +28,6 @@ HONOURED = {"dtype", "torch_dtype", "variant", "output_loading_info"}
 def check_options(options: Mapping[str, Any], what: str, more: Collection[str] = ()) -> None:
     """Refuse keywords that would have no effect.
 
-    Args:
-        options: the keywords of the call.
-        what: the function, for the message.
-        more: keywords that it supports beside the common ones.
-
     Raises:
         InputError: names the first such keyword, and what was probably meant.
     """

@@ -23,12 +23,6 @@ class LiveImages(GeneratedImages):
 
     The order is shuffled from the seed, as in a `.npz`: the Inception score reads chunks, so classes must be mixed.
 
-    Args:
-        pipeline: on its device.
-        folder: that it was opened from.
-        draw: labels and settings.
-        seed: all randomness follows from it.
-
     Raises:
         InputError: an unknown class, fewer than two images, or settings that the transformer cannot be sampled with.
     """

@@ -61,12 +61,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def matrix_product_rate(device: torch.device, precision: str) -> float:
-    """Floating-point operations per second of one large product of square matrices, the best of several.
-
-    Args:
-        device: that multiplies.
-        precision: `fp32`, with torch's current TF32 settings, or `bf16`.
-    """
+    """Floating-point operations per second of one large product of square matrices, the best of several."""
     size = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))

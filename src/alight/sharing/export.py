@@ -78,11 +78,7 @@ def run(config: ExportConfig) -> Artifact:
 
 
 def write_export(config: ExportConfig, source: Source, records: dict[str, Artifact], started: float) -> list[str]:
-    """Write networks, pictures, card and manifests.
-
-    Returns:
-        The names of all files.
-    """
+    """Write networks, pictures, card and manifests, and return the names of all files."""
     samples = samples_of(source, records, config.samples)
     report = figures_of(source, records, config.report)
     with writing_folder(config.output) as staging:

@@ -64,16 +64,13 @@ def check_access(repository: str) -> None:
 
 
 def upload(folder: Path, files: Sequence[str], repository: str, private: bool) -> str:
-    """Upload exactly these files of a folder.
+    """Upload exactly these files of a folder, and return the URL of the repository.
 
     Args:
         folder: holds the files; other files in it are not uploaded.
         files: their paths within the folder.
         repository: owner/name; created if it does not exist.
         private: make a new repository private; an existing one keeps its visibility.
-
-    Returns:
-        The URL of the repository.
 
     Raises:
         InputError: the hub refuses the upload, or the connection is lost.

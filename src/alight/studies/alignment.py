@@ -24,9 +24,6 @@ def run(config: AlignmentStudyConfig) -> Artifact:
 
     Both tokenizers begin from the same weights and see the same batches and noise; what is finished already is kept.
 
-    Returns:
-        The report artifact.
-
     Raises:
         InputError: if a stage cannot run; what was finished before stays.
     """

@@ -32,9 +32,6 @@ STAGES = {
 def run(config: QuickstartConfig) -> Artifact:
     """Run every stage into a folder of its own below `output`; what is finished already is kept.
 
-    Returns:
-        The report artifact.
-
     Raises:
         InputError: if a stage cannot run; what was finished before stays.
     """

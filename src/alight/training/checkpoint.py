@@ -121,10 +121,6 @@ def recorded_hash(path: Path) -> str:
 def read_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU, with the types that a run relies on.
 
-    Args:
-        path: of the file.
-        mapped: read tensors from the disk when they are used.
-
     Raises:
         InputError: it is no torch file, or holds other things than a checkpoint of a run.
     """
@@ -191,12 +187,7 @@ def restore(parts: Mapping[str, Any], state: Mapping[str, Any], folder: Path) ->
 
 
 class BackgroundWriter:
-    """Saves checkpoints in a thread, so that training waits for a copy in memory and not for the disk.
-
-    Args:
-        folder: of the run.
-        keep, keep_every: as in `save_checkpoint`.
-    """
+    """Saves checkpoints in a thread, so that training waits for a copy in memory and not for the disk."""
 
     def __init__(self, folder: Path, keep: int, keep_every: int | None = None) -> None:
         self.folder, self.keep, self.keep_every = folder, keep, keep_every

@@ -61,12 +61,6 @@ def draw_regularisation(
     decoding the changed latent must give the changed image (EQ-VAE, Kouzelis et al. 2025). Noise has a standard
     deviation per image of u ~ U(0, noise) (as in the decoder of RAE, Zheng et al. 2025).
 
-    Args:
-        config: probabilities and strengths.
-        latent_shape: (B, C, h, w) of the whole batch.
-        factor: image pixels per latent position along a side.
-        generator: of all draws.
-
     Returns:
         None where nothing happens.
     """

@@ -19,12 +19,7 @@ TRAINING_FOLDER = "training"  # of a run: checkpoints, log, pictures
 
 
 def of_length(config: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the length of another one, so that a comparison shows in what else they differ.
-
-    Args:
-        config: resolved, as plain data.
-        other: likewise, from a manifest or a checkpoint.
-    """
+    """A configuration with the length of another one, so that a comparison shows in what else they differ."""
     result = dict(config)
     training, its_training = config.get("training"), other.get("training")
     if isinstance(training, Mapping) and isinstance(its_training, Mapping) and "steps" in its_training:
@@ -58,11 +53,6 @@ def is_longer(new: Mapping[str, Any], old: Mapping[str, Any], folder: Path) -> b
 def expected_config(config: Mapping[str, Any], folder: Path, kind: str) -> dict[str, Any]:
     """The configuration that a finished artifact must have for this run to keep it or to go on from it.
 
-    Args:
-        config: of the run, resolved.
-        folder: its output.
-        kind: of the artifact.
-
     Raises:
         InputError: the manifest cannot be read.
     """
@@ -89,15 +79,7 @@ def goes_on(config: Mapping[str, Any], folder: Path, kind: str) -> bool:
 
 
 def length_note(old: Mapping[str, Any], new: Mapping[str, Any], step: int, before: int, after: int) -> str:
-    """Describe the changes of the schedule in a longer run, in one line for the log.
-
-    Args:
-        old: the configuration that it goes on from.
-        new: the longer one.
-        step: that the run goes on from.
-        before: the steps that were planned.
-        after: those that are planned now.
-    """
+    """Describe the changes of the schedule in a longer run, in one line for the log."""
     optimizer = OptimizerConfig.model_validate(new["optimizer"]) if "optimizer" in new else OptimizerConfig()
     notes = []
     stages = len(new.get("stages") or ())

@@ -52,13 +52,7 @@ def kind_of(name: str, parameter: Tensor) -> ParameterKind:
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """The learning rate of a step: linear warm-up, then constant, or cosine or linear decay to the end.
-
-    Args:
-        step: counted from 0.
-        total_steps: of the whole run.
-        config: peak rate, warm-up and schedule.
-    """
+    """The learning rate of a step: linear warm-up, then constant, or cosine or linear decay to the end."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)

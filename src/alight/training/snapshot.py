@@ -72,10 +72,6 @@ class Snapshot(Artifact):
 def transformer_to_sample(folder: Path, checkpoint: str | None) -> Artifact:
     """The finished transformer of a folder, or a snapshot where a checkpoint is asked for.
 
-    Args:
-        folder: of the run.
-        checkpoint: `latest`, a step, or None.
-
     Raises:
         InputError: there is no such transformer or checkpoint, or it cannot be used.
     """
@@ -91,10 +87,6 @@ def transformer_to_sample(folder: Path, checkpoint: str | None) -> Artifact:
 
 def open_snapshot(folder: Path, checkpoint: str = LATEST) -> Snapshot:
     """Read the weights to sample with from a checkpoint of a transformer's run, whether it is finished or not.
-
-    Args:
-        folder: of the run.
-        checkpoint: the step, or `latest` for the newest one that is whole.
 
     Raises:
         InputError: there is no such checkpoint, it is damaged, or it is none of a transformer.

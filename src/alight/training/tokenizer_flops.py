@@ -12,13 +12,6 @@ def tokenizer_flops(
 ) -> int | None:
     """Floating-point operations to learn from one image, without the optional regularisation.
 
-    Args:
-        config: of the job.
-        networks: those of the run.
-        features_known: those of the foundation model come from a cache.
-        aligned: the alignment loss takes part.
-        adversarial: the discriminator takes part.
-
     Returns:
         Their number; None where they cannot be counted, see `known_flops`.
     """

@@ -57,12 +57,7 @@ class TokenizerPhase:
 
 
 def tokenizer_schedule(config: TrainTokenizerConfig, num_images: int) -> list[TokenizerPhase]:
-    """The phases of a run, back to back; epochs become steps, of at least one.
-
-    Args:
-        config: of the job.
-        num_images: images per epoch.
-    """
+    """The phases of a run, back to back; epochs become steps, of at least one."""
     if not config.stages:
         whole = TokenizerPhase(0, config.training.steps, config.alignment, config.reconstruction, config.optimizer)
         return [whole]

@@ -62,13 +62,6 @@ def open_trackers(
 ) -> list[Tracker]:
     """All places where a run is to be watched; the stack closes them.
 
-    Args:
-        folder: of the run.
-        training: says which places, besides the folder.
-        config: the resolved configuration, to be shown beside the curves.
-        start_step: where the run begins or goes on.
-        stack: closes what was opened, also where opening the rest fails.
-
     Raises:
         InputError: a place cannot be written or reached.
     """

@@ -53,16 +53,7 @@ def draw_batch(
     step: int,
     own: slice,
 ) -> TransformerBatch:
-    """Draw the batch of a step.
-
-    Args:
-        config: of the run: seed, flow and batch size.
-        model: that drops labels.
-        dataset: of the latents.
-        indices: this process's images of the batch.
-        step: counted from 0.
-        own: this process's part of the whole batch.
-    """
+    """Draw the batch of a step."""
     batch, generator = config.training.global_batch_size, random_stream(config.seed, "step", step)
     flips = (torch.rand(batch, generator=generator) < 0.5)[own].numpy()
     t = draw_times(config.flow, step, batch, generator)[own]

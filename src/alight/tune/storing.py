@@ -16,11 +16,7 @@ SETTINGS_FILE = "recommended_sampling.json"  # of a report
 
 
 def reason_against_storing(folder: Path) -> str | None:
-    """Test before a search that its result can be written into a pipeline.
-
-    Returns:
-        The reason why it cannot; None if it can.
-    """
+    """The reason why a search could not write its result into a pipeline; None if it can."""
     try:
         with tempfile.TemporaryFile(dir=folder, prefix=".probe"):
             return None

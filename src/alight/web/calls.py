@@ -34,12 +34,7 @@ class RefusedCallError(InputError):
 
 
 class Calls:
-    """The calls that a page accepts, and their values.
-
-    Args:
-        page: gradio's blocks.
-        uploads: the only files that a call may name.
-    """
+    """The calls that a page accepts, and their values."""
 
     def __init__(self, page: Any, uploads: UploadStore) -> None:
         self.page, self.uploads = page, uploads

@@ -15,9 +15,6 @@ def end_at_once(files: Path) -> Callable[[int, FrameType | None], NoReturn]:
     """A signal handler that removes the temporary files and ends the process without waiting for its threads.
 
     A thread inside a matrix product cannot be interrupted, and a normal exit would wait for it.
-
-    Args:
-        files: the folder to remove.
     """
 
     def end(number: int, _: FrameType | None) -> NoReturn:

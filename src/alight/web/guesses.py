@@ -30,9 +30,6 @@ class Guesses:
 
     The right password is accepted at once. A wrong one is answered after 0.25 s at first and 4 s in the end, and at
     most `MOST_WAITING` answers of one address wait at a time, so an address can try at most 8 passwords a second.
-
-    Args:
-        clock: seconds; for tests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -29,10 +29,6 @@ class Routes:
     """An ASGI middleware that passes on the listed requests and answers others with 404.
 
     Calls are validated before gradio sees them (`Calls`). An error of the application is logged in one line.
-
-    Args:
-        app: the page.
-        calls: validates calls.
     """
 
     def __init__(self, app: App, calls: Calls) -> None:

@@ -152,9 +152,6 @@ def recorded_foundation(folder: Path) -> str | None:
 
     It is in the folder of the run, or named in the record of the tokenizer, which is found by the hash of the
     weights. Names of hub models are ignored, because they would start a download.
-
-    Args:
-        folder: of the pipeline, or of the run.
     """
     place, run = find_pipeline(folder), _run_folder(folder)
     if is_complete(run / QUICKSTART_FOUNDATION):
