@@ -19,7 +19,7 @@ def run(config: BenchConfig) -> Any:
     """Time the contenders that the configuration names, and give their tables as text and `as_data`.
 
     Raises:
-        InputError: the repository is not at hand, or the device is not.
+        InputError: the repository or the device is not available.
     """
     found = next(
         (folder for folder in (REPOSITORY, Path.cwd()) if (folder / "benchmarks/baseline.py").is_file()), None

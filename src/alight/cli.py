@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as interrupt:
         print("alight: interrupted.", file=sys.stderr)
         code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
-    except BrokenPipeError:  # whoever read the output has seen enough; nothing is left to be flushed to them
+    except BrokenPipeError:  # the reader of the output has closed it; nothing is left to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_BROKEN_PIPE
     except OSError as error:  # a disk, a network file system or a removed file, where no stage knows more
@@ -121,7 +121,7 @@ def parse(name: str, arguments: list[str]) -> tuple[Section, OutputOptions]:
     """The configuration of a command: its defaults, then the recipe, then dotted overrides.
 
     Raises:
-        InputError: something in it is wrong; names it, and its mend.
+        InputError: something in it is wrong; names the error and the remedy.
     """
     import tyro
     from pydantic import ValidationError

@@ -16,7 +16,7 @@ class MeasureTokenizerConfig(Job):
     """Measurements of a tokenizer in every report."""
 
     images: ImagesConfig = ImagesConfig()
-    split: Split = "held_out"  # which images are reconstructed
+    split: Split = "held_out"  # the images that are reconstructed
     posterior: Posterior = "sample"  # the published figures are of samples
     foundation: Source | None = None  # measure in the features of this model (folder, hub id); None = the aligned one
     vgg16_weights: Path | None = None  # for LPIPS: torchvision's vgg16-397923af.pth, or "download" ...
@@ -57,13 +57,13 @@ class EvaluateConfig(FeatureNetworksConfig, MeasureTokenizerConfig):
     output: Path = Path("runs/report")
     samples: Path = Path("runs/samples")  # of 'alight sample', any folder of images, or a .npz with arr_0
     pipeline: Path | None = None  # generate from this one while measuring, instead of reading samples
-    draw: DrawConfig = DrawConfig()  # what to generate from the pipeline
-    tokenizer: Path | None = None  # also measure what it reconstructs; None = do not
+    draw: DrawConfig = DrawConfig()  # number, classes and sampling of the images from the pipeline
+    tokenizer: Path | None = None  # also measure its reconstructions; None = do not
     transformer: Path | None = None  # also show how it was trained; None = do not
     latents: Path | None = None  # also describe these latents; None = do not
     density_runs: NonNegative = 0  # t-SNE maps of them that the density figures are averaged over; 0 = none
     reference: Path | None = None  # a .npz of statistics, or of 'alight evaluate reference'; None = training images
-    neighbours: NonNegative = 8  # so many generated images are shown beside their nearest training images
+    neighbours: NonNegative = 8  # number of generated images shown beside their nearest training images
     npz: bool = False  # also write samples.npz (arr_0, shuffled), which the ADM evaluator reads
 
 
@@ -73,9 +73,11 @@ class EvaluateReferenceConfig(FeatureNetworksConfig, Job):
     output: Path = Path("runs/reference")
     images: ImagesConfig = ImagesConfig()
     split: Split = "train"
-    latents: Path | None = None  # measure what these latents decode to, instead of the images
+    latents: Path | None = None  # measure the decoded images of these latents instead of the images
     tokenizer: Path | None = None  # decodes them; None = the one that they were made with
-    keep_features: NonNegative = 10_000  # of so many images, for precision, recall and the like; 0 = none
+    keep_features: NonNegative = (
+        10_000  # number of images whose features are stored for precision, recall and the like; 0 = none
+    )
     batch_size: Positive = 64
 
     @model_validator(mode="after")

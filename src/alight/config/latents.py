@@ -16,12 +16,12 @@ class ExtractLatentsConfig(Job):
     tokenizer: Path = Path("runs/tokenizer")
     images: ImagesConfig = ImagesConfig()
     flips: bool = True  # also encode each mirrored image
-    posterior: StoredPosterior = "sample"  # published: sample; moments: drawn anew when read
-    statistics: Literal["tokenizer", "data"] = "tokenizer"  # whose mean and std normalise the latents
+    posterior: StoredPosterior = "sample"  # published: sample; moments: a new sample at every read
+    statistics: Literal["tokenizer", "data"] = "tokenizer"  # origin of the mean and std that normalise the latents
     dtype: StoredDtype = "fp32"  # of the stored latents
     precision: Precision = "fp32"  # of the encoder; bf16 = autocast, faster and good to two digits
     batch_size: Positive = 64  # images at a time, each with its mirror image
-    shard_size: Positive = 10_000  # images per file; what an interruption may cost, and what processes share
+    shard_size: Positive = 10_000  # images per file; the unit of resuming, and of dividing the work between processes
 
 
 class InspectLatentsConfig(Section):

@@ -128,7 +128,7 @@ def override(values: dict[str, Any], dotted: str, value: Any) -> None:
 def validate(kind: type[SectionT], values: Mapping[str, Any], source: str) -> SectionT:
     """Build a configuration, with one paragraph for everything that is wrong with it.
 
-    What a section leaves out is as in the job's own defaults, which may differ from those of the section elsewhere.
+    Keys that a section leaves out keep the job's own defaults, which may differ from those of the section elsewhere.
 
     Raises:
         InputError: names the keys.

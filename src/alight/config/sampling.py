@@ -70,7 +70,7 @@ class DrawConfig(Section):
     classes: tuple[ClassName, ...] = ()  # names or indices; empty = all
     samples_per_class: Annotated[int, Field(ge=1, le=100_000)] = 10  # of balanced labels
     num_samples: Annotated[int, Field(ge=1, le=10_000_000)] | None = None  # of random labels, all classes together
-    class_counts: dict[ClassName, Positive] = {}  # so many of each class that is named here, and of no other
+    class_counts: dict[ClassName, Positive] = {}  # images per class, by its name or index; other classes get none
     sampling: SolverConfig = SolverConfig()
     precision: Precision = "fp32"
 
@@ -95,7 +95,7 @@ class SampleConfig(DrawConfig, Job):
     guide: Path | None = None  # a weaker transformer: autoguidance by it instead of the null class
     batch_size: Positive = 64
     npz: bool = False  # also write samples.npz (arr_0, shuffled)
-    trajectory_images: NonNegative = 4  # so many images are shown on their way, in trajectory.png; 0 = none
+    trajectory_images: NonNegative = 4  # images whose intermediate states are drawn in trajectory.png; 0 = none
 
     @model_validator(mode="after")
     def _guide_is_used(self) -> Self:

@@ -90,7 +90,7 @@ class AlignmentConfig(Section):
     cosine_weight: NonNegativeReal = 1.0  # of the marginal cosine loss within the sum
     distance_weight: NonNegativeReal = 1.0  # of the marginal distance matrix loss within the sum
     projection: Projection = "to_features"  # which side a 1x1 convolution maps to the other
-    distance_on: DistanceOn = "projected"  # what the distance matrix sees: as published, or Eq. 3
+    distance_on: DistanceOn = "projected"  # input of the distance matrix: projected as published, latent as in Eq. 3
     adaptive: bool = True  # scale by the ratio of gradient norms at the encoder's last convolution
     foundation_input: Literal["own", "published"] = "own"  # the model's own normalisation, or [-1, 1] as published
     cache_features: bool = False  # keep features of centre crops on disk, under ALIGHT_CACHE, for later epochs
@@ -166,7 +166,7 @@ class TrainTokenizerConfig(Job):
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, betas=(0.5, 0.9), max_grad_norm=None)
     training: TrainingConfig = TrainingConfig(steps=50_000, ema_decay=None)
     stages: tuple[TokenizerPhaseConfig, ...] = ()  # phases of a schedule; their sum takes the place of training.steps
-    preview_images: NonNegative = 8  # so many images and their reconstructions are drawn beside the log; 0 = none
+    preview_images: NonNegative = 8  # images drawn with their reconstructions beside the log; 0 = none
     preview_every: Positive = 1_000  # steps between them
 
     @model_validator(mode="after")

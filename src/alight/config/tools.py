@@ -31,9 +31,11 @@ class TuneConfig(FeatureNetworksConfig, Job):
 
     output: Path = Path("runs/tune")
     pipeline: Path = Path("runs/quickstart/pipeline")
-    images: ImagesConfig = ImagesConfig()  # whose training images are the reference, where none is given
+    images: ImagesConfig = ImagesConfig()  # its training images are the reference if none is given
     reference: Path | None = None  # a .npz of statistics, or of 'alight evaluate reference'
-    measure: Literal["auto", "inception", "dinov2", "foundation", "grey_pixels"] = "auto"  # auto = the first at hand
+    measure: Literal["auto", "inception", "dinov2", "foundation", "grey_pixels"] = (
+        "auto"  # auto = the first that is available
+    )
     draw: DrawConfig = DrawConfig(samples_per_class=50)  # labels, and the settings that the search begins with
     guidance_scales: tuple[GuidanceScale, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
     guidance_intervals: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 1.0), (0.1, 1.0), (0.2, 1.0))
@@ -57,7 +59,7 @@ class TuneConfig(FeatureNetworksConfig, Job):
 class ConvertConfig(Section):
     """Bring published files in as artifacts, or write artifacts in the published layout."""
 
-    kind: Literal["transformer", "tokenizer", "latents"] = "transformer"  # what the source holds
+    kind: Literal["transformer", "tokenizer", "latents"] = "transformer"  # content of the source
     to: Literal["alight", "published"] = "alight"  # alight: a published file in; published: an artifact back out
     source: Path | None = None  # a checkpoint, a hub id, or a folder: shards, diffusers', an artifact; always needed
     output: Path = Path("runs/converted")  # a folder; of weights to the published layout, a file
@@ -78,20 +80,22 @@ class ExportConfig(Section):
     name: str | None = None  # of the model, in its card; None = the folder's
     license: str | None = None  # of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...; None = open
     samples: Path | None = None  # a samples artifact to show; None = the one beside the transformer
-    report: Path | None = None  # a report whose figures are told; None = the one beside the transformer
+    report: Path | None = None  # a report whose figures the card shows; None = the one beside the transformer
     images: Source | None = None  # reconstruct some of these in the card; None = where they are embedded ones
-    reconstructions: NonNegative = 8  # so many of them; 0 = none
+    reconstructions: NonNegative = 8  # number of reconstructions in the card; 0 = none
     push_to_hub: str | None = None  # OWNER/NAME: also upload the folder to the Hugging Face hub
-    private: bool = True  # whether a repository that the upload has to make is hidden from others
+    private: bool = True  # create the repository as private if it does not exist
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.pipeline is not None and (self.transformer is not None or self.tokenizer is not None):
             raise ValueError("give the pipeline's folder, or transformer and tokenizer, not both")
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
-            raise ValueError(f"license '{self.license}' is no identifier of the hub; mit and cc-by-nc-4.0 are")
+            raise ValueError(
+                f"license '{self.license}' is not an identifier of the hub; use one such as mit or cc-by-nc-4.0"
+            )
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
-            raise ValueError(f"push_to_hub '{self.push_to_hub}' is no repository of the hub; those are OWNER/NAME")
+            raise ValueError(f"push_to_hub '{self.push_to_hub}' is not a repository of the hub; give OWNER/NAME")
         return self
 
 
@@ -102,7 +106,7 @@ class ReportConfig(Section):
 
 
 class InfoConfig(Section):
-    """Say what a file or folder is, and how it was made."""
+    """Describe a file or folder, and how it was made."""
 
     path: Path | None = None  # an artifact, a run, a PNG or npz, a checkpoint, a recipe, ...; always needed
 
@@ -114,7 +118,7 @@ class BenchConfig(Section):
         "train",
         "sample",
         "read",
-    )  # what to time
+    )  # the jobs to time
     device: Device = "cpu"
     preset: str | None = None  # size of the model; None = S/1 on a CPU and XL/1 on a GPU
     precisions: AtLeastOne[Precision] = ("fp32", "bf16")  # one table section each
@@ -125,8 +129,8 @@ class BenchConfig(Section):
     compile: bool = False  # with compiled blocks too; the first run of each takes about a minute
     threads: Positive | None = None  # of the CPU; None = torch's choice
     tokenizer_image_size: Positive | None = None  # None = 128 on a CPU and 256 on a GPU
-    latents: Positive = 4096  # how many the reading benchmark stores in a temporary folder, 32 KiB each
-    images: Positive = 256  # how many JPEG files the extraction benchmark stores in one
+    latents: Positive = 4096  # number that the reading benchmark stores in a temporary folder, 32 KiB each
+    images: Positive = 256  # number of JPEG files that the extraction benchmark stores in one
     write: bool = False  # append the table to benchmarks/RESULTS.md
 
 
@@ -145,15 +149,15 @@ class PlanConfig(Section):
 
 
 class DoctorConfig(Section):
-    """Check the installation, and a recipe, a run or a tokenizer, and name the mend; --json for programs."""
+    """Check the installation, and a recipe, a run or a tokenizer, and name the remedy; --json for programs."""
 
     recipe: Source | None = None  # also check that it loads and has what it needs, and compare the run with it
     run: Path | None = None  # a training run, finished or not: look for trouble in its log
     tokenizer: Path | None = None  # encode and decode images with it; a folder, a hub id or a published checkpoint
     images: Source | None = None  # a folder, or anything that images.source may be
-    num_images: Annotated[int, Field(ge=1, le=100_000)] = 16  # so many of them
-    output: Path = Path("runs")  # where results are going to be written
-    network: bool = False  # also see whether the Hugging Face hub can be reached
+    num_images: Annotated[int, Field(ge=1, le=100_000)] = 16  # number of images to encode and decode
+    output: Path = Path("runs")  # the folder that results will be written to
+    network: bool = False  # also test the connection to the Hugging Face hub
     device: Device = "auto"
 
     @model_validator(mode="after")
@@ -172,14 +176,12 @@ class ServeConfig(Section):
     pipeline: Path | None = None  # of a quickstart, a pipeline or an export; always needed
     compare: Path | None = None  # another one, to see both make images of the same seeds
     compare_tokenizer: Path | None = None  # another tokenizer, to see both reconstruct; a folder or a published file
-    foundation: Source | None = (
-        None  # whose features are shown beside latents; None = the quickstart's own, if it is one
-    )
+    foundation: Source | None = None  # its features are shown beside latents; None = the quickstart's own, if any
     host: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = every machine that can reach it
     port: Annotated[int, Field(ge=0, le=65535)] = 7860  # 0 = a free one
     user: str | None = None  # ask every visitor for this name and the password
     password: str | None = Field(None, repr=False)  # - = ask for it; better ALIGHT_PASSWORD or the file below
-    password_file: Path | None = None  # whose only line is the password
+    password_file: Path | None = None  # its only line is the password
     root_path: str | None = None  # path below which a proxy serves the app (/app), or the whole public address
     trusted_proxy: str | None = None  # address of a reverse proxy, which is believed about visitors (X-Forwarded-For)
     max_images: Positive = 64  # in one request

@@ -21,7 +21,7 @@ class OptimizerConfig(Section):
     max_grad_norm: PositiveReal | None = 1.0  # clip the global gradient norm; None = off
     warmup_steps: NonNegative = 0  # linear warm-up from zero
     schedule: Schedule = "constant"  # after the warm-up
-    final_lr_fraction: Fraction = 0.0  # where cosine and linear end, as a share of lr
+    final_lr_fraction: Fraction = 0.0  # end of cosine and linear, as a share of lr
     lr_factors: dict[ParameterKind, PositiveReal] | None = None  # of lr, by kind of parameter; None = 1 for all
 
 
@@ -41,10 +41,10 @@ class TrainingConfig(Section):
     tensorboard: bool = False  # scalars and pictures for TensorBoard, too, in training/tensorboard
     wandb_project: str | None = None  # and for Weights & Biases, in this project of theirs
     checkpoint_every: Positive = 5_000  # steps between checkpoints
-    keep_checkpoints: Positive = 2  # how many of the newest checkpoints stay
-    keep_every: Positive | None = None  # also keep those of every so many steps; None = none of them
+    keep_checkpoints: Positive = 2  # number of the newest checkpoints to keep
+    keep_every: Positive | None = None  # also keep checkpoints at multiples of this many steps; None = none
     on_non_finite: OnNonFinite = "stop"  # a gradient of NaN or infinity; it is never applied
-    max_non_finite: Positive = 10  # give up after so many of them, where the policy is to go on
+    max_non_finite: Positive = 10  # stop after this many such gradients, also under skip or rollback
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

@@ -81,5 +81,5 @@ class TrainTransformerConfig(Job):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     samples_every: Positive | None = None  # steps between grids of samples, drawn beside the log; None = none
-    sample_images: Positive = 16  # so many in a grid, of the same noise and classes every time
+    sample_images: Positive = 16  # images in a grid, of the same noise and classes every time
     samples_tokenizer: Path | None = None  # decodes them; None = the folder that the latents were made with

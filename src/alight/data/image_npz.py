@@ -16,14 +16,7 @@ from alight.runtime.seeding import random_stream
 def write_images_npz(
     path: Path, images: Iterable[np.ndarray], count: int, settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Write `arr_0`, (N, H, W, 3) uint8. The images are streamed, so they need not fit into memory.
-
-    Args:
-        path: of the file.
-        images: (H, W, 3) uint8 of one size; shuffled, since the Inception score reads chunks in file order.
-        count: number of images.
-        settings: of their generation; written beside them.
-    """
+    """Write `arr_0`, (N, H, W, 3) uint8, and the settings beside it; images are streamed in the order given."""
     stream = iter(images)
     first = next(stream)
     header = {

@@ -102,11 +102,7 @@ def run_config(folder: Path, place: Path) -> dict[str, Any] | None:
 
 
 def average_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Warn of an EMA so long that it still contains the initial weights.
-
-    Args:
-        config: of the run; skipped if it is not valid in this version.
-    """
+    """Warn of an EMA so long that it still contains the initial weights, if the configuration is valid."""
     try:
         complaint = long_average(TrainingConfig.model_validate(config.get("training")))
     except ValueError:

@@ -150,6 +150,6 @@ def advice(tokenizer: EvaluatedTokenizer, overall: int, config: EvaluateTokenize
         f"{config.images.source}'. With '--train decoder' the latents stay as they are, and transformers that were "
         "trained on them stay of use.",
         room,
-        "Where fine detail is blurred though PSNR is fair, train with LPIPS and the discriminator "
+        "If fine detail is blurred though PSNR is fair, train with LPIPS and the discriminator "
         "(reconstruction.perceptual_weight, reconstruction.adversarial_weight).",
     ]

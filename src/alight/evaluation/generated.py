@@ -140,10 +140,7 @@ class GeneratedFiles(GeneratedImages):
 
 
 class FolderImages(GeneratedFiles):
-    """The image files of a folder and its subfolders, in the order of their paths.
-
-    Args:
-        folder: holds nothing but 8-bit RGB images of one size, below any number of subfolders.
+    """The 8-bit RGB images of one size in a folder and its subfolders, in the order of their paths.
 
     Raises:
         InputError: there is no such folder, or it holds fewer than two images.

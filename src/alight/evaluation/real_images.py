@@ -18,7 +18,7 @@ from alight.runtime.distributed import Processes
 from alight.runtime.pixels import PixelArray
 from alight.runtime.seeding import random_stream
 
-KEPT_FEATURES = 10_000  # of so many real images, as many as the ADM evaluator compares with
+KEPT_FEATURES = 10_000  # number of real images, as in the ADM evaluator
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def open_reference_set(path: Path, networks: FeatureNetworks, processes: Process
             raise InputError(
                 f"The statistics in {path} are of {published.pool.dimension} features"
                 f"{f' ({published.pool.features})' if published.pool.features else ''}, which no network here gives. "
-                "Those of Inception need --inception-weights, and others the network that they were made with."
+                "Features of Inception need --inception-weights, and others the network that they were made with."
             )
         statistics[key] = published.pool
         if published.spatial is not None:

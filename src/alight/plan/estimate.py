@@ -171,14 +171,7 @@ def growing_divisors(count: int) -> list[int]:
 
 
 def micro_batch_cost(cost: Cost, own: int, ideal: float, free: int) -> MicroBatch:
-    """The cost of a whole step in micro-batches of this size.
-
-    Args:
-        cost: of a micro-batch.
-        own: images of a step in one process.
-        ideal: seconds that an image would take at the rate of matrix products.
-        free: bytes for activations.
-    """
+    """The cost of a step in micro-batches of one size, with `free` bytes and `ideal` seconds per image."""
     speed = own / (own // cost.micro_batch * cost.seconds + cost.update)
     activations = max(round(cost.activations), 0)
     return MicroBatch(cost.micro_batch, speed, ideal * speed, activations, activations <= free)

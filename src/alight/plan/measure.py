@@ -12,7 +12,7 @@ from alight.plan.workload import Workload
 from alight.runtime.errors import InputError
 from alight.runtime.hardware import PeakMemory, synchronise
 
-REPEATS, LONG = 5, 1.0  # a timing is repeated so often, or until it has taken so many seconds
+REPEATS, LONG = 5, 1.0  # repetitions of a timing, and the seconds after which it ends earlier
 PAYS = 1.03  # two doublings of the micro-batch must make it faster by this factor, or there is no third
 MEMORY_SHARE = 0.8  # of the free memory, that a measurement may be expected to take
 

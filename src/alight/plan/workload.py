@@ -102,14 +102,7 @@ class LatentShape(NamedTuple):
 
 
 class TransformerWorkload(Workload):
-    """A step of `alight transformer train`.
-
-    Args:
-        config: the recipe.
-        latents: their shape.
-        device: where the step is taken.
-        num_layers: instead of the recipe's.
-    """
+    """A step of `alight transformer train`, with as many layers as the recipe says or `num_layers`."""
 
     def __init__(
         self, config: TrainTransformerConfig, latents: LatentShape, device: torch.device, num_layers: int
@@ -133,13 +126,7 @@ class TransformerWorkload(Workload):
 
 
 class TokenizerWorkload(Workload):
-    """A step of `alight tokenizer train` in which every loss of the recipe takes part.
-
-    Args:
-        config: the recipe.
-        device: where the step is taken.
-        size: of the images in pixels, instead of the recipe's.
-    """
+    """A step of `alight tokenizer train` with every loss of the recipe, on its image size or `size` pixels."""
 
     def __init__(self, config: TrainTokenizerConfig, device: torch.device, size: int) -> None:
         plain = config.training.model_copy(update={"activation_checkpointing": False})

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 # One drawing unit is about a CSS pixel: on a phone 0.8 of one, in a column of a wide page 1.15.
 WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 48, 424, 30, 230
-SERIES_COLOURS = 6  # the style sheet defines so many; further series start over, dashed
+SERIES_COLOURS = 6  # number in the style sheet; further series start over, dashed
 
 MAX_POINTS = 600  # more points than this share pixels
 SMOOTHING_SHARE = 25  # the smooth line looks at 1/25 of the curve at a time
@@ -115,7 +115,7 @@ class Axis:
 
 
 def _linear_ticks(low: float, high: float, intervals: int = 5) -> tuple[float, ...]:
-    """Multiples of 1, 2 or 5 times a power of ten that cut the span into about so many intervals."""
+    """Multiples of 1, 2 or 5 times a power of ten that cut the span into about that many intervals."""
     target = (high - low) / intervals
     magnitude = 10.0 ** math.floor(math.log10(target))
     step = next(factor for factor in (1, 2, 5, 10) if factor * magnitude >= 0.75 * target) * magnitude

@@ -110,9 +110,6 @@ def open_subject(config: EvaluateConfig, device: torch.device) -> tuple[Generate
     return images, artifacts
 
 
-# --- reconstruction ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Reconstruction:
     """The measurements of the tokenizer."""
@@ -140,9 +137,6 @@ def reconstruction_picture(of: Reconstruction, config: EvaluateConfig) -> Pictur
     originals, decoded = reconstruct(of.tokenizer, of.dataset, shown, config, torch.device("cpu"))
     caption = "Originals above, their reconstructions below."
     return Picture("Reconstructions", caption, pair_strip(originals, decoded), magnification(originals))
-
-
-# --- the report -------------------------------------------------------------------------------------------------
 
 
 def describe(
@@ -248,9 +242,6 @@ def transformer_curves(folder: Path) -> list[Curve]:
 
 def _brief(artifact: Artifact) -> dict[str, object]:
     return {key: artifact.facts[key] for key in ("steps", "count", "parameters") if key in artifact.facts}
-
-
-# --- beside the report -------------------------------------------------------------------------------------------
 
 
 def export_npz(path: Path, images: GeneratedImages, config: EvaluateConfig) -> None:

@@ -133,9 +133,6 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
     processes.barrier()  # the artifact is there
 
 
-# --- beginning ----------------------------------------------------------------------------------------------------
-
-
 def announce(config: TrainTokenizerConfig, schedule: list[TokenizerPhase], images: int, processes: Processes) -> None:
     """Log the schedule and the sizes of batches, which nothing rescales later."""
     batch, micro_batches = config.training.global_batch_size, config.training.micro_batches(processes.world_size)
@@ -185,9 +182,6 @@ def restart(
         optimizer.state.clear()
 
 
-# --- on the way ---------------------------------------------------------------------------------------------------
-
-
 def preview_images(dataset: ImageDataset, count: int) -> np.ndarray | None:
     """Centre crops of a few images from all over the data set, (N, H, W, 3) uint8."""
     if not count:
@@ -202,9 +196,6 @@ def draw_reconstructions(vae: VAVAE, images: np.ndarray, device: torch.device) -
     encoded = vae.encode_raw_latents(from_uint8(torch.from_numpy(images).to(device)))
     decoded = to_uint8(vae.decode_raw_latents(encoded).nan_to_num())  # a bad picture is no reason to stop training
     return pair_strip(images, decoded.cpu().numpy(), difference_gain=4)
-
-
-# --- end ----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -124,9 +124,6 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
     processes.barrier()  # the artifact is there
 
 
-# --- on the way ---------------------------------------------------------------------------------------------------
-
-
 class Preview(NamedTuple):
     """Inputs of the samples drawn during training: the same at every step, so that they can be compared.
 
@@ -184,9 +181,6 @@ def draw_samples(
         images = torch.cat([vae.decode_latents(each[None]).nan_to_num() for each in latents])
     release_weights(model)
     return image_grid(to_uint8(images).cpu().numpy(), columns=math.isqrt(len(images) - 1) + 1)
-
-
-# --- end ----------------------------------------------------------------------------------------------------------
 
 
 def describe(

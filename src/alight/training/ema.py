@@ -37,12 +37,7 @@ class EMA(Generic[ModelT]):
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int = 0) -> None:
-        """Average in the current weights in one multi-tensor pass, each process its part; buffers are copied.
-
-        Args:
-            model: whose weights.
-            step: that was taken, counted from 0; it matters to a warm-up alone.
-        """
+        """Average in the weights after a step (counted from 0) in one multi-tensor pass; buffers are copied."""
         decay = decay_at(step, self.decay, self.warmup)
         torch._foreach_lerp_(local(self.model.parameters()), local(model.parameters()), 1.0 - decay)
         for shadow, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
@@ -63,7 +58,7 @@ def decay_at(step: int, decay: float, warmup: float | None) -> float:
 
 
 def initial_share(steps: int, decay: float, warmup: float | None = None) -> float:
-    """The share of the initial weights in the average after so many steps: the product of all decays."""
+    """The share of the initial weights in the average after a number of steps: the product of all decays."""
     share = 1.0
     if warmup is not None:
         for step in range(steps):

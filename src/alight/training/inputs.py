@@ -54,12 +54,7 @@ def require_unchanged(artifact: Artifact, found: Mapping[str, str]) -> None:
 
 
 def image_inputs(config: ImagesConfig, source: ImageSource | None = None) -> dict[str, str]:
-    """The fingerprint of the training images; none, with a warning, where they cannot be opened any more.
-
-    Args:
-        config: names them.
-        source: the training images, where they are open already.
-    """
+    """The fingerprint of the training images; none, with a warning, where they cannot be opened any more."""
     try:
         return {IMAGES: (source or open_source(config, "train")).fingerprint}
     except InputError as error:

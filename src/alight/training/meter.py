@@ -67,7 +67,7 @@ class Meter:
         self._time, self._step = time.perf_counter(), start_step
 
     def read(self, step: int) -> dict[str, float]:
-        """The figures after so many steps.
+        """The figures after a number of steps.
 
         Returns:
             `images_per_second`, of all processes together; `memory_gib`, the most that was allocated on an

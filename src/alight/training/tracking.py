@@ -30,7 +30,7 @@ class Tracker(Protocol):
     """A place where a run can be watched."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Show some finite numbers, after so many steps."""
+        """Show some finite numbers, at a step."""
 
     def picture(self, name: str, step: int, picture: PixelArray) -> None:
         """Show a picture, one of a series of that name."""

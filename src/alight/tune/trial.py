@@ -56,14 +56,7 @@ class _SearchState(BaseModel, strict=True, extra="forbid"):
 
 
 class SettingsSearch:
-    """Tries settings and keeps their results, also beyond an interruption.
-
-    Args:
-        config: the settings to try.
-        pipeline: on its device.
-        networks, reference, key: measure the quality.
-        processes: share the images of every trial.
-    """
+    """Tries settings and keeps their results, also beyond an interruption."""
 
     def __init__(
         self,

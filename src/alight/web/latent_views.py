@@ -11,14 +11,7 @@ CLIPPED = 0.01  # share of the values at either end of a PCA picture that are dr
 
 
 def channel_maps(latents: Tensor) -> NDArray[np.uint8]:
-    """Each channel as a picture: blue below its mean, white at it, orange above.
-
-    Args:
-        latents: (C, h, w), normalised.
-
-    Returns:
-        (C, h, w, 3) uint8.
-    """
+    """Each channel of latents (C, h, w) as a picture (C, h, w, 3) uint8: blue below its mean, orange above."""
     values = (latents.float().cpu().numpy() / EXTREME).clip(-1, 1)[..., None]  # (C, h, w, 1)
     zero, low, high = (np.array(colour, dtype=np.float64) for colour in (ZERO, NEGATIVE, POSITIVE))
     colours = np.where(values < 0, zero + (low - zero) * -values, zero + (high - zero) * values)
