@@ -75,9 +75,7 @@ class EvaluateReferenceConfig(FeatureNetworksConfig, Job):
     split: Split = "train"
     latents: Path | None = None  # measure the decoded images of these latents instead of the images
     tokenizer: Path | None = None  # decodes them; None = the one that they were made with
-    keep_features: NonNegative = (
-        10_000  # number of images whose features are stored for precision, recall and the like; 0 = none
-    )
+    keep_features: NonNegative = 10_000  # images with stored features, for precision, recall and the like; 0 = none
     batch_size: Positive = 64
 
     @model_validator(mode="after")

@@ -33,9 +33,7 @@ class TuneConfig(FeatureNetworksConfig, Job):
     pipeline: Path = Path("runs/quickstart/pipeline")
     images: ImagesConfig = ImagesConfig()  # its training images are the reference if none is given
     reference: Path | None = None  # a .npz of statistics, or of 'alight evaluate reference'
-    measure: Literal["auto", "inception", "dinov2", "foundation", "grey_pixels"] = (
-        "auto"  # auto = the first that is available
-    )
+    measure: Literal["auto", "inception", "dinov2", "foundation", "grey_pixels"] = "auto"  # auto = the first available
     draw: DrawConfig = DrawConfig(samples_per_class=50)  # labels, and the settings that the search begins with
     guidance_scales: tuple[GuidanceScale, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
     guidance_intervals: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 1.0), (0.1, 1.0), (0.2, 1.0))
@@ -91,9 +89,7 @@ class ExportConfig(Section):
         if self.pipeline is not None and (self.transformer is not None or self.tokenizer is not None):
             raise ValueError("give the pipeline's folder, or transformer and tokenizer, not both")
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
-            raise ValueError(
-                f"license '{self.license}' is not an identifier of the hub; use one such as mit or cc-by-nc-4.0"
-            )
+            raise ValueError(f"license '{self.license}' is not one of the hub; give mit or cc-by-nc-4.0, for example")
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             raise ValueError(f"push_to_hub '{self.push_to_hub}' is not a repository of the hub; give OWNER/NAME")
         return self
