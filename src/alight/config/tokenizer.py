@@ -196,7 +196,7 @@ class TrainTokenizerConfig(Job):
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Self:
-        lengths = [stage.steps for stage in self.stages]
+        lengths = [phase.steps for phase in self.stages]
         total = None if None in lengths else sum(length or 0 for length in lengths)
         untouched = {type(self).model_fields["training"].default.steps, TrainingConfig().steps}
         if self.stages and self.training.steps not in untouched | {total}:
@@ -204,10 +204,10 @@ class TrainTokenizerConfig(Job):
             raise ValueError(
                 f"stages are {sum_of_stages} long, but training.steps says {self.training.steps:,}; leave it out"
             )
-        for number, stage in enumerate(self.stages, start=1):
-            if stage.alignment_weight and self.alignment.foundation is None:
+        for number, phase in enumerate(self.stages, start=1):
+            if phase.alignment_weight and self.alignment.foundation is None:
                 raise ValueError(f"stage {number} has an alignment_weight, but alignment.foundation names no model")
-            if stage.adversarial_start_step is not None and not self.reconstruction.adversarial_weight:
+            if phase.adversarial_start_step is not None and not self.reconstruction.adversarial_weight:
                 raise ValueError(f"stage {number} starts a discriminator, but reconstruction.adversarial_weight is 0")
         return self
 
@@ -218,7 +218,7 @@ class TrainTokenizerConfig(Job):
         if self.init_from is None:
             raise ValueError("train 'decoder' keeps the latents of an existing tokenizer; name it in init_from")
         weights = [self.alignment.weight if self.alignment.foundation else 0.0]
-        weights += [stage.alignment_weight or 0.0 for stage in self.stages]
+        weights += [phase.alignment_weight or 0.0 for phase in self.stages]
         if any(weights) or any(self.regularisation.model_dump(exclude={"equivariance_min_scale"}).values()):
             raise ValueError(
                 "train 'decoder' leaves the latents as they are, so nothing can align or regularise them; set "

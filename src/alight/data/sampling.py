@@ -136,8 +136,8 @@ class ResumableSampler(Sampler[list[int]]):
         """Draws start..stop of the infinite stream."""
         for epoch in range(start // self.num_samples, (stop - 1) // self.num_samples + 1):
             first = epoch * self.num_samples
-            piece = self._order(epoch)[max(start - first, 0) : stop - first]
-            yield from (EpochIndex(index, epoch) for index in piece.tolist())
+            drawn = self._order(epoch)[max(start - first, 0) : stop - first]
+            yield from (EpochIndex(index, epoch) for index in drawn.tolist())
 
     def _order(self, epoch: int) -> torch.Tensor:
         if not self.shuffle:

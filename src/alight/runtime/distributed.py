@@ -79,9 +79,9 @@ class Processes:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = self.average(torch.cat([gradient.flatten() for gradient in gradients]))
-        pieces = flat.split([gradient.numel() for gradient in gradients])
+        averages = flat.split([gradient.numel() for gradient in gradients])
         torch._foreach_copy_(
-            gradients, [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
+            gradients, [average.view_as(gradient) for average, gradient in zip(averages, gradients, strict=True)]
         )
 
 
