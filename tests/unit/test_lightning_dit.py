@@ -279,9 +279,10 @@ def test_hidden_tokens_are_those_between_the_blocks(checkpointing):
 
 def test_the_call_gives_tapped_tokens_beside_the_same_velocity():
     model = random_model(num_layers=3)
-    velocity, tapped = model(*inputs(model), at=(1, 3))
-    assert torch.equal(velocity, model(*inputs(model)))
-    expected = model.forward_features(*inputs(model), at=(1, 3)).tapped
+    given = inputs(model)
+    velocity, tapped = model(*given, at=(1, 3))
+    assert torch.equal(velocity, model(*given))
+    expected = model.forward_features(*given, at=(1, 3)).tapped
     assert set(tapped) == {1, 3}
     assert all(torch.equal(tapped[number], expected[number]) for number in tapped)
 
