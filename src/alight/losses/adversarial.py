@@ -1,4 +1,4 @@
-"""The two sides of the PatchGAN game: what the discriminator and the autoencoder minimise."""
+"""The adversarial losses: the objectives of the discriminator and of the autoencoder against it."""
 
 import torch.nn.functional as F
 from torch import Tensor
