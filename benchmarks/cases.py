@@ -19,6 +19,7 @@ from alight.config import FlowConfig, OptimizerConfig
 from alight.data.latent_shards import LABELS, LATENTS, shard_name, write_shard
 from alight.data.latents import LatentDataset, write_index
 from alight.flow import GuidedVelocity, sample_timesteps, solve_ode, time_grid
+from alight.flow.randomness import standard_normal
 from alight.models.lightning_dit import LightningDiT
 from alight.runtime.device import autocast, compile_blocks
 from alight.training.ema import EMA
@@ -133,7 +134,7 @@ class Training:
         """One step; the loss, still on the device."""
         t = sample_timesteps(len(self.x_1), generator=self.generator, device=self.setting.device)
         labels = self.model.drop_labels(self.labels, generator=self.generator)
-        x_0 = torch.randn(self.x_1.shape, generator=self.generator, device=self.setting.device)
+        x_0 = standard_normal(self.x_1.shape, self.generator, self.x_1.device, self.x_1.dtype)
         batch = TransformerBatch(self.x_1, labels, t, x_0, labels)
         losses = transformer_backward(self.model, batch, FlowConfig(), self.setting.precision)
         optimizer_step(self.optimizer, OPTIMIZER.lr, None)

@@ -333,7 +333,7 @@ def training_discriminator(runs: Runs) -> Figure:
     _curves(panels[0], runs.adversarial, {"l1": "L1 per pixel"}, "reconstruction", log_y=True)
     logits = {"discriminator_real": "real", "discriminator_fake": "reconstructed"}
     _curves(panels[1], runs.adversarial, logits, "mean logit of the discriminator")
-    _curves(panels[2], runs.adversarial, {"discriminator_accuracy": "patches judged right"}, "accuracy")
+    _curves(panels[2], runs.adversarial, {"discriminator_accuracy": "patches classified correctly"}, "accuracy")
     panels[2].set_ylim(0.4, 1.05)
     for axes in panels:
         axes.axvline(200, color=QUIET, linewidth=1, linestyle=":")

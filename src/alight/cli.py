@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from alight.config.base import Section, is_secret
 from alight.config.commands import COMMANDS, FORMER_NAMES
 from alight.config.recipes import explain, laid_over, override, read_recipe, validate
+from alight.options import suggestion
 from alight.runtime.errors import InputError
 from alight.runtime.terminal import paint, printable, printable_lines, shortened
 
@@ -249,8 +250,6 @@ def usage() -> str:
 
 def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
     """The command's one or two words, and the rest."""
-    import difflib
-
     for words in (2, 1):
         name = " ".join(arguments[:words])
         name = FORMER_NAMES.get(name, name)
@@ -258,12 +257,10 @@ def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
             return name, arguments[words:]
     given = " ".join(word for word in arguments[:2] if not word.startswith("-"))
     group = [name for name in COMMANDS if name.split()[0] == arguments[0]]
-    nearest = difflib.get_close_matches(given, COMMANDS, n=1, cutoff=0.4)
     if group and given in (arguments[0], ""):
         raise InputError(f"'alight {arguments[0]}' needs one more word: {', '.join(group)}.")
     raise InputError(
-        f"There is no command '{given or arguments[0]}'.{f' Did you mean {nearest[0]!r}?' if nearest else ''} "
-        "'alight --help' lists them."
+        f"There is no command '{given or arguments[0]}'.{suggestion(given, COMMANDS)} 'alight --help' lists them."
     )
 
 

@@ -146,7 +146,7 @@ def test_every_option_that_completion_offers_is_known_to_the_command_line(capsys
         (["alight", "sample", "--lab"], {"--labels"}),
         (["alight", "sample", "--labels", ""], {"balanced", "random"}),
         (["alight", "sample", "--npz", ""], {"True", "False"}),
-        (["alight", "tokenizer", "train", "--optimizer.l"], {"--optimizer.lr"}),
+        (["alight", "tokenizer", "train", "--optimizer.l"], {"--optimizer.lr", "--optimizer.lr-factors"}),
         (["alight", "latents", "extract", "--config", "own"], {"own_images/latents"}),
         (["alight", "bench", ""], set()),
         (["alight", "evaluate", "--sp"], {"--split"}),

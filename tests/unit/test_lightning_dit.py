@@ -277,6 +277,16 @@ def test_hidden_tokens_are_those_between_the_blocks(checkpointing):
     assert features.condition.shape == (2, 16)
 
 
+def test_the_call_gives_tapped_tokens_beside_the_same_velocity():
+    model = random_model(num_layers=3)
+    given = inputs(model)
+    velocity, tapped = model(*given, at=(1, 3))
+    assert torch.equal(velocity, model(*given))
+    expected = model.forward_features(*given, at=(1, 3)).tapped
+    assert set(tapped) == {1, 3}
+    assert all(torch.equal(tapped[number], expected[number]) for number in tapped)
+
+
 def test_a_loss_on_hidden_tokens_teaches_the_blocks_before_them_alone():
     model = random_model(num_layers=3)
     features = model.forward_features(*inputs(model), at=(2,))

@@ -73,8 +73,8 @@ def test_the_type_of_the_stored_weights_can_be_kept(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtpye": torch.bfloat16}, "no keyword 'dtpye'. Did you mean dtype"),
-        ({"varient": "fp16"}, "Did you mean variant"),
+        ({"dtpye": torch.bfloat16}, "no keyword 'dtpye'. Did you mean 'dtype'"),
+        ({"varient": "fp16"}, "Did you mean 'variant'"),
         ({"sample_size": 4}, "no keyword 'sample_size'"),
         ({"dtype": torch.int8}, "floating-point type"),
         ({"dtype": "bf17"}, "floating-point type"),
@@ -278,8 +278,8 @@ def test_a_pipeline_is_given_in_the_type_that_is_asked_for(name, folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtpye": torch.bfloat16}, "Did you mean dtype"),
-        ({"tokeniser": None}, "Did you mean tokenizer"),
+        ({"dtpye": torch.bfloat16}, "Did you mean 'dtype'"),
+        ({"tokeniser": None}, "Did you mean 'tokenizer'"),
         ({"dtype": "bf17"}, "floating-point type"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,10 @@ from alight.data.crops import center_crop, random_crop
 from alight.data.decode import RgbImage
 from alight.data.images import ImageSource
 from alight.data.sampling import epoch_of
+from alight.options import Crop
 from alight.runtime.console import progress_bar
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import derive_seed, random_stream
-
-Crop = Literal["center", "random"]
 
 _SECONDS_BEFORE_PROGRESS_BAR = 2.0
 

@@ -7,16 +7,15 @@ import json
 from abc import ABC, abstractmethod
 from functools import cached_property
 from hashlib import sha256
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from alight.data.decode import RgbImage
 from alight.data.image_index import SkippedImage
+from alight.options import Split, require_known
 from alight.runtime.errors import InputError
-
-Split = Literal["train", "held_out", "all"]
 
 
 class ImageSource(ABC):
@@ -129,8 +128,7 @@ def split_source(source: ImageSource, split: Split, held_out_fraction: float = 0
     Raises:
         InputError: an unknown split, a fraction out of range, or a split without images.
     """
-    if split not in get_args(Split):
-        raise InputError(f"There is no split {split!r}; choose one of {', '.join(get_args(Split))}.")
+    require_known(split, get_args(Split), "split")
     if not 0 <= held_out_fraction < 1:
         raise InputError(
             f"held_out_fraction is {held_out_fraction}; it is a share of the images, at least 0 and below 1."

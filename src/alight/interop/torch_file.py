@@ -1,6 +1,5 @@
 """Torch files of other code: read without executing code, recognised by their names, and written atomically."""
 
-import os
 import pickle
 import re
 import zipfile
@@ -14,7 +13,7 @@ from torch import Tensor
 from alight.interop.safe_unpickling import HARMLESS
 from alight.models.pretrained import read_safetensors
 from alight.runtime.errors import InputError, one_line
-from alight.runtime.files import explained_disk_errors
+from alight.runtime.files import explained_disk_errors, replacing
 from alight.runtime.reading import require_regular
 
 DISTRIBUTED_PREFIX, COMPILED_PREFIX = "module.", "_orig_mod."  # of DistributedDataParallel and of torch.compile
@@ -140,15 +139,7 @@ def write_torch_file(contents: Any, path: str | Path) -> None:
         raise InputError(
             f"{path} is a folder, but a published checkpoint is one file. Give a file name such as model.pt."
         )
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with explained_disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                torch.save(contents, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-    finally:
-        if partial.is_file():
-            partial.unlink()
+    with explained_disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(contents, file)

@@ -1,4 +1,4 @@
-"""The losses of the PatchGAN discriminator and of the autoencoder against it."""
+"""The adversarial losses: the objectives of the discriminator and of the autoencoder against it."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -287,7 +287,9 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
             return class_labels
         return drop_labels(class_labels, self.config.class_dropout_prob, self.null_label, generator=generator, u=u)
 
-    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, class_labels: Tensor, at: Sequence[int] = ()
+    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
         """The velocity x_1 - x_0 that the model expects at `x`.
 
         Args:
@@ -295,17 +297,19 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
             t: times (B,), 0 = noise, 1 = data. Solvers may look slightly beyond.
             class_labels: (B,) int64 in [0, num_classes], `num_classes` being the null class. The values are not
                 checked here (that would stall an accelerator); see `embeddings.validate_class_labels`.
+            at: numbers of blocks whose tokens are returned too, see `forward_features`.
 
         Returns:
-            (B, C, H, W) in the dtype of `x`.
+            (B, C, H, W) in the dtype of `x`; with `at`, also the tokens (B, N, D) after each of these blocks.
 
         Raises:
-            InputError: a shape does not fit the model.
+            InputError: a shape does not fit the model, or a tapped block does not exist.
         """
-        features = self.forward_features(x, t, class_labels)
+        features = self.forward_features(x, t, class_labels, at)
         patches = self.output_layer(features.tokens, features.condition)  # (B, N, p p C)
         velocity = unpatchify(patches, self.config.patch_size, self.grid)  # (B, C, H, W)
-        return velocity[:, : self.config.in_channels].to(x.dtype)
+        velocity = velocity[:, : self.config.in_channels].to(x.dtype)
+        return (velocity, features.tapped) if at else velocity
 
     def forward_features(self, x: Tensor, t: Tensor, class_labels: Tensor, at: Sequence[int] = ()) -> Features:
         """Everything before the output layer, for auxiliary heads and losses on hidden tokens.

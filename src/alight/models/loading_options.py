@@ -1,11 +1,11 @@
 """Keywords of `from_pretrained`, as in diffusers: each is supported or refused, none is silently ignored."""
 
-import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
+from alight.options import suggestion
 from alight.runtime.errors import InputError
 
 # Keywords of downloads, and of ways to read files that lead to the same model.
@@ -34,9 +34,8 @@ def check_options(options: Mapping[str, Any], what: str, more: Collection[str] =
     known = {*IDLE, *HONOURED, *UNKNOWN_HERE, *more}
     for name, value in options.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(sorted(HONOURED | set(more)))}."
-            raise InputError(f"{what} has no keyword {name!r}. {meant}")
+            meant = suggestion(name, known, cutoff=0.6) or f" Known are {', '.join(sorted(HONOURED | set(more)))}."
+            raise InputError(f"{what} has no keyword {name!r}.{meant}")
         if name in UNKNOWN_HERE and value and name not in more:
             raise InputError(f"{what} does not support {name!r}. {UNKNOWN_HERE[name]}, and leave the keyword out.")
         if name == "use_safetensors" and value is False:
