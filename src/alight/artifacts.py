@@ -36,7 +36,7 @@ PIPELINE_OF_A_RUN = "pipeline"  # the folder of it in that of a whole run
 FORMAT = 2
 _FORMAT_WITHOUT_HASHES = 1  # version 0.1
 TO_BE_EDITED = ("README.md",)  # people may rewrite the card of a model that they share
-_AS_BEFORE = {("optimizer.name", "adamw")}  # keys of later versions, with the value that earlier ones had built in
+_AS_BEFORE = {"optimizer.name": "adamw"}  # keys of later versions, with the value that earlier ones had built in
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.tensorboard", "training.wandb_project"),
     *("samples_every", "sample_images", "samples_tokenizer"),
@@ -263,12 +263,19 @@ def find_pipeline(folder: Path) -> Path:
     )
 
 
+def _as_before(key: str, value: Any) -> bool:
+    """Tell if a key of a later version has the value that earlier versions had built in."""
+    return any(f".{key}".endswith(f".{added}") and value == built_in for added, built_in in _AS_BEFORE.items())
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys in which two configurations differ, as 'key: old -> new', as far as they matter to results."""
     found = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if name in _SAME_RESULT or (key not in old and (name, after) in _AS_BEFORE):
+        if name in _SAME_RESULT or (key not in new and _as_before(name, before)):
+            continue
+        if key not in old and _as_before(name, after):
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += differences(before, after, f"{name}.")

@@ -25,7 +25,7 @@ PositionResize = Literal["interpolate", "extrapolate"]
 Reduction = Literal["sum", "mean"]
 Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw"]
-ParameterKind = Literal["matrices", "embeddings", "vectors"]
+ParameterKind = Literal["matrices", "vectors"]
 Schedule = Literal["constant", "cosine", "linear"]
 Sharding = Literal["replicate", "shard"]
 OnNonFinite = Literal["stop", "skip", "rollback"]
@@ -62,7 +62,8 @@ def require_known(name: Any, known: Iterable[str], kind: str) -> None:
     known = list(known)
     if name in known:
         return
-    raise InputError(f"Unknown {kind} {name!r:.80}.{suggestion(str(name), known)} Choose one of: {', '.join(known)}.")
+    given = " ".join(repr(name).split())
+    raise InputError(f"Unknown {kind} {given:.80}.{suggestion(str(name), known)} Choose one of: {', '.join(known)}.")
 
 
 def require_solver(name: str) -> None:

@@ -198,6 +198,11 @@ def test_autoguidance(configure, models, tmp_path):
         run(configure(tmp_path / "x", guide=models / "other_latents", **guided))
     with pytest.raises(InputError, match="does nothing at guidance_scale 1"):
         configure(tmp_path / "x", guide=models / "weak")
+    for strategy, guide in (("autoguidance", None), ("classifier_free", models / "weak")):
+        sampling = {"guidance_scale": 2.0, "guidance": strategy}
+        with pytest.raises(InputError, match="needs a guide|takes no guide"):
+            configure(tmp_path / "x", guide=guide, sampling=sampling)
+    assert not (tmp_path / "x").exists()
 
 
 def test_stochastic_and_adaptive_solvers(configure, tmp_path):

@@ -211,5 +211,12 @@ def test_a_strategy_is_refused_without_what_it_needs(name, argument, message):
         GuidedVelocity(LabelModel(), LABELS, guidance_scale=2.0, guidance=name, **argument)
 
 
+@pytest.mark.parametrize("name", GUIDANCES)
+def test_at_scale_one_a_named_strategy_is_off_and_needs_nothing(name):
+    velocity = GuidedVelocity(LabelModel(), LABELS, guidance=name)
+    assert torch.equal(velocity(state(), 0.5), GuidedVelocity(LabelModel(), LABELS)(state(), 0.5))
+    assert velocity.nfe == 1
+
+
 def test_the_table_holds_every_name():
     assert set(GUIDANCES) == set(names_of(GuidanceName))

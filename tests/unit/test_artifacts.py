@@ -77,6 +77,16 @@ def test_differences_ignore_where_results_go():
     ]
 
 
+@pytest.mark.parametrize("part", [(), ("tokenizer",), ("foundation",)])
+def test_a_key_of_a_later_version_that_changes_nothing_is_no_difference(part):
+    older, newer, other = {"lr": 1.0}, {"lr": 1.0, "name": "adamw"}, {"lr": 1.0, "name": "another"}
+    configs = [{"optimizer": each} for each in (older, newer, other)]
+    for name in part:
+        configs = [{name: each} for each in configs]
+    assert differences(configs[0], configs[1]) == differences(configs[1], configs[0]) == []
+    assert len(differences(configs[0], configs[2])) == len(differences(configs[1], configs[2])) == 1
+
+
 def test_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="a part of the path is a file"):

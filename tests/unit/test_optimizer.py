@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from alight import LightningDiT
 from alight.config import OptimizerConfig
+from alight.models.discriminator import PatchDiscriminator
 from alight.runtime.errors import InputError
 from alight.training.optimizer import OPTIMIZERS, kind_of, make_optimizer, optimizer_step, parameter_groups, state_size
+from helpers.models import tiny_tokenizer
 
 
 class Words(nn.Module):
@@ -75,19 +78,22 @@ def test_every_kind_of_parameter_has_its_share_of_the_learning_rate():
     torch.manual_seed(0)
     model = Words()
     before = copy.deepcopy(model.state_dict())
-    config = OptimizerConfig(lr_factors={"matrices": 0.5, "embeddings": 2.0})
+    config = OptimizerConfig(lr_factors={"matrices": 0.5})
     optimizer = make_optimizer(model.named_parameters(), config)
     model(torch.tensor([0, 1, 2])).backward()
     optimizer_step(optimizer, 0.01, None)
     moved = {key: (value - before[key]).abs().max().item() for key, value in model.state_dict().items()}
-    expected = {"embedding.weight": 0.02, "linear.weight": 0.005, "linear.bias": 0.01, "frozen": 0.0}
+    expected = {"embedding.weight": 0.005, "linear.weight": 0.005, "linear.bias": 0.01, "frozen": 0.0}
     assert moved == pytest.approx(expected, rel=1e-3)
 
 
-def test_kinds_are_told_by_name_and_dimensions():
-    kinds = {name: kind_of(name, parameter) for name, parameter in Words().named_parameters()}
-    expected = {"embedding.weight": "embeddings", "linear.weight": "matrices", "linear.bias": "vectors"}
-    assert kinds == {**expected, "frozen": "vectors"}
+def test_both_kinds_are_found_in_every_network_that_is_trained():
+    transformer = LightningDiT(2, in_channels=2, hidden_size=16, num_layers=1, num_heads=2, num_classes=3)
+    for network in (transformer, tiny_tokenizer(), PatchDiscriminator()):
+        kinds = {name: kind_of(parameter) for name, parameter in network.named_parameters()}
+        assert {kind for name, kind in kinds.items() if name.endswith("bias")} == {"vectors"}
+        assert "matrices" in kinds.values()
+    assert kind_of(transformer.class_embed.weight) == "matrices"
 
 
 def test_without_factors_all_trained_parameters_are_one_group():

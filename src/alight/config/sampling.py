@@ -47,7 +47,8 @@ class SolverConfig(Section):
 
     def effective(self) -> dict[str, Any]:
         """The settings that take part in sampling, for records: an ODE solver has no noise to describe."""
-        return self.model_dump(exclude=set() if self.stochastic else {"diffusion_form", "last_step"})
+        without = set() if self.stochastic else {"diffusion_form", "last_step"}
+        return self.model_dump(exclude=without if self.guidance else without | {"guidance"})
 
     def __str__(self) -> str:
         """The settings in a line, such as "euler, 50 steps, guidance 1.5 on t in [0.1, 1], shift 0.3"."""
@@ -57,7 +58,8 @@ class SolverConfig(Section):
         else:
             low, high = self.guidance_interval or (0, 1)
             interval = f" on t in [{low:g}, {high:g}]" if (low, high) != (0, 1) else ""
-            words.append(f"guidance {self.guidance_scale:g}{interval}")
+            strategy = f" ({self.guidance.replace('_', '-')})" if self.guidance else ""
+            words.append(f"guidance {self.guidance_scale:g}{strategy}{interval}")
         if self.timestep_shift not in (None, 1):
             words.append(f"shift {self.timestep_shift:g}")
         return ", ".join(words)
@@ -73,6 +75,15 @@ class DrawConfig(Section):
     class_counts: dict[ClassName, Positive] = {}  # images per class, by its name or index; other classes get none
     sampling: SolverConfig = SolverConfig()
     precision: Precision = "fp32"
+
+    @model_validator(mode="after")
+    def _guide_fits(self) -> Self:
+        guide, strategy = getattr(self, "guide", None), self.sampling.guidance
+        if strategy == "autoguidance" and guide is None:
+            raise ValueError("guidance 'autoguidance' needs a guide, which 'alight sample' takes: --guide FOLDER")
+        if strategy == "classifier_free" and guide is not None:
+            raise ValueError("guidance 'classifier_free' takes no guide; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _labels_agree(self) -> Self:

@@ -154,7 +154,8 @@ class GuidedVelocity:
             guidance = "autoguidance" if guide is not None else "classifier_free"
         if isinstance(guidance, str):
             require_known(guidance, GUIDANCES, "guidance")
-            guidance = GUIDANCES[guidance](model, class_labels, null_labels, guide)
+            build = GUIDANCES[guidance]  # not at scale 1, where nothing that a strategy needs has to be there
+            guidance = build(model, class_labels, null_labels, guide) if guidance_scale != 1 else None
         if guidance_scale != 1 and guidance is None:
             raise InputError(
                 f"A guidance scale of {guidance_scale} needs null_labels (classifier-free guidance) or a guide model "

@@ -321,6 +321,8 @@ class LightningDiTPipeline(DiffusionPipeline):
             )
         if guidance is not None:
             require_known(guidance, GUIDANCES, "guidance")
+            if scale != 1 and (guidance == "autoguidance") != (guide is not None):
+                raise InputError("Autoguidance and a guide belong together. Give both or neither.")
         if guide is None:
             if scale != 1 and guidance in (None, "classifier_free"):
                 _ = self.transformer.null_label  # raises where there is none

@@ -52,7 +52,15 @@ def full_float32() -> Iterator[None]:
         convolutions.allow_tf32, products.allow_tf32 = before
 
 
-def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compile modules in place; equal blocks share one compilation and run nearly as fast as one full graph."""
+def compile_blocks(blocks: Iterable[nn.Module], differentiated_twice: bool = False) -> None:
+    """Compile modules in place; equal blocks share one compilation and run nearly as fast as one full graph.
+
+    Args:
+        blocks: the modules.
+        differentiated_twice: gradients are taken through the same graph more than once, so that a backward pass must
+            not reuse the memory of what the forward pass has saved.
+    """
+    if differentiated_twice:
+        torch._functorch.config.donated_buffer = False
     for block in blocks:
         block.compile()

@@ -129,7 +129,8 @@ def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: to
     else:
         pipeline = LightningDiTPipeline.from_artifacts(config.transformer, tokenizer).to(device)
     guide = LightningDiT.from_pretrained(config.guide).to(device) if config.guide is not None else None
-    pipeline.check_guidance(config.sampling.guidance_scale, config.sampling.guidance_channels, guide)
+    sampling = config.sampling
+    pipeline.check_guidance(sampling.guidance_scale, sampling.guidance_channels, guide, sampling.guidance)
     return Models(pipeline, guide, artifacts)
 
 

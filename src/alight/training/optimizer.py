@@ -35,19 +35,17 @@ def make_optimizer(
 
 def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> Groups:
     """Divide trained parameters by their kind where the kinds learn at different rates; else they are one group."""
-    trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
     if config.lr_factors is None:
-        return [{"params": [parameter for _, parameter in trained]}]
+        return [{"params": trained}]
     by_kind: dict[ParameterKind, list[nn.Parameter]] = {}
-    for name, parameter in trained:
-        by_kind.setdefault(kind_of(name, parameter), []).append(parameter)
+    for parameter in trained:
+        by_kind.setdefault(kind_of(parameter), []).append(parameter)
     return [{"params": members, "lr_factor": config.lr_factors.get(kind, 1.0)} for kind, members in by_kind.items()]
 
 
-def kind_of(name: str, parameter: Tensor) -> ParameterKind:
-    """The kind of a parameter: an embedding by its name, a matrix (or convolution) by its dimensions, or a vector."""
-    if "embedding" in name:
-        return "embeddings"
+def kind_of(parameter: Tensor) -> ParameterKind:
+    """The kind of a parameter: matrices are weights of linear layers, convolutions and tables of embeddings."""
     return "matrices" if parameter.ndim >= 2 else "vectors"
 
 

@@ -148,7 +148,7 @@ def adopt_weights(networks: TokenizerNetworks, origin: Origin, config: TrainToke
 
 
 def compile_networks(networks: TokenizerNetworks) -> None:
-    """Compile the blocks of the tokenizer, and the discriminator."""
+    """Compile the blocks of the tokenizer, and the discriminator; adaptive weights differentiate both twice."""
     encoder, decoder = networks.vae.encoder, networks.vae.decoder
     blocks = itertools.chain(encoder.down_blocks, [encoder.mid_block, decoder.mid_block], decoder.up_blocks)
-    compile_blocks([*blocks, *filter(None, [networks.discriminator])])
+    compile_blocks([*blocks, *filter(None, [networks.discriminator])], differentiated_twice=True)

@@ -35,7 +35,7 @@ def between_classes(
         raise InputError(
             f"{sampling.solver} adds noise at every step, so neighbouring frames differ. Choose an ODE solver."
         )
-    pipeline.check_guidance(sampling.guidance_scale, sampling.guidance_channels)
+    pipeline.check_guidance(sampling.guidance_scale, sampling.guidance_channels, guidance=sampling.guidance)
     transformer = pipeline.transformer
     guided = []
     for label in (first, last):
