@@ -284,7 +284,7 @@ def test_reports_of_wrong_shape_are_refused(finished_quickstart, tmp_path):
         (["{run}/pipeline/scheduler"], "not a pipeline, a run or a tokenizer"),
         (["{run}/nowhere"], "not a pipeline, a run or a tokenizer"),
         (["{run}", "--report", "{run}/samples"], "no report of alight"),
-        (["{run}", "--license", "MIT License"], "no identifier of the hub"),
+        (["{run}", "--license", "MIT License"], "not an identifier of the hub"),
         (["{run}", "--push-to-hub", "digits"], "OWNER/NAME"),
         (["{run}", "--push-to-hub", "somebody/digits"], "HF_HUB_OFFLINE is set"),
         (["{run}", "--tokenizer", "{run}/tokenizer"], "not both"),
