@@ -89,7 +89,9 @@ class ExportConfig(Section):
         if self.pipeline is not None and (self.transformer is not None or self.tokenizer is not None):
             raise ValueError("give the pipeline's folder, or transformer and tokenizer, not both")
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
-            raise ValueError(f"license '{self.license}' is not an identifier of the hub; give mit or cc-by-nc-4.0, for example")
+            raise ValueError(
+                f"license '{self.license}' is not an identifier of the hub; give mit or cc-by-nc-4.0, for example"
+            )
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             raise ValueError(f"push_to_hub '{self.push_to_hub}' is not a repository of the hub; give OWNER/NAME")
         return self
