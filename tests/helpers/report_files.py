@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page: its elements and its visible text."""
+    """The page as a browser would read it: its elements and its visible text."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
