@@ -71,6 +71,12 @@ def test_another_configuration_is_named(tmp_path):
         check_output(tmp_path / "t", {"seed": 0, "optimizer": {"lr": 2.0}}, "tokenizer")
 
 
+@pytest.mark.parametrize("kind", ["tokenizer", "samples", "reference", "nonsense", ""])
+def test_a_folder_that_is_not_there_is_explained_for_every_kind(tmp_path, kind):
+    with pytest.raises(InputError, match="make one with 'alight"):
+        read_artifact(tmp_path / "x", kind)
+
+
 def test_differences_ignore_where_results_go():
     assert differences({"output": "a", "device": "cpu", "x": {"y": 1}}, {"output": "b", "device": "mps", "x": {}}) == [
         "x.y: 1 -> None"

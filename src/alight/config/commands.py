@@ -144,5 +144,5 @@ FORMER_NAMES = {"tokenizer study": "study alignment"}  # commands of earlier ver
 
 
 def command_for(kind: str) -> str:
-    """The name of the command that makes artifacts of a kind."""
-    return next(name for name, command in COMMANDS.items() if command.makes == kind)
+    """The name of the command that makes artifacts of a kind; an unknown kind may stand in a damaged manifest."""
+    return next((name for name, command in COMMANDS.items() if command.makes == kind), f"{kind} train")
