@@ -50,7 +50,7 @@ def kind_of(parameter: Tensor) -> ParameterKind:
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """The learning rate of a step, counted from 0: linear warm-up, then constant, or decay by cosine or line."""
+    """The learning rate of a step (from 0): linear warm-up, then constant, or cosine or linear decay."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
