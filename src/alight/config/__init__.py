@@ -14,7 +14,7 @@ from alight.config.evaluation import (
 )
 from alight.config.latents import ExtractLatentsConfig, InspectLatentsConfig
 from alight.config.sampling import DrawConfig, SampleConfig, SolverConfig
-from alight.config.studies import AlignmentStudyConfig, QuickstartConfig
+from alight.config.studies import AlignmentStudyConfig, QuickstartConfig, StartConfig
 from alight.config.tokenizer import (
     AlignmentConfig,
     FoundationModelConfig,
@@ -68,6 +68,7 @@ __all__ = [
     "Section",
     "ServeConfig",
     "SolverConfig",
+    "StartConfig",
     "TokenizerModelConfig",
     "TokenizerPhaseConfig",
     "AlignmentStudyConfig",

@@ -29,6 +29,12 @@ COMMANDS = {
         report="Report: {path}/report.html",
         recipe="quickstart",
     ),
+    "start": Command(
+        studies.StartConfig,
+        "alight.studies.start",
+        "train a generator of your own images, planned to fit the time",
+        operand="--source",
+    ),
     "foundation train": Command(
         tokenizer.TrainFoundationConfig,
         "alight.stages.train_foundation",

@@ -3,25 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from alight.config.base import Job
+from pydantic import Field
+
+from alight.config.base import Device, ImagesConfig, Job, Section, Seed, Size, Source
 from alight.config.evaluation import EvaluateConfig, EvaluateTokenizerConfig
 from alight.config.latents import ExtractLatentsConfig
 from alight.config.sampling import SampleConfig
 from alight.config.tokenizer import TrainFoundationConfig, TrainTokenizerConfig
 from alight.config.transformer import TrainTransformerConfig
+from alight.options import Crop
+
+LONGEST = 60 * 24 * 365  # minutes
 
 
 class QuickstartConfig(Job):
-    """The whole arrow on the embedded digits: foundation, tokenizer, latents, transformer, samples, report."""
+    """The whole arrow, on the embedded digits: foundation, tokenizer, latents, transformer, samples, report."""
 
     output: Path = Path("runs/quickstart")
+    images: ImagesConfig = ImagesConfig()  # of every stage that has no `images` of its own
+    public_foundation: Source | None = None  # align with this model, such as dinov2-base, instead of training one
+    stock_tokenizer: Source | None = None  # use this one instead of training a tokenizer and a foundation model
     foundation: TrainFoundationConfig = TrainFoundationConfig()
     tokenizer: TrainTokenizerConfig = TrainTokenizerConfig()
     latents: ExtractLatentsConfig = ExtractLatentsConfig()
     transformer: TrainTransformerConfig = TrainTransformerConfig()
     samples: SampleConfig = SampleConfig()
     report: EvaluateConfig = EvaluateConfig()
+
+
+class StartConfig(Section):
+    """Look at your own images, plan a generator of them that fits the time, and train it to a report.
+
+    The same command again goes on after an interruption.
+    """
+
+    source: Source | None = None  # a folder of images, a list, tars, hf:owner/name, photographs; always needed
+    minutes: Annotated[float, Field(gt=0, le=LONGEST)] = 10.0  # for all of it, on this machine
+    output: Path | None = None  # None = runs/NAME-10min, of the images and the time
+    plan_only: bool = False  # show the plan, and stop there
+    recipe: Source | None = None  # of the whole arrow, to begin from; None = the shipped one that fits the time
+    size: Size | None = None  # side of the square images in pixels; None = that of the recipe
+    crop: Crop | None = None  # center or random cuts what sticks out, pad keeps all; None = by the shapes
+    horizontal_flip: bool | None = None  # mirror images at random; None = unless they are digits
+    unconditional: bool = False  # take everything as one class, whatever its folders or labels
+    image_column: str | None = None  # of a list, tars or a table: where the images are; None = found by name or type
+    label_column: str | None = None  # likewise, where the labels are; None = found, or none
+    held_out_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # not trained on, for honest figures
+    stock_tokenizer: Source | None = None  # try this one first; None = a published one, where a GPU makes it pay
+    public_foundation: Source | None = None  # align with this model; None = a public one with a GPU, else a small own
+    seed: Seed = 0  # all randomness follows from it
+    device: Device = "auto"  # auto, cpu, cuda, cuda:N or mps
 
 
 class AlignmentStudyConfig(Job):

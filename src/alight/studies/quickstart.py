@@ -13,12 +13,13 @@ from alight.artifacts import (
     read_artifact,
     write_manifest,
 )
-from alight.config import Job, QuickstartConfig
+from alight.config import ConvertConfig, ImagesConfig, Job, QuickstartConfig
 from alight.outputs import STARTED, check_output, claimed_output, writing_folder
 from alight.runtime.console import log
 from alight.runtime.files import file_hash
 from alight.runtime.units import duration
 
+StageConfig = Job | ConvertConfig
 STAGES = {
     "foundation": "alight.stages.train_foundation",
     "tokenizer": "alight.stages.train_tokenizer",
@@ -27,6 +28,7 @@ STAGES = {
     "samples": "alight.stages.generate_samples",
     "report": "alight.stages.evaluate",
 }
+IMPORT = "alight.stages.convert"  # in place of the tokenizer's stage, where an existing one is used
 
 
 def run(config: QuickstartConfig) -> Artifact:
@@ -49,7 +51,7 @@ def run(config: QuickstartConfig) -> Artifact:
     for stage, job in plan.items():
         kept = is_complete(job.output)
         started = time.perf_counter()
-        stage_run = import_module(STAGES[stage]).run
+        stage_run = import_module(IMPORT if isinstance(job, ConvertConfig) else STAGES[stage]).run
         artifact: Artifact = stage_run(job, timings) if stage == "report" and not kept else stage_run(job)
         timings[stage] = artifact.seconds if kept else max(time.perf_counter() - started, artifact.seconds)
         log.info("%-12s %12s   %s%s", stage, duration(timings[stage]), artifact.path, " (kept)" if kept else "")
@@ -59,34 +61,42 @@ def run(config: QuickstartConfig) -> Artifact:
     return artifact
 
 
-def wire(config: QuickstartConfig) -> dict[str, Job]:
-    """The configuration of every stage, with the folders joined up and one seed and device for all."""
+def wire(config: QuickstartConfig) -> dict[str, StageConfig]:
+    """The configuration of every stage, with the folders joined up and one seed, device and image source for all."""
     folders = {stage: config.output / stage for stage in STAGES}
+    shared: dict[str, object] = {"seed": config.seed, "device": config.device}
+    tokenizer, transformer = {"tokenizer": folders["tokenizer"]}, {"transformer": folders["transformer"]}
+    foundation = config.public_foundation or str(folders["foundation"])
 
     def joined(job: Job, stage: str, **links: object) -> Job:
-        shared = {"output": folders[stage], "seed": config.seed, "device": config.device}
-        return job.model_copy(update=shared | links)
+        images = getattr(job, "images", None)
+        if images == ImagesConfig():
+            links["images"] = config.images
+        return job.model_copy(update={"output": folders[stage], **shared, **links})
 
-    alignment = config.tokenizer.alignment.model_copy(update={"foundation": str(folders["foundation"])})
-    tokenizer, transformer = {"tokenizer": folders["tokenizer"]}, {"transformer": folders["transformer"]}
-    return {
-        "foundation": joined(config.foundation, "foundation"),
-        "tokenizer": joined(config.tokenizer, "tokenizer", alignment=alignment),
+    alignment = config.tokenizer.alignment.model_copy(update={"foundation": foundation})
+    plan: dict[str, StageConfig] = {}
+    measured_in: str | None = foundation
+    if config.stock_tokenizer is not None:
+        plan["tokenizer"] = ConvertConfig(
+            kind="tokenizer", source=Path(config.stock_tokenizer), output=folders["tokenizer"]
+        )
+        measured_in = config.public_foundation
+    else:
+        if config.public_foundation is None:
+            plan["foundation"] = joined(config.foundation, "foundation")
+        plan["tokenizer"] = joined(config.tokenizer, "tokenizer", alignment=alignment)
+    return plan | {
         "latents": joined(config.latents, "latents", **tokenizer),
         "transformer": joined(config.transformer, "transformer", latents=folders["latents"]),
         "samples": joined(config.samples, "samples", **tokenizer, **transformer),
         "report": joined(
-            config.report,
-            "report",
-            **tokenizer,
-            **transformer,
-            samples=folders["samples"],
-            foundation=str(folders["foundation"]),
+            config.report, "report", **tokenizer, **transformer, samples=folders["samples"], foundation=measured_in
         ),
     }
 
 
-def pipeline_inputs(plan: dict[str, Job]) -> dict[str, str]:
+def pipeline_inputs(plan: dict[str, StageConfig]) -> dict[str, str]:
     """The folders that the pipeline is made from."""
     return {kind: str(plan[kind].output) for kind in ("transformer", "tokenizer")}
 
@@ -96,7 +106,7 @@ def is_older_pipeline(folder: Path) -> bool:
     return (folder / PIPELINE_INDEX).is_file() and not is_complete(folder) and not (folder / STARTED).exists()
 
 
-def save_pipeline(plan: dict[str, Job], folder: Path) -> None:
+def save_pipeline(plan: dict[str, StageConfig], folder: Path) -> None:
     """Join transformer and tokenizer in the folder that `LightningDiTPipeline.from_pretrained` opens."""
     from alight.pipelines import LightningDiTPipeline
 

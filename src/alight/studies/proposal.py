@@ -1,0 +1,127 @@
+"""A recipe for somebody's images: size, crop, flips, task and classes chosen by a look at them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from alight.config import ImagesConfig, QuickstartConfig, StartConfig
+from alight.data.survey import ImageSurvey
+from alight.options import Crop
+from alight.runtime.errors import InputError
+
+FEWEST_IMAGES = 16  # distinct ones, from which a tokenizer learns anything that holds for others
+FEW_IMAGES, FEW_PER_CLASS = 200, 10  # below which a transformer repeats its training images
+ELONGATED, MANY_ELONGATED = 1.6, 0.25  # ratio of the sides, and the share of such images from which they are padded
+SHORTEST_SCHEDULE = 1 / 4  # of a recipe's steps, below which it does not show anything
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe for some images.
+
+    Attributes:
+        recipe: of the whole arrow; its steps do not yet fit a time.
+        remarks: everything about the images and the choices that a user should know, a line each.
+    """
+
+    recipe: QuickstartConfig
+    remarks: tuple[str, ...]
+
+
+def require_trainable(survey: ImageSurvey, source: str) -> None:
+    """Refuse images that no generator can be trained on.
+
+    Raises:
+        InputError: there are too few that differ from each other.
+    """
+    distinct = survey.count - sum(len(group) - 1 for group in survey.duplicates.exact)
+    if distinct < FEWEST_IMAGES:
+        same = f", of which only {distinct:,} differ" if distinct < survey.count else ""
+        raise InputError(
+            f"{source} holds {survey.count:,} image{'s' * (survey.count != 1)}{same}. A generator learns from "
+            f"at least {FEWEST_IMAGES} different images, better from hundreds in every class. Add images, or give the folder "
+            "above this one if it holds further classes."
+        )
+
+
+def propose(config: StartConfig, survey: ImageSurvey, recipe: QuickstartConfig) -> Proposal:
+    """Fill a recipe of the whole arrow in for some images.
+
+    Args:
+        config: of the command; what it sets is kept.
+        survey: of the images.
+        recipe: to begin from.
+    """
+    images = recipe.images.model_copy(
+        update={
+            "source": config.source,
+            "size": config.size or recipe.images.size,
+            "crop": config.crop or choose_crop(survey, recipe.images.crop),
+            "horizontal_flip": mirrors(config),
+            "unconditional": config.unconditional,
+            "image_column": config.image_column,
+            "label_column": config.label_column,
+            "held_out_fraction": config.held_out_fraction,
+        }
+    )
+    task = "classifier" if len(survey.classes) > 1 else "masked_autoencoder"
+    filled = recipe.model_copy(
+        update={
+            "images": images,
+            "foundation": recipe.foundation.model_copy(update={"task": task}),
+            "latents": recipe.latents.model_copy(update={"flips": images.horizontal_flip}),
+            "seed": config.seed,
+            "device": config.device,
+        }
+    )
+    # validated as a whole: a size that does not fit the network is refused here
+    checked = QuickstartConfig.model_validate(filled.model_dump())
+    return Proposal(checked, tuple(remarks(survey, images)))
+
+
+def choose_crop(survey: ImageSurvey, default: Crop) -> Crop:
+    """The recipe's crop, or padding where cutting would lose a lot of many images."""
+    ratio = survey.sizes.max(axis=1) / np.maximum(survey.sizes.min(axis=1), 1)
+    return "pad" if np.mean(ratio > ELONGATED) > MANY_ELONGATED else default
+
+
+def mirrors(config: StartConfig) -> bool:
+    """Tell if mirrored images are as good as the real ones."""
+    return config.source != "digits" if config.horizontal_flip is None else config.horizontal_flip
+
+
+def remarks(survey: ImageSurvey, images: ImagesConfig) -> list[str]:
+    """Remarks on images and on the choices made for them."""
+    lines = [survey.description + "."]
+    counts = list(survey.classes.values())
+    if len(counts) > 1:
+        lines.append(f"Classes hold {min(counts):,} to {max(counts):,} images; 'alight info images' lists them.")
+        if rare := [name for name, count in survey.classes.items() if count < FEW_PER_CLASS]:
+            shown = ", ".join(rare[:4]) + (", ..." if len(rare) > 4 else "")
+            lines.append(
+                f"{len(rare)} of {len(counts)} classes hold fewer than {FEW_PER_CLASS} images ({shown}): of these, "
+                "expect copies of the training images."
+            )
+    else:
+        lines.append("There is one class, so images are generated without a label.")
+    if (survey.count < FEW_IMAGES) and len(counts) == 1:
+        lines.append(f"{survey.count:,} images are few: expect copies of the training images.")
+    if small := survey.smaller_than(images.size):
+        lines.append(f"{small:,} are smaller than {images.size} pixels and are enlarged.")
+    if survey.transparent:
+        lines.append(f"{survey.transparent:,} are partly transparent and lie on a background of {images.background}.")
+    if images.crop == "pad":
+        lines.append("Many are tall or wide, so all are padded to squares; --crop center cuts them instead.")
+    if images.horizontal_flip:
+        lines.append(
+            "Mirrored images are trained on, too; --horizontal-flip False where left and right differ (text)."
+        )
+    if survey.skipped:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in survey.skipped.items())
+        lines.append(f"Skipped: {reasons}.")
+    if survey.ignored:
+        others = ", ".join(f"{count:,} {extension}" for extension, count in list(survey.ignored.items())[:6])
+        lines.append(f"Not images, and ignored: {others}.")
+    if survey.duplicates.exact:
+        lines.append(f"{sum(len(group) - 1 for group in survey.duplicates.exact):,} are copies of another image.")
+    return lines

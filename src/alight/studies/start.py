@@ -1,0 +1,177 @@
+"""`alight start`: from a folder of images to a report in a given time, by one command."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alight.artifacts import Artifact, differences
+from alight.config import ImagesConfig, QuickstartConfig, StartConfig
+from alight.config.recipes import load_config, validate
+from alight.data.loading import open_source
+from alight.data.survey import ImageSurvey, survey
+from alight.runtime.checked_json import read_checked, write_checked
+from alight.runtime.console import log
+from alight.runtime.device import resolve_device
+from alight.runtime.errors import InputError
+from alight.runtime.files import explained_disk_errors, write_text
+from alight.runtime.hardware import free_disk
+from alight.runtime.units import size_text
+from alight.studies import quickstart
+from alight.studies.budget import Costs, fit, fitting_factor, measure_costs
+from alight.studies.plan_text import describe_plan
+from alight.studies.proposal import Proposal, propose, require_trainable
+from alight.studies.stock import with_published_networks
+
+PLAN, RECIPE = "start.json", "recipe.yaml"  # in the folder of the run: the request and its recipe, for people too
+RECIPES = {  # from the most ambitious on; the first that the time allows is taken
+    "cpu": ("own_images/overnight_cpu", "own_images/quick"),
+    "gpu": ("own_images/gpu", "own_images/overnight_cpu", "own_images/quick"),
+}
+WORTH_IT = 0.5  # share of a recipe's steps that must fit into the time, or a smaller recipe learns more
+IN_RESERVE = 500 * 2**20  # bytes of disk for checkpoints, samples and reports of a small model
+LATENT_BYTES = 4  # of a number
+
+
+@dataclass(frozen=True)
+class Started:
+    """The result: the report, or the plan alone.
+
+    Attributes:
+        folder: of the run.
+        plan: lines of text.
+        report: None where only the plan was wanted.
+    """
+
+    folder: Path
+    plan: tuple[str, ...]
+    report: Artifact | None
+
+    def as_data(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "folder": str(self.folder),
+            "plan": list(self.plan),
+            "report": None if self.report is None else self.report.as_data(),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self.plan) if self.report is None else f"Report: {self.report.path}/report.html"
+
+
+def run(config: StartConfig) -> Started:
+    """Survey the images, fit a recipe to images and time, and run it; what is finished already is kept.
+
+    Raises:
+        InputError: the images cannot be used, the time or the disk is too small, or the folder holds another run.
+    """
+    if config.source is None:
+        raise InputError("'alight start' needs images: alight start FOLDER, with one subfolder per class or none.")
+    folder = config.output or default_folder(config)
+    if (folder / PLAN).is_file() and not config.plan_only:
+        recipe, plan = resume(config, folder)
+    else:
+        recipe, plan = prepare(config, folder)
+        if config.plan_only:
+            return Started(folder, plan, None)
+        store(config, recipe, plan, folder)
+    for line in plan:
+        log.info(line)
+    return Started(folder, plan, quickstart.run(recipe))
+
+
+def default_folder(config: StartConfig) -> Path:
+    """Such as runs/flowers-10min."""
+    name = Path(str(config.source).removeprefix("hf:")).absolute().name.split(".")[0].split(":")[0] or "images"
+    return Path("runs") / f"{name}-{config.minutes:g}min"
+
+
+def prepare(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[str, ...]]:
+    """Look at images and machine, and make the recipe and the plan in words."""
+    looked_at = ImagesConfig(
+        source=str(config.source),
+        size=config.size or ImagesConfig().size,
+        unconditional=config.unconditional,
+        image_column=config.image_column,
+        label_column=config.label_column,
+    )
+    source = open_source(looked_at, "all")
+    log.info("start: looking at %s.", source.description)
+    found = survey(source)
+    require_trainable(found, str(config.source))
+    name, proposal, costs = choose(config, found, folder)
+    recipe = fit(proposal.recipe, costs, config.minutes).model_copy(update={"output": folder})
+    require_disk(recipe, found.count, folder)
+    plan = describe_plan(recipe, name, config.minutes, costs.seconds(recipe), proposal.remarks)
+    return recipe, tuple(plan)
+
+
+def choose(config: StartConfig, found: ImageSurvey, folder: Path) -> tuple[str, Proposal, Costs]:
+    """The most ambitious recipe that the time allows, filled in for the images, and its costs."""
+    device = resolve_device(config.device)
+    candidates = (config.recipe,) if config.recipe else RECIPES["cpu" if device.type == "cpu" else "gpu"]
+    for name in candidates:
+        recipe = load_config(name)
+        if not isinstance(recipe, QuickstartConfig):
+            raise InputError(f"The recipe {name} is not of a whole arrow, 'job: quickstart'. Give such a one.")
+        proposal = propose(config, found, recipe)
+        if not config.plan_only:
+            recipe = with_published_networks(config, proposal.recipe, folder)
+            proposal = Proposal(recipe, proposal.remarks)
+        log.info("start: timing the training steps of %s.", name)
+        costs = measure_costs(proposal.recipe, found.count, len(found.classes))
+        if fitting_factor(proposal.recipe, costs, config.minutes) >= WORTH_IT:
+            break
+    return name, proposal, costs
+
+
+def resume(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[str, ...]]:
+    """The recipe and the plan of an earlier start with the same request.
+
+    Raises:
+        InputError: it was another request.
+    """
+    stored = read_checked(folder / PLAN)
+    if changed := differences(stored["request"], request(config)):
+        raise InputError(
+            f"{folder} was started with other options ({'; '.join(changed[:4])}). Choose another --output, give the "
+            "same options to go on, or delete that folder."
+        )
+    log.info("start: going on in %s, as planned before.", folder)
+    recipe = validate(QuickstartConfig, stored["recipe"], str(folder / PLAN))
+    return recipe.model_copy(update={"output": folder}), tuple(stored["plan"])
+
+
+def request(config: StartConfig) -> dict[str, Any]:
+    """The options that decide on the recipe."""
+    return config.model_dump(mode="json", exclude={"output", "plan_only"})
+
+
+def store(config: StartConfig, recipe: QuickstartConfig, plan: tuple[str, ...], folder: Path) -> None:
+    """Write the request with its recipe, for going on later, and the recipe for people."""
+    values = recipe.model_dump(mode="json")
+    with explained_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        comment = "".join(f"# {line}\n" for line in plan)
+        command = f"# Run it by hand, or change it and run it: alight quickstart --config {folder / RECIPE}\n"
+        text = yaml.safe_dump({"job": "quickstart", **values}, sort_keys=False, allow_unicode=True, width=120)
+        write_text(folder / RECIPE, f"{comment}#\n{command}{text}")
+        write_checked(folder / PLAN, {"request": request(config), "recipe": values, "plan": list(plan)})
+
+
+def require_disk(recipe: QuickstartConfig, num_images: int, folder: Path) -> None:
+    """Refuse a disk that latents and checkpoints would fill.
+
+    Raises:
+        InputError: names what is needed and what is free.
+    """
+    model, side = recipe.tokenizer.model, recipe.images.size // recipe.tokenizer.model.downsampling_factor
+    latents = num_images * (1 + recipe.latents.flips) * model.latent_channels * side**2 * LATENT_BYTES
+    needed = latents + IN_RESERVE
+    if needed > (free := free_disk(folder)):
+        raise InputError(
+            f"The disk of {folder} has {size_text(free)} free, but the latents of {num_images:,} images take "
+            f"{size_text(latents)}, and checkpoints and reports up to {size_text(IN_RESERVE)}. Free some space, or put "
+            "the run on another disk with --output."
+        )
