@@ -12,7 +12,7 @@ from alight.runtime.errors import InputError
 
 # --- images and latents -------------------------------------------------------------------------------------------
 Split = Literal["train", "held_out", "all"]
-Crop = Literal["center", "random"]
+Crop = Literal["center", "random", "pad"]
 Posterior = Literal["sample", "mode"]
 StoredPosterior = Literal["sample", "mode", "moments"]
 StoredDtype = Literal["fp32", "fp16", "bf16"]

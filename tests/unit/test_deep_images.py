@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alight.data.decode import decode_image, decode_with_peak
+from alight.data.decode import decode_image, decode_with_facts
 from alight.data.image_folder import ImageFolder
 
 
@@ -83,7 +83,7 @@ def test_a_tiff_that_says_it_has_12_bits_is_scaled_by_them(tmp_path, caplog):
     head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + table + bytes(4)
     content = head.ljust(200, b"\0") + packed
     assert decode_image(io.BytesIO(content))[0, :, 0].tolist() == [0, 128, 255, 64]
-    assert decode_with_peak(io.BytesIO(content)).peak == 0
+    assert decode_with_facts(io.BytesIO(content)).peak == 0
     (tmp_path / "a.tif").write_bytes(content)
     ImageFolder(tmp_path)
     assert not caplog.records

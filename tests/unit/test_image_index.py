@@ -38,7 +38,7 @@ def index(folder):
 
 
 def index_file():
-    return next((cache_folder() / "image-index-3").glob("*.json"))
+    return next((cache_folder() / "image-index-4").glob("*.json"))
 
 
 def test_unchanged_files_are_decoded_once(pets, decoded):
@@ -53,7 +53,7 @@ def test_the_index_holds_sizes_and_hashes_of_the_files(pets):
     first = index(pets).images[0]
     content = (pets / "cat" / "b.png").read_bytes()
     assert first[:2] == ("cat/b.png", f"{len(content)}-{(pets / 'cat' / 'b.png').stat().st_mtime_ns}")
-    assert first[2:] == (60, 30, sha256(content).hexdigest()[:32], 0)
+    assert first[2:] == (60, 30, sha256(content).hexdigest()[:32], 0, "RGB", False)
     assert ImageFolder(pets).content_hash(0) == first.hash
 
 

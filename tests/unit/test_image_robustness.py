@@ -342,5 +342,5 @@ def test_a_fingerprint_of_every_kind_of_source_shows_every_change(pets, tmp_path
 def test_a_known_fingerprint_costs_no_decoding(pets, monkeypatch):
     config = ImagesConfig(source=str(pets), size=16)
     first = source_fingerprint(config, "train")
-    monkeypatch.setattr("alight.data.image_index.decode_with_peak", None)  # calling it would fail
+    monkeypatch.setattr("alight.data.image_index.decode_with_facts", None)  # calling it would fail
     assert source_fingerprint(config, "train") == first

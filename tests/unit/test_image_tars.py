@@ -181,7 +181,7 @@ def test_unchanged_tars_are_listed_and_decoded_once(shards, monkeypatch):
     first = open_images(shards)
     with monkeypatch.context() as patch:
         patch.setattr(tar_index, "_members", None)  # calling it would fail
-        patch.setattr("alight.data.image_index.decode_with_peak", None)
+        patch.setattr("alight.data.image_index.decode_with_facts", None)
         again = open_images(shards)
     assert again.fingerprint == first.fingerprint
     assert not again.skipped

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from alight.options import Crop
+from alight.options import Crop, suggestion
 
 Item = TypeVar("Item")
 LARGEST_COUNT, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # what arrays, files and generators of random numbers can take
@@ -76,6 +76,28 @@ def is_secret(key: str) -> bool:
     return _SECRET.search(key) is not None
 
 
+def _known_colour(text: str) -> str:
+    """An opaque colour that Pillow knows, in lower case.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from PIL import ImageColor  # most commands need no colour
+
+    name = text.lower()
+    try:
+        opaque = len(ImageColor.getrgb(name)) == 3
+    except ValueError:
+        opaque = False
+    if not opaque:
+        nearest = suggestion(name, ImageColor.colormap, cutoff=0.7)
+        raise ValueError(f"{text!r:.80} is not a colour.{nearest} Give a name such as white or grey, or '#rrggbb'")
+    return name
+
+
+Colour = Annotated[str, AfterValidator(_known_colour)]
+
+
 class Section(BaseModel):
     """A part of a configuration: immutable, closed to unknown keys, and of paths and texts that can be used."""
 
@@ -120,12 +142,15 @@ class ImagesConfig(Section):
     image_column: str | None = None  # of a list, tars or a table: where the images are; None = found by name or type
     label_column: str | None = None  # likewise, where the labels are; None = found, or none
     size: Size = 256  # side of the square crop in pixels
-    crop: Crop = "center"  # centre crop as in ADM, or a random one
+    crop: Crop = (
+        "center"  # centre crop as in ADM, a random one, or pad: the whole image, with borders of the background
+    )
     unconditional: bool = False  # take everything as one class, whatever its folders or labels
     horizontal_flip: bool = False  # mirror half of the images at random while training
     held_out_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # not trained on; embedded images have their own
     workers: NonNegative = 0  # processes that decode ahead; 0 = decode when asked
-    upscale: bool = False  # accept images that are smaller than the crop
+    upscale: bool = True  # enlarge images that are smaller than the crop; False = refuse them
+    background: Colour = "white"  # behind transparent pixels, and beside padded images: a colour name or #rrggbb
     max_skipped_fraction: Fraction = 0.5  # give up when more than this share of the files cannot be decoded
 
 

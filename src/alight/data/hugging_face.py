@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from alight.data.class_labels import number_classes
 from alight.data.columns import image_columns, listed, pick_label_column, wanted_column, warn_of_unused
+from alight.data.decode import WHITE
 from alight.data.file_patterns import find_files
 from alight.data.image_store import ImageStore, file_stamp, first_special, read_image
 from alight.data.readable_names import readable_classes
@@ -43,6 +44,7 @@ class HuggingFaceImages(StoredImages):
         image_column: the column of images; None = the one of that type, else `image` or the like.
         label_column: the column of labels; None = the one with class names, else `label`, `class` or the like, if
             there is one.
+        background: the colour behind transparent pixels.
 
     Raises:
         InputError: `datasets` is not installed or cannot open this; there is no such split or column; some rows have
@@ -56,6 +58,7 @@ class HuggingFaceImages(StoredImages):
         max_skipped_fraction: float = 0.5,
         image_column: str | None = None,
         label_column: str | None = None,
+        background: str = WHITE,
     ) -> None:
         word = os.fspath(word)
         table, key = _open_table(word)
@@ -64,7 +67,7 @@ class HuggingFaceImages(StoredImages):
         if not len(store):
             raise InputError(f"{word} has no rows; choose another split.")
         label = None if unconditional else _label_column(table, word, label_column, image)
-        super().__init__(store, *_labels(table, label, store), max_skipped_fraction)
+        super().__init__(store, *_labels(table, label, store), max_skipped_fraction, background)
 
 
 class _TableStore(ImageStore):

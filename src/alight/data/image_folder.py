@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from alight.data.image_store import FileStore, list_images, visible_folders
+from alight.data.decode import WHITE
+from alight.data.image_store import FileStore, count_other_files, list_images, visible_folders
 from alight.data.readable_names import readable, readable_classes
 from alight.data.stored_images import StoredImages
 from alight.runtime.errors import InputError
@@ -27,6 +28,7 @@ class ImageFolder(StoredImages):
         folder: the folder.
         unconditional: take all images below the folder as one class.
         max_skipped_fraction: more unusable files than this share are an error.
+        background: the colour behind transparent pixels.
 
     Raises:
         InputError: the folder is missing or has no images; there are images both beside and in subfolders; a class has
@@ -34,12 +36,17 @@ class ImageFolder(StoredImages):
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], unconditional: bool = False, max_skipped_fraction: float = 0.5
+        self,
+        folder: str | os.PathLike[str],
+        unconditional: bool = False,
+        max_skipped_fraction: float = 0.5,
+        background: str = WHITE,
     ) -> None:
         folder = Path(folder)
         if not os.path.isdir(folder):
             found = "is a file, not a folder; unpack it first" if os.path.exists(folder) else "does not exist"
             raise InputError(f"The image folder {folder!s:.300} {found}.")
+        self.folder = folder
         names = list_images(folder)
         if not names:
             raise InputError(
@@ -58,7 +65,12 @@ class ImageFolder(StoredImages):
             labels.astype(np.int64),
             tuple(class_names.tolist()),
             max_skipped_fraction,
+            background,
         )
+
+    def ignored_files(self) -> dict[str, int]:
+        """Extension -> number of files that are not named as images, such as videos and documents."""
+        return count_other_files(self.folder)
 
 
 def _is_flat(folder: Path, names: list[str]) -> bool:

@@ -15,12 +15,12 @@ from typing import NamedTuple, TypeVar
 from PIL import UnidentifiedImageError
 
 from alight.data.cache import cache_file, one_process_at_a_time, read_cache, write_cache, write_note
-from alight.data.decode import decode_with_peak
+from alight.data.decode import decode_with_facts
 from alight.data.image_store import ImageStore
 from alight.runtime.console import progress_bar
 from alight.runtime.errors import one_line
 
-_FORMAT = "image-index-3"
+_FORMAT = "image-index-4"
 _HASH_DIGITS = 32  # 128 bits, without collisions in practice
 _IMAGES_PER_TASK = 64
 _SECONDS_BEFORE_PROGRESS_BAR = 2.0
@@ -50,6 +50,8 @@ class ImageRecord(NamedTuple):
         width: likewise.
         hash: SHA-256 of the encoded bytes, the first 32 hexadecimal digits.
         peak: the largest value of an image with 16 bits per channel; 0 for others.
+        mode: Pillow's name of the stored mode.
+        transparent: some pixels are at least partly transparent.
     """
 
     name: str
@@ -58,6 +60,8 @@ class ImageRecord(NamedTuple):
     width: int
     hash: str
     peak: int
+    mode: str
+    transparent: bool
 
 
 class ImageIndex(NamedTuple):
@@ -154,13 +158,16 @@ def _examine(store: ImageStore, position: int, stamp: str | SkippedImage) -> Ima
         return stamp
     try:
         encoded = store.read(position)
-        pixels, peak = decode_with_peak(BytesIO(encoded))
+        decoded = decode_with_facts(BytesIO(encoded))
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         return SkippedImage(store.location(position), _reason(error))
-    height, width = pixels.shape[:2]
-    return ImageRecord(store.name(position), stamp, height, width, sha256(encoded).hexdigest()[:_HASH_DIGITS], peak)
+    height, width = decoded.pixels.shape[:2]
+    digest = sha256(encoded).hexdigest()[:_HASH_DIGITS]
+    return ImageRecord(
+        store.name(position), stamp, height, width, digest, decoded.peak, decoded.mode, decoded.transparent
+    )
 
 
 def _reason(error: Exception) -> str:

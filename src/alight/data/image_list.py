@@ -19,6 +19,7 @@ from alight.data.columns import (
     wanted_column,
     warn_of_unused,
 )
+from alight.data.decode import WHITE
 from alight.data.image_store import FileStore, is_image_name
 from alight.data.readable_names import readable
 from alight.data.stored_images import StoredImages
@@ -49,6 +50,7 @@ class ImageList(StoredImages):
         max_skipped_fraction: more unusable files than this share are an error.
         image_column: the column or key of paths; None = path, file_name or the like.
         label_column: the column or key of labels; None = label, class or the like, if there is one.
+        background: the colour behind transparent pixels.
 
     Raises:
         InputError: the list cannot be read, is empty, has no such column, or names an image twice; a class has no
@@ -62,6 +64,7 @@ class ImageList(StoredImages):
         max_skipped_fraction: float = 0.5,
         image_column: str | None = None,
         label_column: str | None = None,
+        background: str = WHITE,
     ) -> None:
         file = Path(file)
         require_regular(file)
@@ -79,7 +82,7 @@ class ImageList(StoredImages):
         labels = number_classes([None if unconditional else label for _, label in table.entries], store)
         if not unconditional and all(label in (None, "") for _, label in table.entries):
             warn_of_unused(table.unused, str(file))
-        super().__init__(store, *labels, max_skipped_fraction)
+        super().__init__(store, *labels, max_skipped_fraction, background)
 
 
 class _Table(NamedTuple):

@@ -6,6 +6,7 @@ A store returns bytes by position; `index_images` finds out which of them can be
 import os
 import stat
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -165,6 +166,22 @@ def list_images(folder: Path) -> list[str]:
     Raises:
         InputError: the folder, or one below it, cannot be listed.
     """
+    return [name for name in _list_files(folder) if is_image_name(name)]
+
+
+def count_other_files(folder: Path) -> dict[str, int]:
+    """Extension -> number of the files below a folder that are not named as images, the most frequent first.
+
+    Raises:
+        InputError: the folder, or one below it, cannot be listed.
+    """
+    others = (name for name in _list_files(folder) if not is_image_name(name))
+    extensions = Counter(os.path.splitext(name)[1].lower() or "without extension" for name in others)
+    return dict(extensions.most_common())
+
+
+def _list_files(folder: Path) -> list[str]:
+    """Names of all files below a folder that are not ignored, sorted."""
     try:
         return sorted(_walk(folder, prefix="", ancestors=()))
     except OSError as error:
@@ -207,7 +224,7 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[str
                 continue
             if entry.is_dir():
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here))
-            elif is_image_name(entry.name):
+            else:
                 yield prefix + entry.name
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from alight.data.class_labels import name_classes, number_classes
 from alight.data.columns import listed, pick_label_column, warn_of_unused
+from alight.data.decode import WHITE
 from alight.data.file_patterns import find_files
 from alight.data.image_store import ImageStore, encoded_names, file_stamp, require_image_size
 from alight.data.readable_names import readable
@@ -39,6 +40,7 @@ class ImageTars(StoredImages):
         image_column: extension of the images, if samples have several, such as `input.png`.
         label_column: key of the label in each sample's `.json`; None = its `.cls`, else the key `label`,
             `class` or the like.
+        background: the colour behind transparent pixels.
 
     Raises:
         InputError: a file is missing, truncated, damaged or compressed; a sample has several images; no image has the
@@ -52,6 +54,7 @@ class ImageTars(StoredImages):
         max_skipped_fraction: float = 0.5,
         image_column: str | None = None,
         label_column: str | None = None,
+        background: str = WHITE,
     ) -> None:
         word = os.fspath(tars)
         files = sorted(Path(word).glob("[!.]*.tar")) if os.path.isdir(word) else find_files(word)
@@ -70,7 +73,7 @@ class ImageTars(StoredImages):
                 f"{word} holds no {kind}; samples should be laid out as 0001.jpg, 0001.cls, 0002.jpg, ..."
             )
         _warn_of_special(word, contents)
-        super().__init__(store, *_classes(store, contents, columns, unconditional), max_skipped_fraction)
+        super().__init__(store, *_classes(store, contents, columns, unconditional), max_skipped_fraction, background)
 
 
 def _classes(

@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from alight.data.decode import RgbImage
+from alight.data.decode import WHITE, RgbImage
 from alight.data.image_index import SkippedImage
 from alight.options import Split, require_known
 from alight.runtime.errors import InputError
@@ -25,16 +25,28 @@ class ImageSource(ABC):
         class_names: name of each class; one class if the images are unlabelled.
         labels: (N,) int64, index into `class_names`.
         sizes: (N, 2) int64, height and width in pixels; known without decoding.
+        background: the colour behind transparent pixels, and beside an image that is padded to a square.
         skipped: files with names of images that cannot be used.
     """
 
     class_names: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
+    background: str = WHITE
     skipped: tuple[SkippedImage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def modes(self) -> npt.NDArray[np.str_]:
+        """(N,) the names that Pillow gives to the stored modes; known without decoding."""
+        return np.full(len(self), "RGB")
+
+    @property
+    def transparent(self) -> npt.NDArray[np.bool_]:
+        """(N,) true for images with pixels that are at least partly transparent; known without decoding."""
+        return np.zeros(len(self), dtype=np.bool_)
 
     @property
     @abstractmethod
@@ -70,6 +82,10 @@ class ImageSource(ABC):
     def load(self, index: int) -> RgbImage:
         """The image as (H, W, 3) uint8 RGB, upright."""
 
+    def ignored_files(self) -> dict[str, int]:
+        """Extension -> number of the files in a folder that are not named as images; empty for other sources."""
+        return {}
+
     def held_out(self, fraction: float) -> npt.NDArray[np.bool_]:
         """(N,) true for images that are never used for training. For embedded images independent of the fraction.
 
@@ -95,7 +111,18 @@ class ImageSubset(ImageSource):
         self.class_names = source.class_names
         self.labels = source.labels[self.indices]
         self.sizes = source.sizes[self.indices]
+        self.background = source.background
         self.skipped = source.skipped
+
+    @property
+    def modes(self) -> npt.NDArray[np.str_]:
+        """(M,) as in the whole source."""
+        return self.source.modes[self.indices]
+
+    @property
+    def transparent(self) -> npt.NDArray[np.bool_]:
+        """(M,) as in the whole source."""
+        return self.source.transparent[self.indices]
 
     @property
     def description(self) -> str:
@@ -113,6 +140,10 @@ class ImageSubset(ImageSource):
     def load(self, index: int) -> RgbImage:
         """The image as (H, W, 3) uint8 RGB, upright."""
         return self.source.load(int(self.indices[index]))
+
+    def ignored_files(self) -> dict[str, int]:
+        """As of the whole source."""
+        return self.source.ignored_files()
 
     def held_out(self, fraction: float) -> npt.NDArray[np.bool_]:
         """(M,) as in the whole source."""

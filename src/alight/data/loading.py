@@ -6,6 +6,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from alight.config import ImagesConfig
+from alight.data.decode import WHITE
 from alight.data.embedded import Digits, Photographs
 from alight.data.file_patterns import is_pattern
 from alight.data.hugging_face import PREFIX, HuggingFaceImages, is_saved_table
@@ -27,6 +28,7 @@ def open_images(
     max_skipped_fraction: float = 0.5,
     image_column: str | None = None,
     label_column: str | None = None,
+    background: str = WHITE,
 ) -> ImageSource:
     """Open images by the word in a configuration.
 
@@ -45,6 +47,7 @@ def open_images(
         max_skipped_fraction: not of embedded images: more unusable ones than this share are an error.
         image_column: of a list, tars or a table: where the images are.
         label_column: likewise, where the labels are.
+        background: the colour behind transparent pixels.
 
     Raises:
         InputError: there is no such source, its images cannot be used, or it has no columns; see the sources.
@@ -52,7 +55,7 @@ def open_images(
     word = os.fspath(source)
     kind = None if word in _EMBEDDED else _columnar_source(word)
     if kind is not None:
-        return kind(word, unconditional, max_skipped_fraction, image_column, label_column)
+        return kind(word, unconditional, max_skipped_fraction, image_column, label_column, background)
     if image_column or label_column:
         raise InputError(f"image_column and label_column are for lists, tars and tables; {word} has no columns.")
     if word == "digits":
@@ -64,7 +67,7 @@ def open_images(
             f"There are no images at {word:.300}: give a folder of images, a list, tars, hf:owner/name, or 'digits' "
             "or 'photographs'."
         )
-    return ImageFolder(word, unconditional, max_skipped_fraction)
+    return ImageFolder(word, unconditional, max_skipped_fraction, background)
 
 
 def _columnar_source(word: str) -> type[ImageList] | type[ImageTars] | type[HuggingFaceImages] | None:
@@ -111,6 +114,7 @@ def open_source(config: ImagesConfig, split: Split) -> ImageSource:
         config.max_skipped_fraction,
         config.image_column,
         config.label_column,
+        config.background,
     )
     return split_source(source, split, config.held_out_fraction)
 

@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 import numpy.typing as npt
 
-from alight.data.decode import RgbImage, decode_image
+from alight.data.decode import WHITE, RgbImage, decode_image
 from alight.data.image_index import ImageIndex, index_images
 from alight.data.image_store import ImageStore
 from alight.data.images import ImageSource
@@ -27,6 +27,7 @@ class StoredImages(ImageSource):
         labels: (len(store),) int64, index into `class_names`.
         class_names: name of each class.
         max_skipped_fraction: more unusable images than this share are an error.
+        background: the colour behind transparent pixels.
 
     Raises:
         InputError: too many images are damaged, or all those of a class.
@@ -38,8 +39,10 @@ class StoredImages(ImageSource):
         labels: npt.NDArray[np.int64],
         class_names: tuple[str, ...],
         max_skipped_fraction: float = 0.5,
+        background: str = WHITE,
     ) -> None:
         self.store = store
+        self.background = background
         self.class_names = class_names
         index = index_images(store)
         self.skipped = index.skipped
@@ -48,8 +51,20 @@ class StoredImages(ImageSource):
         self._hashes = np.array([record.hash for record in index.images], dtype=np.bytes_)
         self.labels = labels[self._positions]
         self.sizes = np.array([(record.height, record.width) for record in index.images], dtype=np.int64)
+        self._modes = np.array([record.mode for record in index.images], dtype=np.str_)
+        self._transparent = np.array([record.transparent for record in index.images], dtype=np.bool_)
         self._require_the_same_classes(labels)
         self._warn_of_dim(index)
+
+    @property
+    def modes(self) -> npt.NDArray[np.str_]:
+        """(N,) of the stored images."""
+        return self._modes
+
+    @property
+    def transparent(self) -> npt.NDArray[np.bool_]:
+        """(N,) of the stored images."""
+        return self._transparent
 
     @property
     def description(self) -> str:
@@ -78,7 +93,7 @@ class StoredImages(ImageSource):
         """
         position = int(self._positions[index])
         try:
-            return decode_image(BytesIO(self.store.read(position)))
+            return decode_image(BytesIO(self.store.read(position)), self.background)
         except Exception as error:
             raise InputError(
                 f"{self.store.location(position)} could be decoded when the images were indexed, but no longer "
