@@ -39,8 +39,8 @@ def require_trainable(survey: ImageSurvey, source: str) -> None:
         same = f", of which only {distinct:,} differ" if distinct < survey.count else ""
         raise InputError(
             f"{source} holds {survey.count:,} image{'s' * (survey.count != 1)}{same}. A generator learns from "
-            f"at least {FEWEST_IMAGES} different images, better from hundreds in every class. Add images, or give the folder "
-            "above this one if it holds further classes."
+            f"at least {FEWEST_IMAGES} different images, better from hundreds in every class. Add images, or give the "
+            "folder above this one if it holds further classes."
         )
 
 

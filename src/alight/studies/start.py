@@ -172,6 +172,6 @@ def require_disk(recipe: QuickstartConfig, num_images: int, folder: Path) -> Non
     if needed > (free := free_disk(folder)):
         raise InputError(
             f"The disk of {folder} has {size_text(free)} free, but the latents of {num_images:,} images take "
-            f"{size_text(latents)}, and checkpoints and reports up to {size_text(IN_RESERVE)}. Free some space, or put "
-            "the run on another disk with --output."
+            f"{size_text(latents)}, and checkpoints and reports up to {size_text(IN_RESERVE)}. Free some space, or "
+            "put the run on another disk with --output."
         )

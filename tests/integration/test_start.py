@@ -1,0 +1,165 @@
+"""From a folder of images to a report in a given time, by one command."""
+
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from alight.artifacts import read_artifact
+from helpers import warm
+
+SHORT = {  # a whole arrow whose steps take milliseconds
+    "job": "quickstart",
+    "images": {"size": 32},
+    "foundation": {
+        "model": {"hidden_size": 24, "num_layers": 1, "num_heads": 2, "patch_size": 8},
+        "training": {"steps": 2, "global_batch_size": 8, "ema_decay": None},
+    },
+    "tokenizer": {
+        "model": {
+            "latent_channels": 4,
+            "block_out_channels": [8, 8, 8],
+            "layers_per_block": 1,
+            "norm_num_groups": 2,
+            "level_attention": False,
+            "mid_block_attention": False,
+        },
+        "training": {"steps": 4, "global_batch_size": 4, "ema_decay": None},
+    },
+    "transformer": {
+        "model": {"preset": None, "hidden_size": 24, "num_layers": 1, "num_heads": 2, "patch_size": 1},
+        "training": {"steps": 4, "global_batch_size": 4},
+    },
+    "samples": {"samples_per_class": 2, "sampling": {"num_inference_steps": 2}},
+}
+
+
+@pytest.fixture
+def short_recipe(tmp_path):
+    path = tmp_path / "short.yaml"
+    path.write_text(yaml.safe_dump(SHORT))
+    return path
+
+
+def colours(folder, count, name="", size=(40, 40)):
+    """Images of random colours, each with a square of another colour."""
+    rng = np.random.default_rng(len(name))
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        pixels = np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), (*size, 3)).copy()
+        pixels[8:24, 8:24] = rng.integers(0, 256, 3, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name / f"{number:03d}.png")
+    return folder
+
+
+def test_the_plan_names_images_stages_and_times(alight, tmp_path, short_recipe):
+    folder = colours(colours(tmp_path / "images", 20, "cats"), 4, "dogs")
+    (folder / "cats" / "notes.txt").write_text("not an image")
+    arguments = ("start", folder, "--recipe", short_recipe, "--minutes", 5, "--plan-only")
+    result = alight(*arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for words in (
+        *("24 images in 2 classes", "4 to 20 images", "fewer than 10 images (dogs)", "1 .txt"),
+        *("32 pixels", "classifier", "f4d4", "runs/images-5min"),
+    ):
+        assert words in result.stdout, words
+    assert not (tmp_path / "runs").exists()
+
+
+def test_small_images_without_classes_train_a_masked_autoencoder(alight, tmp_path, short_recipe):
+    folder = colours(tmp_path / "images", 20, size=(20, 60))
+    result = alight("start", folder, "--recipe", short_recipe, "--minutes", 5, "--plan-only", cwd=tmp_path)
+    assert "masked autoencoder" in result.stdout
+    assert "20 are smaller than 32 pixels and are enlarged" in result.stdout
+    assert "pad crop" in result.stdout  # a centre crop would lose two thirds
+
+
+def test_interrupted_and_started_again_it_follows_the_same_plan(alight, refused, tmp_path, short_recipe):
+    folder, output = colours(colours(tmp_path / "images", 20, "cats"), 12, "dogs"), tmp_path / "run"
+    arguments = ["start", folder, "--recipe", short_recipe, "--minutes", 1, "--output", output]
+    process = warm.AlightProcess([str(argument) for argument in arguments])
+    log, deadline = output / "tokenizer" / "training" / "log.jsonl", time.monotonic() + 240
+    while not log.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    planned = (output / "recipe.yaml").read_text()
+    result = alight(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "as planned before" in result.stderr
+    assert (output / "recipe.yaml").read_text() == planned
+    assert result.stdout.strip() == f"Report: {output}/report/report.html"
+    steps = yaml.safe_load(planned)["tokenizer"]["training"]["steps"]
+    assert steps > SHORT["tokenizer"]["training"]["steps"]  # scaled up to the time
+    assert read_artifact(output / "tokenizer", "tokenizer").facts["steps"] == steps
+    report = json.loads((output / "report" / "report.json").read_text())
+    assert report["reconstruction_psnr"] > 5
+
+    message = refused("start", folder, "--recipe", short_recipe, "--minutes", 2, "--output", output)
+    assert "minutes: 1.0 -> 2.0" in message
+    by_hand = alight("quickstart", "--config", output / "recipe.yaml")  # the recipe is complete
+    assert by_hand.returncode == 0, by_hand.stderr
+    assert "finished already" in by_hand.stderr
+
+
+def test_a_tokenizer_that_exists_takes_the_place_of_training_one(alight, tmp_path, short_recipe, finished_quickstart):
+    """The check decides: one of a few steps is not good enough for itself, and one is trained."""
+    folder, output = colours(tmp_path / "images", 20), tmp_path / "run"
+    stock = finished_quickstart[0] / "tokenizer"
+    arguments = ("start", folder, "--recipe", short_recipe, "--minutes", 1, "--output", output)
+    result = alight(*arguments, "--stock-tokenizer", stock)
+    assert result.returncode == 0, result.stderr
+    assert "too little, so one is trained" in result.stderr
+    assert (output / "stock-tokenizer" / "report.html").is_file()
+    assert (output / "foundation").is_dir()
+
+
+def test_an_arrow_with_an_existing_tokenizer(alight, tmp_path, short_recipe, finished_quickstart):
+    stock = tmp_path / "stock"  # a foreign folder of diffusers
+    shutil.copytree(finished_quickstart[0] / "pipeline" / "tokenizer", stock)
+    (stock / "alight.json").unlink(missing_ok=True)
+    output = tmp_path / "run"
+    arguments = ("quickstart", "--config", short_recipe, "--images.source", "digits", "--stock-tokenizer", stock)
+    result = alight(*arguments, "--latents.statistics", "data", "--output", output)
+    assert result.returncode == 0, result.stderr
+    assert not (output / "foundation").exists()
+    assert read_artifact(output / "tokenizer", "tokenizer").facts["converted_from"]
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(1, "holds 1 image."), (3, "holds 3 images"), (0, "holds no images")],
+    ids=["one", "few", "no"],
+)
+def test_too_few_images_are_refused(refused, tmp_path, count, words):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    assert words in refused("start", colours(folder, count), cwd=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (200, 30, 90)], ids=["black", "identical"])
+def test_equal_images_are_refused(refused, tmp_path, colour):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(40):
+        Image.new("RGB", (50, 50), colour).save(folder / f"{number}.png")
+    message = refused("start", folder, cwd=tmp_path)
+    assert "holds 40 images, of which only 1 differ" in message
+
+
+def test_a_time_too_short_names_one_that_would_do(refused, tmp_path):
+    message = refused("start", colours(tmp_path / "images", 20), "--minutes", 0.1, cwd=tmp_path)
+    assert "0.1 minutes are too short" in message
+    assert "--minutes " in message
+
+
+def test_start_needs_images_that_exist(refused, tmp_path):
+    assert "alight start FOLDER" in refused("start")
+    assert "There are no images at" in refused("start", tmp_path / "nowhere")
