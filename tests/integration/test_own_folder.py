@@ -113,8 +113,8 @@ def test_damaged_images_are_named_skipped_and_counted(alight, refused, image_fol
     assert not (tmp_path / "other").exists()
 
 
-def test_images_smaller_than_the_crop(refused, image_folder, tmp_path):
-    options = ["--images.source", image_folder, "--images.size", 48]
+def test_images_smaller_than_the_crop_are_refused_on_request(refused, image_folder, tmp_path):
+    options = ["--images.source", image_folder, "--images.size", 48, "--images.upscale", "False"]
     message = refused(*train_tokenizer(*options, output=tmp_path / "run"))
     assert "smaller than 48 pixels" in message
     assert "upscale" in message
