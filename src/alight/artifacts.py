@@ -36,11 +36,15 @@ PIPELINE_OF_A_RUN = "pipeline"  # the folder of it in that of a whole run
 FORMAT = 2
 _FORMAT_WITHOUT_HASHES = 1  # version 0.1
 TO_BE_EDITED = ("README.md",)  # people may rewrite the card of a model that they share
-_AS_BEFORE = {"optimizer.name": "adamw"}  # keys of later versions, with the value that earlier ones had built in
+_AS_BEFORE = {  # keys of later versions, with the value that earlier ones had built in
+    "optimizer.name": "adamw",
+    "images.background": "white",
+}
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.tensorboard", "training.wandb_project"),
     *("samples_every", "sample_images", "samples_tokenizer"),
 )
+_REFUSES_ONLY = "images.upscale"  # images that pass without it are the same with it
 _LIBRARIES = ("alight", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pillow", "safetensors")
 _verified: dict[str, tuple[tuple[int, ...], str]] = {}  # path -> identity of a file, and its hash, in this process
 
@@ -273,7 +277,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     found = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if name in _SAME_RESULT or (key not in new and _as_before(name, before)):
+        if (
+            name in _SAME_RESULT
+            or f".{name}".endswith(f".{_REFUSES_ONLY}")
+            or (key not in new and _as_before(name, before))
+        ):
             continue
         if key not in old and _as_before(name, after):
             continue

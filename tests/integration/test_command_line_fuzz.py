@@ -61,6 +61,7 @@ REAL = {  # commands that succeed in seconds as they stand here
     "export": ("--pipeline", "{run}", "--reconstructions", "1"),
     "report": ("--folders", "{run}/report"),
     "info": ("--path", "{run}/samples"),
+    "info images": ("--source", "{images}"),
 }
 SLOW = ("--push-to-hub", "--images.workers", "--density-runs")  # honest work of minutes, or of others
 watched: dict[str, object] = {"root": None, "written": []}

@@ -113,11 +113,31 @@ def test_damaged_images_are_named_skipped_and_counted(alight, refused, image_fol
     assert not (tmp_path / "other").exists()
 
 
-def test_images_smaller_than_the_crop(refused, image_folder, tmp_path):
-    options = ["--images.source", image_folder, "--images.size", 48]
+def test_images_smaller_than_the_crop_are_refused_on_request(refused, image_folder, tmp_path):
+    options = ["--images.source", image_folder, "--images.size", 48, "--images.upscale", "False"]
     message = refused(*train_tokenizer(*options, output=tmp_path / "run"))
     assert "smaller than 48 pixels" in message
     assert "upscale" in message
+
+
+def test_small_and_transparent_images_are_noted_once_and_a_finished_run_stays(alight, refused, image_folder, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    Image.new("RGBA", (80, 60), (200, 0, 0, 90)).save(folder / "cats" / "glass.png")
+    given = ["--images.source", folder, "--images.crop", "pad"]
+    first = alight(*train_tokenizer(*given, "--images.upscale", "False", output=tmp_path / "run"))
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.count("has transparent pixels") == 1
+    weights = (tmp_path / "run" / WEIGHTS).read_bytes()
+    again = alight(*train_tokenizer(*given, output=tmp_path / "run"))
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run" / WEIGHTS).read_bytes() == weights
+    assert "images.background" in refused(
+        *train_tokenizer(*given, "--images.background", "black", output=tmp_path / "run")
+    )
+    enlarged = alight(*train_tokenizer("--images.source", folder, "--images.size", 64, output=tmp_path / "large"))
+    assert enlarged.returncode == 0, enlarged.stderr
+    assert enlarged.stderr.count("smaller than 64 pixels") == 1
 
 
 def test_unknown_class(refused, trained, tmp_path):

@@ -93,6 +93,20 @@ def test_a_key_of_a_later_version_that_changes_nothing_is_no_difference(part):
     assert len(differences(configs[0], configs[2])) == len(differences(configs[1], configs[2])) == 1
 
 
+@pytest.mark.parametrize("part", [(), ("tokenizer",)])
+def test_refusing_small_images_is_no_difference_and_a_background_is_one(part):
+    before = {"size": 64, "crop": "center", "upscale": False}  # as the version without backgrounds has it
+    now = {**before, "upscale": True, "background": "white"}
+    configs = [{"images": each} for each in (before, now, {**now, "background": "black"}, {**now, "crop": "pad"})]
+    for name in part:
+        configs = [{name: each} for each in configs]
+    assert differences(configs[0], configs[1]) == differences(configs[1], configs[0]) == []
+    for other in configs[2:]:
+        assert len(differences(configs[0], other)) == len(differences(configs[1], other)) == 1
+    assert differences({"images": {"size": 64}}, {"images": {"size": 32}}) == ["images.size: 64 -> 32"]
+    assert differences({"upscale": True}, {"upscale": False}) == ["upscale: True -> False"]
+
+
 def test_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="a part of the path is a file"):

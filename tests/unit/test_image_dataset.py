@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from alight.data.crops import center_crop, horizontal_flip, random_crop
+from alight.data.crops import center_crop, horizontal_flip, pad_to_square, random_crop
 from alight.data.image_dataset import ImageDataset, ImageSample
 from alight.data.images import ImageSource
 from alight.data.sampling import EpochIndex, ResumableLoader, ResumableSampler
@@ -54,6 +54,27 @@ def test_center_crop_halves_by_box_means():
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     means = image.reshape(32, 4, 32, 4, 3).mean(axis=(1, 3))
     assert np.abs(center_crop(image, 32) - means).max() <= 2  # two halvings of two passes each, every one rounded
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 32), (7, 32), (32, 1)])
+def test_padding_of_a_fitting_image_keeps_its_pixels(shape):
+    height, width = shape
+    image = np.random.default_rng(0).integers(0, 200, (height, width, 3), dtype=np.uint8)
+    padded = pad_to_square(image, 32)
+    top, left = (32 - height) // 2, (32 - width) // 2
+    assert (padded[top : top + height, left : left + width] == image).all()
+    assert (padded == 255).all(axis=-1).sum() == 32 * 32 - height * width
+
+
+@pytest.mark.parametrize("shape", [(1, 4000), (4000, 3), (5, 2), (64, 64)])
+def test_padding_shrinks_and_enlarges_any_shape(shape):
+    image = np.full((*shape, 3), 7, dtype=np.uint8)
+    padded = pad_to_square(image, 32, "black")
+    filled = (padded == 7).all(axis=-1)
+    assert (filled.any(axis=1).sum(), filled.any(axis=0).sum()) == tuple(
+        max(round(32 * side / max(shape)), 1) for side in shape
+    )
+    assert (padded[~filled] == 0).all()
 
 
 @pytest.mark.parametrize("shape", [(20, 31), (33, 90), (300, 70)])
@@ -204,21 +225,47 @@ def test_plain_data_loader_goes_through_all_images_once():
     assert labels.tolist() == [0, 1, 0, 0]
 
 
-def test_small_images_are_refused_without_decoding_and_enlarged_on_request():
+def test_small_images_are_enlarged_and_refused_without_decoding_on_request():
     source = Gradients([(100, 100), (30, 80), (90, 20)])
     with pytest.raises(InputError) as error:
-        ImageDataset(source, 64)
+        ImageDataset(source, 64, upscale=False)
     message = str(error.value)
     for part in ("2 of 3", "gradient-1", "80x30", "at most 20", "upscale=True"):
         assert part in message
     assert source.loaded == 0
-    enlarged = ImageDataset(source, 64, upscale=True)[2].image
+    enlarged = ImageDataset(source, 64)[2].image
     assert enlarged.shape == (3, 64, 64)
     picture = Image.fromarray(source.load(2)).resize((64, 288), Image.Resampling.BICUBIC)
     assert np.abs(enlarged.permute(1, 2, 0).numpy().astype(int) - np.asarray(picture)[112:176]).max() <= 1
 
 
+def test_padded_images_are_small_by_their_long_side():
+    source = Gradients([(100, 100), (30, 80), (90, 20), (30, 63)])
+    with pytest.raises(InputError, match=r"1 of 4 .*gradient-3 .*63x30.*at most 63"):
+        ImageDataset(source, 64, "pad", upscale=False)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_padded_images_have_borders_of_the_background(cache_bytes):
+    source = Gradients([(30, 80), (90, 20)])
+    source.background = "#0a141e"
+    wide, tall = (ImageDataset(source, 32, "pad", cache_bytes=cache_bytes)[index].image for index in range(2))
+    for border in (wide[:, :10], wide[:, 22:], tall[:, :, :12], tall[:, :, 19:]):
+        assert (border == torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None]).all()
+    assert wide[0, 16, 0] < 16
+    assert wide[0, 16, -1] > 240
+    assert tall[1, 0, 16] < 16
+    assert tall[1, -1, 16] > 240
+
+
+def test_padded_images_are_decoded_once_like_centre_crops():
+    source = Gradients()
+    dataset = ImageDataset(source, 32, "pad")
+    assert source.loaded == 4
+    assert all(np.array_equal(dataset[index].image.permute(1, 2, 0), dataset.unaugmented(index)) for index in range(4))
+
+
 @pytest.mark.parametrize(("size", "crop"), [(0, "center"), (32, "middle")])
 def test_arguments_without_meaning(size, crop):
-    with pytest.raises(InputError, match="center or random"):
+    with pytest.raises(InputError, match="center, random, pad"):
         ImageDataset(Gradients(), size, crop)

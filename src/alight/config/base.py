@@ -142,9 +142,7 @@ class ImagesConfig(Section):
     image_column: str | None = None  # of a list, tars or a table: where the images are; None = found by name or type
     label_column: str | None = None  # likewise, where the labels are; None = found, or none
     size: Size = 256  # side of the square crop in pixels
-    crop: Crop = (
-        "center"  # centre crop as in ADM, a random one, or pad: the whole image, with borders of the background
-    )
+    crop: Crop = "center"  # centre crop as in ADM, a random one, or pad: the whole image with borders
     unconditional: bool = False  # take everything as one class, whatever its folders or labels
     horizontal_flip: bool = False  # mirror half of the images at random while training
     held_out_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # not trained on; embedded images have their own

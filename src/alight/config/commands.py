@@ -134,6 +134,12 @@ COMMANDS = {
     "info": Command(
         tools.InfoConfig, "alight.show.info", "describe a file or folder, and how it was made", operand="--path"
     ),
+    "info images": Command(
+        tools.InfoImagesConfig,
+        "alight.show.images",
+        "describe images: classes, sizes, duplicates",
+        operand="--source",
+    ),
     "bench": Command(
         tools.BenchConfig,
         "alight.bench",

@@ -191,7 +191,7 @@ class TrainTokenizerConfig(Job):
     @model_validator(mode="after")
     def _features_come_again(self) -> Self:
         if self.alignment.cache_features and self.images.crop == "random":
-            raise ValueError("alignment.cache_features needs images.crop center: random crops never come again")
+            raise ValueError("alignment.cache_features needs images.crop center or pad: random crops never come again")
         return self
 
     @model_validator(mode="after")

@@ -109,6 +109,15 @@ class InfoConfig(Section):
     path: Path | None = None  # an artifact, a run, a PNG or npz, a checkpoint, a recipe, ...; always needed
 
 
+class InfoImagesConfig(Section):
+    """Describe the images of a folder, list, tars or table: classes, sizes, duplicates, skipped files."""
+
+    source: Source = "images"  # as images.source of the other commands
+    unconditional: bool = False  # take everything as one class, whatever its folders or labels
+    image_column: str | None = None  # of a list, tars or a table: where the images are; None = found by name or type
+    label_column: str | None = None  # likewise, where the labels are; None = found, or none
+
+
 class BenchConfig(Section):
     """Time the library against a plain version of the same mathematics."""
 

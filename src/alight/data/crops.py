@@ -1,16 +1,49 @@
-"""Square crops and mirror images, as ADM (Dhariwal and Nichol, arXiv 2105.05233) prepares its training images.
+"""Squares by cropping, as ADM (Dhariwal and Nichol, arXiv 2105.05233) prepares its training images, or by padding.
+
+The mirror image is here, too.
 
 Inputs and outputs are (H, W, 3) uint8. Shrinking takes two steps: halving with a box filter while the image is at
 least twice too large, which is cheap and free of aliasing, then one bicubic resize.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from alight.data.decode import RgbImage
+from alight.data.decode import WHITE, RgbImage
+from alight.options import Crop
 from alight.runtime.errors import InputError
+
+
+def fixed_crop(image: RgbImage, size: int, crop: Crop, background: str = WHITE) -> RgbImage:
+    """The square of an image without augmentation: padded for "pad", else its centre.
+
+    Args:
+        image: (H, W, 3) uint8. Smaller images are enlarged.
+        size: side of the result in pixels.
+        crop: as in a configuration.
+        background: the colour of the borders.
+
+    Returns:
+        (size, size, 3) uint8.
+    """
+    return pad_to_square(image, size, background) if crop == "pad" else center_crop(image, size)
+
+
+def scaled_sides(sizes: npt.NDArray[np.int64], crop: Crop) -> npt.NDArray[np.int64]:
+    """The side of each image that is scaled to that of the square: the long one for "pad", else the short one.
+
+    Args:
+        sizes: (N, 2) heights and widths in pixels.
+        crop: as in a configuration.
+
+    Returns:
+        (N,) pixels.
+    """
+    return sizes.max(axis=1) if crop == "pad" else sizes.min(axis=1)
 
 
 def center_crop(image: RgbImage, size: int) -> RgbImage:
@@ -26,6 +59,23 @@ def center_crop(image: RgbImage, size: int) -> RgbImage:
     resized = _resize_short_side(image, size)
     height, width = resized.shape[:2]
     return _square(resized, (height - size) // 2, (width - size) // 2, size)
+
+
+def pad_to_square(image: RgbImage, size: int, background: str = WHITE) -> RgbImage:
+    """The whole image, scaled so that the long side fits, in the middle of a square.
+
+    Args:
+        image: (H, W, 3) uint8. Smaller images are enlarged.
+        size: side of the result in pixels.
+        background: the colour of the borders, as Pillow names colours.
+
+    Returns:
+        (size, size, 3) uint8.
+    """
+    picture = _resize(Image.fromarray(image), size, max)
+    square = Image.new("RGB", (size, size), background)
+    square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
+    return np.array(square)
 
 
 def random_crop(
@@ -67,12 +117,16 @@ def horizontal_flip(image: RgbImage) -> RgbImage:
 
 
 def _resize_short_side(image: RgbImage, short_side: int) -> RgbImage:
-    picture = Image.fromarray(image)
-    while min(picture.size) >= 2 * short_side:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = short_side / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+    return np.asarray(_resize(Image.fromarray(image), short_side, min))
+
+
+def _resize(picture: Image.Image, side: int, chosen: Callable[[tuple[int, int]], int]) -> Image.Image:
+    """Scale a picture so that the chosen one of its sides, the shorter or the longer, has the given length."""
+    while chosen(picture.size) >= 2 * side:
+        picture = picture.resize((max(picture.width // 2, 1), max(picture.height // 2, 1)), Image.Resampling.BOX)
+    scale = side / chosen(picture.size)
+    width, height = (max(round(extent * scale), 1) for extent in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _square(image: RgbImage, top: int, left: int, size: int) -> RgbImage:

@@ -18,8 +18,9 @@ from alight.data.images import ImageSource
 from alight.runtime.console import progress_bar
 
 EXAMINED = 4_000  # images that are compared in pairs; more take minutes to decode
-MAX_DISTANCE = 4  # differing bits of 64
-_MAX_DIFFERENCE = 8.0  # of 255, of thumbnails on average; tells colours and flat images apart, whose hashes are alike
+MAX_DISTANCE = 4.0  # of 64 signs
+_LEVEL = 2  # of 255: smaller differences of brightness are noise of compression, and have no sign
+_MAX_DIFFERENCE = 16.0  # of 255, anywhere in the thumbnails; tells colours apart, and flat images, whose hashes agree
 _CROP, _ROWS, _COLUMNS, _THUMBNAIL = 64, 8, 9, 8  # pixels
 _ROWS_AT_ONCE = 512
 _SECONDS_BEFORE_PROGRESS_BAR = 2.0
@@ -46,11 +47,12 @@ class Duplicates(NamedTuple):
         return sum(len(group) - 1 for group in (*self.exact, *self.near))
 
 
-def find_duplicates(source: ImageSource, limit: int = EXAMINED, max_distance: int = MAX_DISTANCE) -> Duplicates:
+def find_duplicates(source: ImageSource, limit: int = EXAMINED, max_distance: float = MAX_DISTANCE) -> Duplicates:
     """Find images that are stored twice, byte by byte or nearly.
 
-    Near duplicates differ in at most `max_distance` bits of `difference_hash` and by at most 8 of 255 in the mean over
-    their 8x8 thumbnails. Groups are transitive: the ends of a chain may differ more.
+    Near duplicates differ in at most `max_distance` of the 64 signs of `difference_hash`, of which 0 differs
+    from 1 and -1 by a quarter, and by at most 16 of 255 anywhere in their 8x8 thumbnails. Groups are transitive: the
+    ends of a chain may differ more.
 
     Args:
         source: the images; exact duplicates are searched among all of them.
@@ -63,31 +65,33 @@ def find_duplicates(source: ImageSource, limit: int = EXAMINED, max_distance: in
     exact = tuple(tuple(group) for group in by_hash.values() if len(group) > 1)
     different = np.array([group[0] for group in by_hash.values()], dtype=np.int64)
     chosen = different[np.linspace(0, len(different) - 1, min(limit, len(different))).astype(np.int64)]
-    bits, thumbnails = _fingerprints(source, chosen)
-    pairs = _close_pairs(bits, thumbnails, max_distance)
+    hashes, thumbnails = _fingerprints(source, chosen)
+    pairs = _close_pairs(hashes, thumbnails, max_distance)
     near = tuple(tuple(int(chosen[place]) for place in group) for group in _connected(len(chosen), pairs))
     return Duplicates(exact, near, len(chosen))
 
 
-def difference_hash(crop: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+def difference_hash(crop: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
     """The signs of the horizontal differences of an image shrunk to 9x8 grey pixels (dHash).
 
     Args:
         crop: (S, S, 3) uint8.
 
     Returns:
-        (64,) true where a pixel is brighter than its left neighbour.
+        (64,) 1 where a pixel is brighter than its left neighbour, -1 where it is darker, 0 where both are alike to
+        within 2 levels of 255, so that compression does not change the signs in a clear sky.
     """
     small = Image.fromarray(crop).convert("L").resize((_COLUMNS, _ROWS), Image.Resampling.BOX)
-    return np.diff(np.asarray(small).astype(np.int16), axis=1).ravel() > 0
+    differences = np.diff(np.asarray(small).astype(np.int16), axis=1).ravel()
+    return np.where(np.abs(differences) > _LEVEL, np.sign(differences), 0).astype(np.int8)
 
 
 def _fingerprints(
     source: ImageSource, indices: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """(M, 64) hashes and (M, 192) thumbnails."""
 
-    def examine(index: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+    def examine(index: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
         crop = center_crop(source.load(index), _CROP)
         thumbnail = Image.fromarray(crop).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
         return difference_hash(crop), np.asarray(thumbnail, dtype=np.float32).ravel()
@@ -101,18 +105,19 @@ def _fingerprints(
             delay=_SECONDS_BEFORE_PROGRESS_BAR,
         )
         hashes, thumbnails = zip(*found, strict=True)
-    return np.stack(hashes), np.stack(thumbnails)
+    return np.stack(hashes).astype(np.float32), np.stack(thumbnails)
 
 
 def _close_pairs(
-    bits: npt.NDArray[np.bool_], thumbnails: npt.NDArray[np.float32], max_distance: int
+    hashes: npt.NDArray[np.float32], thumbnails: npt.NDArray[np.float32], max_distance: float
 ) -> Iterable[tuple[int, int]]:
-    signs = np.where(bits, 1, -1).astype(np.float32)  # a product of two is 64 - 2 * distance
-    for start in range(0, len(signs), _ROWS_AT_ONCE):
-        distances = (signs.shape[1] - signs[start : start + _ROWS_AT_ONCE] @ signs.T) / 2
+    squares = (hashes**2).sum(axis=1)
+    for start in range(0, len(hashes), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        distances = (squares[rows, None] + squares - 2 * hashes[rows] @ hashes.T) / 4  # opposite signs count 1
         for row, column in np.argwhere(distances <= max_distance).tolist():
             first = start + row
-            if first < column and np.abs(thumbnails[first] - thumbnails[column]).mean() <= _MAX_DIFFERENCE:
+            if first < column and np.abs(thumbnails[first] - thumbnails[column]).max() <= _MAX_DIFFERENCE:
                 yield first, column
 
 

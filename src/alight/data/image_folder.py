@@ -14,6 +14,7 @@ from alight.data.stored_images import StoredImages
 from alight.runtime.errors import InputError
 
 _SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+_SHOWN_EXTENSIONS = 5
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class ImageFolder(StoredImages):
         names = list_images(folder)
         if not names:
             raise InputError(
-                f"The folder {folder} holds no images; it should hold files such as .jpg, .png or .webp, either "
-                "directly or in one subfolder per class."
+                f"The folder {folder} holds no images{_instead(self.ignored_files())}; it should hold files such as "
+                ".jpg, .png or .webp, either directly or in one subfolder per class."
             )
         if unconditional or _is_flat(folder, names):
             classes = [readable(folder.resolve().name)] * len(names)
@@ -71,6 +72,12 @@ class ImageFolder(StoredImages):
     def ignored_files(self) -> dict[str, int]:
         """Extension -> number of files that are not named as images, such as videos and documents."""
         return count_other_files(self.folder)
+
+
+def _instead(others: dict[str, int]) -> str:
+    """The files that are there in place of images, for a message."""
+    shown = [f"{count:,} {readable(extension)}" for extension, count in list(others.items())[:_SHOWN_EXTENSIONS]]
+    return f" but other files ({', '.join(shown)}{', ...' if len(others) > len(shown) else ''})" if shown else ""
 
 
 def _is_flat(folder: Path, names: list[str]) -> bool:

@@ -10,9 +10,10 @@ from alight.data.decode import WHITE
 from alight.data.embedded import Digits, Photographs
 from alight.data.file_patterns import is_pattern
 from alight.data.hugging_face import PREFIX, HuggingFaceImages, is_saved_table
-from alight.data.image_dataset import ImageDataset, ImageSample
+from alight.data.image_dataset import CACHE_BYTES, ImageDataset, ImageSample
 from alight.data.image_folder import ImageFolder
 from alight.data.image_list import LIST_EXTENSIONS, ImageList
+from alight.data.image_notes import note_changes
 from alight.data.image_store import is_image_name
 from alight.data.image_tars import ImageTars
 from alight.data.images import ImageSource, Split, split_source
@@ -107,7 +108,11 @@ def open_source(config: ImagesConfig, split: Split) -> ImageSource:
     Raises:
         InputError: if there is no such source, it holds no usable images, or the split is empty.
     """
-    source = open_images(
+    return split_source(_open_whole(config), split, config.held_out_fraction)
+
+
+def _open_whole(config: ImagesConfig) -> ImageSource:
+    return open_images(
         config.source,
         config.size,
         config.unconditional,
@@ -116,7 +121,6 @@ def open_source(config: ImagesConfig, split: Split) -> ImageSource:
         config.label_column,
         config.background,
     )
-    return split_source(source, split, config.held_out_fraction)
 
 
 def source_fingerprint(config: ImagesConfig, split: Split) -> str:
@@ -131,26 +135,33 @@ def source_fingerprint(config: ImagesConfig, split: Split) -> str:
     return open_source(config, split).fingerprint
 
 
-def open_dataset(config: ImagesConfig, split: Split, seed: int = 0, augment: bool = True) -> ImageDataset:
-    """The images of a split, cropped.
+def open_dataset(
+    config: ImagesConfig, split: Split, seed: int = 0, augment: bool = True, cache_bytes: int = CACHE_BYTES
+) -> ImageDataset:
+    """The images of a split, cropped; notes say which images are enlarged or composed on a background.
 
     Args:
         config: source, size, crop and flips.
         split: `train`, `held_out` or `all`.
         seed: of the augmentation.
-        augment: False overrides the configuration with centre crops and no flips.
+        augment: False overrides the configuration: centre crops in place of random ones, and no flips.
+        cache_bytes: keep the crops in memory if all of them fit into this many bytes; 0 = never.
 
     Raises:
-        InputError: as `open_source`, or if images are smaller than the crop.
+        InputError: as `open_source`, or if images are smaller than the crop and `upscale` is off.
     """
-    return ImageDataset(
-        open_source(config, split),
+    whole = _open_whole(config)
+    dataset = ImageDataset(
+        split_source(whole, split, config.held_out_fraction),
         size=config.size,
-        crop=config.crop if augment else "center",
+        crop="center" if config.crop == "random" and not augment else config.crop,
         horizontal_flip=config.horizontal_flip and augment,
         seed=seed,
         upscale=config.upscale,
+        cache_bytes=cache_bytes,
     )
+    note_changes(whole, config.size, config.crop)
+    return dataset
 
 
 def sequential_batches(dataset: ImageDataset, batch_size: int, workers: int = 0) -> "DataLoader[ImageSample]":

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alight.config import EvaluateTokenizerConfig, MeasureTokenizerConfig
+from alight.config import EvaluateTokenizerConfig, ImagesConfig, MeasureTokenizerConfig
+from alight.data.decode import WHITE
 from alight.evaluation.assessment import F16D32
 from alight.evaluation.reconstruction import Measurements, evenly_spread
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks
@@ -18,7 +19,6 @@ from alight.reporting.report import Comparison, Conditions, Curve, Figure, Measu
 from alight.runtime.pixels import UINT8_RULE
 from alight.runtime.run_log import read_log
 
-CROP = "centre, short side scaled by box halvings and bicubic"
 DIFFERENCE_GAIN = 4
 QUANTILES = 40  # of the curve over the images; few enough that it is drawn as it is
 
@@ -63,6 +63,13 @@ MEASURES = {
 }
 
 
+def crop_condition(images: ImagesConfig) -> str:
+    """The squares that images are measured as, without augmentation; the background only where it shows."""
+    place, side = ("padded", "long") if images.crop == "pad" else ("centre", "short")
+    background = f", on {images.background}" if images.crop == "pad" or images.background != WHITE else ""
+    return f"{images.size} pixels, {place}, {side} side scaled by box halvings and bicubic{background}"
+
+
 def tokenizer_figures(
     measured: Measurements, config: MeasureTokenizerConfig, networks: MetricNetworks
 ) -> list[Figure]:
@@ -70,7 +77,7 @@ def tokenizer_figures(
     conditions: Conditions = {
         "images": len(measured.scores["psnr"]),
         "split": config.split.replace("_", " "),
-        "crop": f"{config.images.size} pixels, {CROP}",
+        "crop": crop_condition(config.images),
         "latent": f"posterior {config.posterior}",
         "seed": config.seed,
         "uint8 rule": UINT8_RULE,

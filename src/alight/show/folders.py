@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alight.artifacts import CONFIG_FILE, MANIFEST, PIPELINE_INDEX, Artifact, is_complete, read_artifact
+from alight.data.image_store import IMAGE_EXTENSIONS
 from alight.data.sample_folder import UNFINISHED
 from alight.runtime.errors import InputError
 from alight.runtime.reading import read_json_object
@@ -144,4 +145,6 @@ def _anything(folder: Path) -> Description:
     types = Counter(Path(name).suffix.lower() or "without suffix" for name in files)
     count = len(files) if len(files) <= COUNTED_FILES else f"more than {COUNTED_FILES:,}"
     details = {"files": count, "subfolders": subfolders or 0, "by type": dict(types.most_common(SHOWN_TYPES))}
+    if any(extension in IMAGE_EXTENSIONS for extension in types):
+        details["images"] = f"'alight info images {folder}' describes them"
     return Description(folder, "a folder without records of alight", details)

@@ -159,7 +159,7 @@ def describe(
         pictures.append(reconstruction_picture(reconstruction, config))
         curves += tokenizer_curves([reconstruction.tokenizer])
         notes += decoder_notes(images, reconstruction.tokenizer)
-        notes += [*reconstruction.notes, "PSNR and SSIM compare with the same centre crops that the tokenizer saw."]
+        notes += [*reconstruction.notes, "PSNR and SSIM compare with the same crops that the tokenizer saw."]
     if generation.label_scores is not None:
         figures.append(label_figure(generation.label_scores, images))
     figures += generation_figures(images, generation.features, generation.reference, config.seed)

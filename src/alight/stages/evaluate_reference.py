@@ -61,7 +61,8 @@ def open_real(config: EvaluateReferenceConfig, processes: Processes) -> RealImag
         return open_decoded(config, processes)
     dataset = open_dataset(config.images, config.split, augment=False)
     split = {"train": "training images", "held_out": "held-out images", "all": "images"}[config.split]
-    kind = f"{split} of {dataset.source.description}, centre crops of {dataset.size} pixels"
+    squares = "padded to" if dataset.crop == "pad" else "centre crops of"
+    kind = f"{split} of {dataset.source.description}, {squares} {dataset.size} pixels"
     return RealImages.of_dataset(dataset, kind, config.batch_size, config.images.workers, processes)
 
 

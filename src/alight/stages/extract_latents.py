@@ -15,7 +15,7 @@ from alight.data.images import ImageSource
 from alight.data.latent_folder import LatentFolder
 from alight.data.latent_shards import LABELS, LATENTS, LOGVAR, MIRRORED
 from alight.data.latents import UNFINISHED, merged_statistics, write_index
-from alight.data.loading import open_source
+from alight.data.loading import open_dataset
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.console import log, progress_bar
@@ -69,9 +69,8 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
             f"The tokenizer in {config.tokenizer} holds no latent statistics. Take those of the data with "
             "--statistics data."
         )
-    source = open_source(config.images, "train")
-    # without augmentation, and without a cache: each image is read once
-    dataset = ImageDataset(source, config.images.size, upscale=config.images.upscale, cache_bytes=0)
+    dataset = open_dataset(config.images, "train", augment=False, cache_bytes=0)  # each image is read once
+    source = dataset.source
     folder = LatentFolder(config.output, len(dataset), config.shard_size)
     started = time.perf_counter()
     if processes.is_main:

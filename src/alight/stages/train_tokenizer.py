@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 
 from alight.artifacts import DISCRIMINATOR_FILE, PROJECTION_FILE, Artifact, read_artifact, write_manifest
 from alight.config import OptimizerConfig, TrainTokenizerConfig
-from alight.data.crops import center_crop
 from alight.data.image_dataset import ImageDataset
 from alight.data.latent_statistics import ChannelStatistics
 from alight.data.loading import open_dataset
@@ -183,11 +182,11 @@ def restart(
 
 
 def preview_images(dataset: ImageDataset, count: int) -> np.ndarray | None:
-    """Centre crops of a few images from all over the data set, (N, H, W, 3) uint8."""
+    """Crops without augmentation of a few images from all over the data set, (N, H, W, 3) uint8."""
     if not count:
         return None
     indices = np.linspace(0, len(dataset) - 1, min(count, len(dataset)), dtype=np.int64)
-    return np.stack([center_crop(dataset.source.load(int(index)), dataset.size) for index in indices])
+    return np.stack([dataset.unaugmented(int(index)) for index in indices])
 
 
 @torch.no_grad()
