@@ -145,8 +145,8 @@ class PlanConfig(Section):
     processes: Positive = 1  # that will share the batch, on as many machines or devices like this one
     seconds: PositiveReal = 60.0  # about how long to measure; a model too large for that is measured in part
     device: Device | None = None  # None = the recipe's
-    latent_shape: tuple[Size, Size, Size] = (32, 16, 16)  # channels, height, width; if not there yet
-    num_classes: Positive = 1000  # likewise
+    latent_shape: tuple[Size, Size, Size] | None = None  # channels, height, width, of latents that are not there yet
+    num_classes: Positive | None = None  # likewise; None = of the recipe that makes the latents, or ImageNet's
     num_images: Positive | None = None  # of an epoch; None = of the recipe's data, or ImageNet's if not there yet
 
 
