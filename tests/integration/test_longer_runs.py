@@ -155,15 +155,21 @@ def test_a_longer_run_that_is_killed_between_weights_and_manifest_goes_on(kind, 
     assert same_weights(whole.path, kind.train("parts", 8).path)
 
 
-@pytest.mark.parametrize("more", [[{"steps": 5}], [{"steps": 2}, {"steps": 3, "lr": 1e-5}]])
-def test_a_schedule_goes_on_with_a_longer_last_stage_or_further_ones(tokenizer, log_text, more):
+@pytest.mark.parametrize(
+    ("more", "note"),
+    [
+        ([{"steps": 5}], "the last phase ends at step 7"),
+        ([{"steps": 2}, {"steps": 3, "lr": 1e-5}], "1 more phase follows"),
+    ],
+)
+def test_a_schedule_goes_on_with_a_longer_last_phase_or_further_ones(tokenizer, log_text, more, note):
     before = [{"steps": 2, "adversarial_start_step": 1}]
     first, added = [before[0], {"steps": 2}], [before[0], *more]
     whole = tokenizer.train("whole", 0, stages=added)
     tokenizer.train("parts", 0, stages=first)
     assert same_weights(whole.path, tokenizer.train("parts", 0, stages=added).path)
-    assert "phase" in log_text.text
-    with pytest.raises(InputError, match="schedule is longer|another configuration"):
+    assert note in log_text.text
+    with pytest.raises(InputError, match="schedule is longer than these phases|another configuration"):
         tokenizer.train("parts", 0, stages=[before[0], {"steps": 1}])
     with pytest.raises(InputError, match="another configuration"):
         tokenizer.train("parts", 0, stages=[{"steps": 3}, *added[1:]])

@@ -2,18 +2,23 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from alight.config import PlanConfig, TrainFoundationConfig
 from alight.config.recipes import load_config
 from alight.models.lightning_dit import LightningDiT
 from alight.plan.estimate import choose, growing_divisors, micro_batch_cost
+from alight.plan.inputs import Inputs
 from alight.plan.measure import Cost, at_extent, sweep
-from alight.plan.workload import LatentShape, TokenizerWorkload, TransformerWorkload, untrained_foundation
+from alight.plan.untrained import LatentShape, untrained_foundation
+from alight.plan.workload import TokenizerWorkload, TransformerWorkload
 from alight.runtime.errors import InputError
+from alight.stages import train_foundation
 from alight.training.flops import count_flops
 
 TRANSFORMER = """
@@ -76,6 +81,60 @@ def test_a_tokenizer_is_planned(alight, tmp_path):
     assert (plan["job"], plan["steps"], plan["scaled_from"]) == ("tokenizer train", 300, [])
     assert plan["num_images"] == 1500  # digits to train on
     assert plan["memory"]["average"] == 0
+
+
+def test_a_foundation_model_is_planned(alight, refused, tmp_path):
+    recipe = tmp_path / "foundation.yaml"
+    recipe.write_text(
+        "job: foundation train\nimages: {source: digits, size: 32}\n"
+        "model: {hidden_size: 48, num_layers: 2, num_heads: 3, patch_size: 8}\n"
+        "training: {steps: 100, global_batch_size: 8, ema_decay: null}\ndevice: cpu\n"
+    )
+    result = alight("plan", "--recipe", recipe, "--seconds", 5, "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
+    model = train_foundation.build_model(load_config(recipe), num_classes=10)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert (plan["job"], plan["steps"], plan["num_images"]) == ("foundation train", 100, 1500)
+    assert plan["parameters"] == trained
+    assert plan["total_seconds"] == pytest.approx(100 * 8 / plan["images_per_second"])
+    assert "runs in one process" in refused("plan", "--recipe", recipe, "--processes", 2)
+
+
+def aligned_with(foundation, tmp_path):
+    recipe = load_config(write(tmp_path, TOKENIZER))
+    return recipe.model_copy(
+        update={"alignment": recipe.alignment.model_copy(update={"foundation": foundation, "weight": 0.1})}
+    )
+
+
+@pytest.mark.parametrize(
+    ("foundation", "width", "origin"),
+    [
+        ("runs/own_images/foundation", 192, "the recipe own_images/foundation"),
+        ("runs/of/nobody", 192, "no shipped recipe makes it"),
+        ("made/here", 48, "the same arrow"),
+    ],
+)
+def test_a_foundation_model_that_is_not_there_yet_is_taken_from_its_recipe(tmp_path, foundation, width, origin):
+    small = {"hidden_size": 48, "num_layers": 2, "num_heads": 3, "patch_size": 8}
+    own = TrainFoundationConfig.model_validate({"output": "made/here", "model": small})
+    inputs = Inputs(PlanConfig(), [own])
+    work = TokenizerWorkload(aligned_with(foundation, tmp_path), torch.device("cpu"), 32, inputs)
+    assert work.parameters - work_without_projection(tmp_path).parameters == 4 * width
+    assert any(origin in note for note in inputs.notes)
+
+
+def work_without_projection(tmp_path):
+    return TokenizerWorkload(load_config(write(tmp_path, TOKENIZER)), torch.device("cpu"), 32)
+
+
+def test_latents_that_are_not_there_yet_are_those_of_the_recipe_that_makes_them():
+    shape, count = Inputs(PlanConfig(num_images=500)).latents(Path("runs/own_images/latents"))
+    assert (shape.shape, count) == ((16, 8, 8), 500)
+    shape, count = Inputs(PlanConfig(latent_shape=(4, 2, 2), num_classes=3)).latents(Path("runs/own_images/latents"))
+    assert (shape, count) == (LatentShape((4, 2, 2), 3), 1_281_167)
+    assert Inputs(PlanConfig()).latents(Path("nowhere"))[0] == LatentShape((32, 16, 16), 1000)
 
 
 def test_a_model_too_large_for_the_time_is_measured_in_part(alight, tmp_path):

@@ -27,14 +27,18 @@ from alight.options import Precision, require_solver
 
 
 class TuneConfig(FeatureNetworksConfig, Job):
-    """Try sampling settings on the same noise and labels, and find the best for every cost."""
+    """Try sampling settings on the same noise and labels, and find the best for every cost.
+
+    Only listed values are tried. Best settings whose figures cannot be compared, as those of too few images, are not
+    stored. An interrupted search goes on with the same command.
+    """
 
     output: Path = Path("runs/tune")
     pipeline: Path = Path("runs/quickstart/pipeline")
     images: ImagesConfig = ImagesConfig()  # its training images are the reference if none is given
     reference: Path | None = None  # a .npz of statistics, or of 'alight evaluate reference'
     measure: Literal["auto", "inception", "dinov2", "foundation", "grey_pixels"] = "auto"  # auto = the first available
-    draw: DrawConfig = DrawConfig(samples_per_class=50)  # labels, and the settings that the search begins with
+    draw: DrawConfig = DrawConfig(samples_per_class=50)  # labels; the search begins nearest to its sampling
     guidance_scales: tuple[GuidanceScale, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
     guidance_intervals: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 1.0), (0.1, 1.0), (0.2, 1.0))
     timestep_shifts: tuple[TimestepShift, ...] = (1.0, 0.5, 0.3)
@@ -150,8 +154,8 @@ class PlanConfig(Section):
     processes: Positive = 1  # that will share the batch, on as many machines or devices like this one
     seconds: PositiveReal = 60.0  # about how long to measure; a model too large for that is measured in part
     device: Device | None = None  # None = the recipe's
-    latent_shape: tuple[Size, Size, Size] = (32, 16, 16)  # channels, height, width; if not there yet
-    num_classes: Positive = 1000  # likewise
+    latent_shape: tuple[Size, Size, Size] | None = None  # channels, height, width, of latents that are not there yet
+    num_classes: Positive | None = None  # likewise; None = of the recipe that makes the latents, or ImageNet's
     num_images: Positive | None = None  # of an epoch; None = of the recipe's data, or ImageNet's if not there yet
 
 

@@ -7,11 +7,13 @@ from typing import NamedTuple, Self
 
 import torch
 
-from alight.config import PlanConfig, TrainTokenizerConfig, TrainTransformerConfig
+from alight.config import Job, PlanConfig, TrainTransformerConfig
+from alight.config.commands import COMMANDS
 from alight.config.recipes import load_config
 from alight.plan.answer import MicroBatch, Plan
+from alight.plan.inputs import Inputs
 from alight.plan.measure import Cost, at_extent, sweep
-from alight.plan.subject import Machine, Subject, tokenizer_subject, transformer_subject
+from alight.plan.subject import Machine, Subject, TrainingRecipe, training_subject
 from alight.plan.workload import BYTES
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
@@ -30,14 +32,13 @@ def run(config: PlanConfig) -> Plan:
     started = time.perf_counter()
     recipe = read_training(config)
     device, training = resolve_device(config.device or recipe.device), recipe.training
+    if config.processes > 1 and not COMMANDS[job_of(recipe)].distributed:
+        raise InputError(f"'alight {job_of(recipe)}' runs in one process; leave --processes out.")
     training.model_copy(update={"micro_batch_size": None}).micro_batches(config.processes)  # refuses uneven batches
     machine = Machine(device, free_memory(device), matrix_product_rate(device, training.precision))
     log.info("plan: %s multiplies matrices at %.3g TFLOP/s in %s.", device, machine.rate / 1e12, training.precision)
     log.info("plan: measuring for about %.0f s.", config.seconds)
-    if isinstance(recipe, TrainTransformerConfig):
-        subject = transformer_subject(config, recipe, machine)
-    else:
-        subject = tokenizer_subject(config, recipe, machine)
+    subject = training_subject(config, recipe, machine, Inputs(config))
     deadline, own = started + config.seconds, training.global_batch_size // config.processes
     costs = sweep(subject.works, subject.extent, growing_divisors(own), machine.memory, deadline)
     return joined(config, recipe, machine, subject, costs)
@@ -45,7 +46,7 @@ def run(config: PlanConfig) -> Plan:
 
 def joined(
     config: PlanConfig,
-    recipe: TrainTransformerConfig | TrainTokenizerConfig,
+    recipe: TrainingRecipe,
     machine: Machine,
     subject: Subject,
     costs: list[Cost],
@@ -62,7 +63,7 @@ def joined(
     speed = config.processes * chosen.images_per_second
     return Plan(
         recipe=str(config.recipe),
-        job="transformer train" if isinstance(recipe, TrainTransformerConfig) else "tokenizer train",
+        job=job_of(recipe),
         device=device_name(machine.device),
         precision=training.precision,
         operations_per_second=machine.rate,
@@ -128,6 +129,11 @@ class Sizes(NamedTuple):
         return BYTES * (self.parameters + self.state_size + self.averaged_parameters)
 
 
+def job_of(recipe: Job) -> str:
+    """The name of the command that a configuration is for."""
+    return next(name for name, command in COMMANDS.items() if command.config is type(recipe))
+
+
 def device_name(device: torch.device) -> str:
     """A device in words."""
     if device.type == "cuda":
@@ -147,12 +153,12 @@ def assumptions(processes: int, largest: int, own: int) -> Iterator[str]:
         yield f"{processes} processes are taken to lose no time in talking to each other."
 
 
-def read_training(config: PlanConfig) -> TrainTransformerConfig | TrainTokenizerConfig:
+def read_training(config: PlanConfig) -> TrainingRecipe:
     """The recipe, if it is one that can be planned."""
     if config.recipe is None:
         raise InputError("'alight plan' needs a recipe, such as --recipe imagenet/transformer_xl_64ep.")
     recipe = load_config(config.recipe)
-    if not isinstance(recipe, TrainTransformerConfig | TrainTokenizerConfig):
+    if not isinstance(recipe, TrainingRecipe):
         raise InputError(
             "'alight plan' knows recipes for 'alight transformer train' and 'alight tokenizer train'; "
             f"{config.recipe} is for another command."

@@ -6,22 +6,26 @@ Neither latents, images nor weight files are needed: only shapes matter to the c
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from alight.config import OptimizerConfig, TrainingConfig, TrainTokenizerConfig, TrainTransformerConfig
-from alight.interop.tokenizer_sources import open_tokenizer
-from alight.models.foundation import FoundationModel
-from alight.models.foundation_catalogue import FoundationRow, find_row
+from alight.config import (
+    OptimizerConfig,
+    PlanConfig,
+    TrainFoundationConfig,
+    TrainingConfig,
+    TrainTokenizerConfig,
+    TrainTransformerConfig,
+)
 from alight.models.lightning_dit import PRESETS
 from alight.models.perceptual import LPIPS
+from alight.plan.inputs import Inputs
+from alight.plan.untrained import LatentShape
 from alight.runtime.device import autocast, compile_blocks
 from alight.runtime.distributed import Processes
-from alight.runtime.errors import InputError
+from alight.stages import train_foundation
 from alight.training import tokenizer_networks, transformer_networks
 from alight.training.ema import EMA
 from alight.training.flops import count_flops
@@ -30,7 +34,6 @@ from alight.training.tokenizer_step import autoencoder_backward, discriminator_b
 from alight.training.transformer_step import TransformerBatch, draw_times, transformer_backward
 
 BYTES = 4  # weights, gradients, moments and averages are float32 in either precision
-HEAD_WIDTH = 64  # of every published foundation model
 
 
 class Workload(ABC):
@@ -89,18 +92,6 @@ class Workload(ABC):
         return torch.randn(shape, generator=self._generator, device=self.device)
 
 
-class LatentShape(NamedTuple):
-    """Latents as the transformer sees them.
-
-    Attributes:
-        shape: (C, h, w).
-        num_classes: of their labels.
-    """
-
-    shape: tuple[int, ...]
-    num_classes: int
-
-
 class TransformerWorkload(Workload):
     """A step of `alight transformer train`, with as many layers as the recipe says or `num_layers`."""
 
@@ -128,13 +119,16 @@ class TransformerWorkload(Workload):
 class TokenizerWorkload(Workload):
     """A step of `alight tokenizer train` with every loss of the recipe, on its image size or `size` pixels."""
 
-    def __init__(self, config: TrainTokenizerConfig, device: torch.device, size: int) -> None:
+    def __init__(
+        self, config: TrainTokenizerConfig, device: torch.device, size: int, inputs: Inputs | None = None
+    ) -> None:
+        inputs = inputs or Inputs(PlanConfig())
         plain = config.training.model_copy(update={"activation_checkpointing": False})
         self._config, self._size = config, size
         # of an existing tokenizer, only the architecture matters
-        existing = open_tokenizer(config.init_from).vae if config.init_from is not None else None
+        existing = inputs.tokenizer(config.init_from) if config.init_from is not None else None
         name = tokenizer_networks.used_foundation(config)
-        foundation = untrained_foundation(name, config.alignment.foundation_input) if name is not None else None
+        foundation = inputs.foundation(name, config.alignment.foundation_input) if name is not None else None
         lpips = LPIPS() if config.reconstruction.perceptual_weight > 0 else None
         plain_config = config.model_copy(update={"training": plain})
         self._networks = tokenizer_networks.build_networks(plain_config, device, existing, foundation, lpips)
@@ -165,6 +159,31 @@ class TokenizerWorkload(Workload):
                 discriminator_backward(networks.discriminator, *made, reconstruction.adversarial_loss)
 
 
+class FoundationWorkload(Workload):
+    """A step of `alight foundation train`."""
+
+    def __init__(self, config: TrainFoundationConfig, device: torch.device, num_classes: int) -> None:
+        self._config, self._num_classes = config, num_classes
+        self._model = train_foundation.build_model(config, num_classes).to(device)
+        optimizer = make_optimizer(self._model.named_parameters(), config.optimizer)
+        averaged: tuple[Any, None] = (self._model, None)
+        super().__init__(
+            config.training, config.optimizer, device, averaged, {optimizer: [self._model]}, self._compile
+        )
+
+    def backward(self, images: int) -> None:
+        """Add the gradient of a micro-batch of that many images."""
+        size = self._config.images.size
+        pixels = self.noise(images, 3, size, size).clamp(-1, 1)
+        labels = torch.zeros(images, dtype=torch.long, device=self.device)
+        with autocast(self.device, self.training.precision):
+            loss = train_foundation.objective(self._model, pixels, labels, self._config.seed, 0)
+        loss.backward()
+
+    def _compile(self) -> None:
+        """Nothing: the stage does not compile this model."""
+
+
 # --- networks -----------------------------------------------------------------------------------------------------
 
 
@@ -188,35 +207,3 @@ def shallower(config: TrainTransformerConfig, layers: int) -> TrainTransformerCo
     sizes = PRESETS[config.model.preset]._asdict() if config.model.preset else {}
     model = config.model.model_copy(update={"preset": None, **sizes, "num_layers": layers})
     return config.model_copy(update={"model": model})
-
-
-def untrained_foundation(name: str, input_mode: str) -> FoundationModel:
-    """A foundation model without its weights: by the catalogue, else by its own configuration.
-
-    Raises:
-        InputError: its configuration is neither in a folder nor on the hub.
-    """
-    row = None if Path(name).is_dir() else find_row(name)
-    try:
-        config = AutoConfig.from_pretrained(name) if row is None else catalogued_config(row)
-        backbone = AutoModel.from_config(getattr(config, "vision_config", config))
-    except Exception as error:  # of the library, the hub or the network
-        raise InputError(
-            f"The size of the foundation model '{name}' is not known here ({' '.join(str(error).split())[:200]}). "
-            "Give the recipe a folder with its config.json (train one first with 'alight foundation train'), or "
-            "one of the short names such as dinov2-large."
-        ) from error
-    return FoundationModel(backbone, name=name, input_mode=input_mode)
-
-
-def catalogued_config(row: FoundationRow) -> PreTrainedConfig:
-    """The configuration of a catalogued model; its depth follows from its width, as in all of them."""
-    return AutoConfig.for_model(
-        row.family,
-        hidden_size=row.feature_dim,
-        num_hidden_layers=24 if row.feature_dim >= 1024 else 12,
-        num_attention_heads=row.feature_dim // HEAD_WIDTH,
-        intermediate_size=4 * row.feature_dim,
-        patch_size=row.patch_size,
-        image_size=row.native_size,
-    )

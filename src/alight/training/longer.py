@@ -1,6 +1,7 @@
 """Training beyond the planned length: which configurations go on from each other, and what the length changes.
 
-A run is longer if `training.steps` is larger, or if the last stage of a schedule is longer or further ones follow.
+A run is longer if `training.steps` is larger, or if the last phase of a schedule (the recipe key `stages`) is
+longer or further ones follow.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def is_longer(new: Mapping[str, Any], old: Mapping[str, Any], folder: Path) -> b
         InputError: it asks for fewer.
     """
     if old.get("stages") and new.get("stages"):
-        before, after = _stage_lengths(old["stages"]), _stage_lengths(new["stages"])
-        refusal = "holds a run whose schedule is longer than these stages. Give at least the stages that it has"
+        before, after = _phase_lengths(old["stages"]), _phase_lengths(new["stages"])
+        refusal = "holds a run whose schedule is longer than these phases. Give at least the phases that it has"
     else:
         before, after = ([config.get("training", {}).get("steps") or 0] for config in (old, new))
         refusal = f"holds a run of {before[0]} steps, more than training.steps {after[0]}. Give at least {before[0]}"
@@ -82,16 +83,17 @@ def length_note(old: Mapping[str, Any], new: Mapping[str, Any], step: int, befor
     """Describe the changes of the schedule in a longer run, in one line for the log."""
     optimizer = OptimizerConfig.model_validate(new["optimizer"]) if "optimizer" in new else OptimizerConfig()
     notes = []
-    stages = len(new.get("stages") or ())
-    if stages:
-        added = stages - len(old.get("stages") or ())
-        notes.append(f"{added} more phases follow" if added else f"the last phase ends at step {after:,}")
+    phases = len(new.get("stages") or ())
+    if phases:
+        added = phases - len(old.get("stages") or ())
+        follow = "1 more phase follows" if added == 1 else f"{added} more phases follow"
+        notes.append(follow if added else f"the last phase ends at step {after:,}")
     notes.append(
         "warm-up and EMA are unchanged" if new.get("training", {}).get("ema_decay") else "warm-up is unchanged"
     )
     if optimizer.schedule == "constant":
         notes.append(f"the learning rate is constant, so the result is that of {after:,} steps from the start")
-    elif stages:
+    elif phases:
         notes.append(f"the {optimizer.schedule} decay of the last phase now ends with it, so the result is not that")
         notes[-1] += f" of {after:,} steps from the start"
     else:
@@ -107,6 +109,6 @@ def _both(unit: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return one.get(unit) is not None and other.get(unit) is not None
 
 
-def _stage_lengths(stages: Any) -> list[float]:
-    """Lengths for comparison: further stages, or a longer last one, are more."""
-    return [float(stage.get("steps") or stage.get("epochs") or 0) for stage in stages]
+def _phase_lengths(stages: Any) -> list[float]:
+    """Lengths for comparison: further phases, or a longer last one, are more."""
+    return [float(phase.get("steps") or phase.get("epochs") or 0) for phase in stages]

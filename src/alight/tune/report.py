@@ -10,35 +10,44 @@ from alight.evaluation.generation_report import short_count
 from alight.evaluation.tokenizer_report import magnification
 from alight.reporting.pictures import image_grid
 from alight.reporting.report import Conditions, Curve, Figure, Picture, Report, Stage
-from alight.tune.storing import SETTINGS_FILE
-from alight.tune.trial import SettingsSearch, Trial, front
+from alight.tune.measure import Measure
+from alight.tune.record import Trial
+from alight.tune.trial import SettingsSearch, front
 
 TABLE = "settings.csv"
 SHOWN_IMAGES = 10  # in each of two rows
 
 
 def describe(
-    config: TuneConfig, search: SettingsSearch, trials: Sequence[Trial], best: Trial, stored: bool, seconds: float
+    config: TuneConfig, search: SettingsSearch, trials: Sequence[Trial], best: Trial, storing: str, doubt: str | None
 ) -> Report:
-    """Quality against cost, the best settings, their images, and the place where the settings are stored."""
+    """Quality against cost, the best settings and their images.
+
+    Args:
+        config: of the search.
+        search: that made the trials.
+        trials: in the order in which they were made.
+        best: of them.
+        storing: sentence on the place where the best settings are stored.
+        doubt: reason why the distances do not tell good settings from bad ones, or None.
+    """
     images = search.images(best.settings)
     shown = images.pick(range(min(SHOWN_IMAGES * 2, images.count)))
-    measure = f"{SPACES[search.key].distance}-{short_count(images.count)}"
-    place = f"in {config.pipeline} as recommended_sampling" if stored else f"in {SETTINGS_FILE} beside this page"
-    storing = f" They are stored {place}." if config.store else ""
+    measure = f"{SPACES[search.measure.key].distance}-{short_count(images.count)}"
     cheapest = "; ".join(f"NFE {trial.nfe:g}: {trial.distance:.4g} ({trial.settings})" for trial in front(trials))
+    conditions = {**images.conditions, "comparable": f"no: {doubt}" if doubt else search.comparable}
     return Report(
         title=f"Sampling settings of {config.pipeline.name}",
         summary=f"{len(trials)} settings were tried on the same {images.count:,} labels and noises. The best: "
-        f"{best.settings}.{storing}",
-        figures=best_figures(search, images.conditions, trials[0], best, measure),
+        f"{best.settings}. {storing}",
+        figures=best_figures(search.measure, conditions, trials[0], best, measure),
         pictures=[
             Picture(
                 "With the best settings", str(best.settings), image_grid(shown, SHOWN_IMAGES), magnification(shown)
             )
         ],
         distributions=quality_curves(trials, measure),
-        stages=[Stage("tune", seconds, {"trials": len(trials)})],
+        stages=[Stage("tune", sum(trial.seconds for trial in trials), {"trials": len(trials)})],
         configuration={"tune": config.model_dump(mode="json"), "best": best.settings.model_dump(mode="json")},
         versions=library_versions(),
         notes=[
@@ -49,21 +58,18 @@ def describe(
     )
 
 
-def best_figures(
-    search: SettingsSearch, conditions: Conditions, first: Trial, best: Trial, measure: str
-) -> list[Figure]:
-    """Distance and cost of the best settings, beside those of the first."""
+def best_figures(measure: Measure, conditions: Conditions, first: Trial, best: Trial, name: str) -> list[Figure]:
+    """Distance and cost of the best settings, beside those of the first; `name` is that of the distance."""
     conditions = {
         **conditions,
         "NFE": best.nfe,
-        "features": search.reference.statistics[search.key].features or search.key,
-        "reference": search.reference.description,
-        "comparable": search.comparable,
+        "features": measure.reference.statistics[measure.key].features or measure.key,
+        "reference": measure.reference.description,
     }
     return [
         Figure(
             "best_distance",
-            measure,
+            name,
             best.distance,
             digits=3,
             conditions=conditions,

@@ -1,9 +1,12 @@
-"""Sampling settings that a search tries: one by one, or all combinations."""
+"""Sampling settings that a search tries: the listed values, and nothing beyond them."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from alight.config import SolverConfig, TuneConfig
+from alight.runtime.errors import InputError
+
+Choice = dict[str, object]  # one listed value of every setting, by its name
 
 
 def choices(config: TuneConfig) -> dict[str, Sequence[object]]:
@@ -11,27 +14,64 @@ def choices(config: TuneConfig) -> dict[str, Sequence[object]]:
     return {
         "guidance_scale": config.guidance_scales,
         "guidance_interval": config.guidance_intervals,
-        "timestep_shift": [None if shift == 1 else shift for shift in config.timestep_shifts],
+        "timestep_shift": config.timestep_shifts,
         "solver": config.solvers,
         "num_inference_steps": config.steps,
     }
 
 
-def grid(config: TuneConfig) -> Iterator[SolverConfig]:
-    """Every combination that goes together."""
-    names = choices(config)
-    for values in itertools.product(*names.values()):
-        settings = changed(config.draw.sampling, **dict(zip(names, values, strict=True)))
-        if settings is not None:
-            yield settings
+def starting_choice(config: TuneConfig) -> Choice:
+    """The listed values nearest to those of `draw.sampling` that go together.
+
+    Raises:
+        InputError: no listed values go together.
+    """
+    wanted = config.draw.sampling
+    values_near = {
+        "guidance_scale": wanted.guidance_scale,
+        "guidance_interval": wanted.guidance_interval or (0.0, 1.0),
+        "timestep_shift": wanted.timestep_shift or 1.0,
+        "solver": wanted.solver,
+        "num_inference_steps": wanted.num_inference_steps,
+    }
+    ordered = {name: nearest_first(values, values_near[name]) for name, values in choices(config).items()}
+    for choice in combinations(ordered):
+        if settings_of(wanted, choice) is not None:
+            return choice
+    raise InputError(
+        "No settings of the lists go together: stochastic solvers need at least 2 steps and a timestep shift of 1, "
+        "and a guidance interval has its lower end first. Add such values to the lists."
+    )
 
 
-def changed(settings: SolverConfig, **values: object) -> SolverConfig | None:
-    """Other settings; None where they do not go together. Without guidance, an interval means nothing."""
-    merged = settings.model_dump() | values
+def combinations(values: Mapping[str, Sequence[object]]) -> Iterator[Choice]:
+    """Every combination of listed values, the last name changing fastest."""
+    for chosen in itertools.product(*values.values()):
+        yield dict(zip(values, chosen, strict=True))
+
+
+def settings_of(base: SolverConfig, choice: Choice) -> SolverConfig | None:
+    """The settings of a choice; None where its values do not go together.
+
+    Without guidance an interval means nothing, so it is left out, as are an interval of all times and a shift of 1.
+    """
+    merged = base.model_dump() | choice
     if merged["guidance_scale"] == 1 or merged["guidance_interval"] == (0.0, 1.0):
         merged["guidance_interval"] = None
+    if merged["timestep_shift"] == 1:
+        merged["timestep_shift"] = None
     try:
         return SolverConfig.model_validate(merged)
     except ValueError:  # such as a stochastic solver with a shift
         return None
+
+
+def nearest_first(values: Sequence[object], wanted: object) -> list[object]:
+    """Numbers by their distance from the wanted one, other values with the wanted one first; ties as listed."""
+
+    def distance(value: object) -> float:
+        if isinstance(value, int | float) and isinstance(wanted, int | float):
+            return abs(value - wanted)
+        return float(value != wanted)
+
+    return sorted(values, key=distance)

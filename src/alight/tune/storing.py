@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from alight.artifacts import PIPELINE_INDEX, replace_file
-from alight.config import SolverConfig
+from alight.config import SolverConfig, TuneConfig
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import write_text
@@ -24,13 +24,25 @@ def reason_against_storing(folder: Path) -> str | None:
         return os.strerror(error.errno).lower() if error.errno is not None else str(error)
 
 
-def warn_if_not_to_be_stored(folder: Path, output: Path) -> None:
-    """Warn before a search that its result will be in the report alone."""
-    if reason := reason_against_storing(folder):
+def warn_if_not_to_be_stored(folder: Path, output: Path, doubt: str | None) -> None:
+    """Warn before a search that its result will be in the report alone, or nowhere because of a doubt about it."""
+    if doubt is not None:
+        log.warning("tune: The best settings will not be stored in %s: %s.", folder, doubt)
+    elif reason := reason_against_storing(folder):
         log.warning(
             "tune: %s cannot be written (%s), so the best settings will not be stored there, but in %s.",
             *(folder, reason, output / SETTINGS_FILE),
         )
+
+
+def storing_note(config: TuneConfig, stored: bool, doubt: str | None) -> str:
+    """The place where the best settings are stored, or the reason why they are not, as a sentence."""
+    if not config.store:
+        return "They are not stored, as --store False asks."
+    if doubt is not None:
+        return f"They are not stored, because they cannot be trusted: {doubt}."
+    place = f"in {config.pipeline} as recommended_sampling" if stored else f"in {SETTINGS_FILE} beside this page"
+    return f"They are stored {place}."
 
 
 def stored_settings(folder: Path, settings: SolverConfig) -> bool:

@@ -1,0 +1,157 @@
+"""The parts that a job is made from, as far as a clock needs them: as they are, as another job makes them, or assumed.
+
+A folder that is not there yet is looked up among the jobs of the same arrow, and then among the shipped recipes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from alight.artifacts import is_complete
+from alight.config import (
+    ExtractLatentsConfig,
+    FoundationModelConfig,
+    ImagesConfig,
+    Job,
+    PlanConfig,
+    TrainFoundationConfig,
+    TrainTokenizerConfig,
+)
+from alight.config.recipes import load_config, shipped_recipes
+from alight.data.latents import LatentDataset
+from alight.data.loading import open_source
+from alight.interop.tokenizer_sources import open_tokenizer
+from alight.models.foundation import FoundationModel
+from alight.models.vavae import VAVAE
+from alight.options import Split
+from alight.plan.untrained import LatentShape, small_foundation, untrained_foundation
+from alight.runtime.errors import InputError
+
+JobT = TypeVar("JobT", bound=Job)
+IMAGENET_IMAGES, IMAGENET_VALIDATION = 1_281_167, 50_000
+ASSUMED_LATENTS, ASSUMED_CLASSES = (32, 16, 16), 1000
+
+
+class Inputs:
+    """Finds the parts of a job, and notes what was taken for granted.
+
+    Args:
+        config: the numbers that the user gives for what is not there yet.
+        jobs: that make the parts, such as those of the same arrow.
+
+    Attributes:
+        notes: sentences on what was taken for granted.
+    """
+
+    def __init__(self, config: PlanConfig, jobs: Iterable[Job] = ()) -> None:
+        self.config, self.notes, self._jobs = config, list[str](), tuple(jobs)
+
+    def note(self, text: str) -> None:
+        """Add a sentence, unless it is there."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def images(self, images: ImagesConfig, split: Split = "train") -> tuple[int, int]:
+        """The number of images of a split, and of their classes."""
+        wanted = self.config.num_images
+        try:
+            source = open_source(images, split)
+        except InputError as error:
+            if wanted is None:
+                missing = f"There are no images at {images.source} yet"
+                reason = f"The images at {images.source} cannot be counted ({error})"
+                wanted = IMAGENET_VALIDATION if split == "held_out" else IMAGENET_IMAGES
+                self.note(
+                    f"{reason if os.path.exists(images.source) else missing}: they are taken to be {wanted:,}, as in "
+                    "ImageNet; --num-images says otherwise."
+                )
+            return wanted, self.config.num_classes or ASSUMED_CLASSES
+        return wanted or len(source), len(source.class_names)
+
+    def latents(self, folder: Path) -> tuple[LatentShape, int]:
+        """Shape and classes of latents, and their number."""
+        config = self.config
+        if is_complete(folder):
+            dataset = LatentDataset(folder)
+            return LatentShape(dataset.shape, dataset.num_classes), config.num_images or len(dataset)
+        maker = self.maker(folder, ExtractLatentsConfig)
+        if maker is not None and config.latent_shape is None:
+            vae = self.tokenizer(maker.tokenizer)
+            side = maker.images.size // vae.downsampling_factor
+            count, classes = self.images(maker.images)
+            shape = LatentShape((vae.config.latent_channels, side, side), config.num_classes or classes)
+        else:
+            shape = LatentShape(config.latent_shape or ASSUMED_LATENTS, config.num_classes or ASSUMED_CLASSES)
+            count = config.num_images or IMAGENET_IMAGES
+        self.note(
+            f"There are no latents at {folder} yet: they are taken to be {count:,} of "
+            f"{' x '.join(map(str, shape.shape))} in {shape.num_classes:,} classes; --num-images, --latent-shape and "
+            "--num-classes say otherwise."
+        )
+        return shape, count
+
+    def tokenizer(self, source: Path | str) -> VAVAE:
+        """A tokenizer, with random weights if it is not there yet.
+
+        Raises:
+            InputError: it is there and cannot be used.
+        """
+        maker = None if os.path.exists(source) else self.maker(source, TrainTokenizerConfig)
+        if maker is not None and maker.init_from is not None:
+            return self.tokenizer(maker.init_from)
+        if maker is not None:
+            self.note(f"There is no tokenizer at {source} yet: it is taken to be that of {self._origin(maker)}.")
+            return VAVAE.build(**maker.model.model_dump(), sample_size=maker.images.size)
+        try:
+            return open_tokenizer(source).vae
+        except InputError:
+            if os.path.exists(source):
+                raise
+            self.note(
+                f"There is no tokenizer at {source}, and no shipped recipe makes it: the paper's f16d32 is assumed."
+            )
+            return VAVAE.build()
+
+    def foundation(self, name: str, input_mode: str) -> FoundationModel:
+        """A foundation model with random weights.
+
+        Raises:
+            InputError: its folder holds no usable configuration.
+        """
+        maker = None if os.path.isdir(name) else self.maker(name, TrainFoundationConfig)
+        if maker is not None:
+            self.note(f"There is no foundation model at {name} yet: it is taken to be that of {self._origin(maker)}.")
+            return small_foundation(maker.model, maker.images.size, name, input_mode)
+        try:
+            return untrained_foundation(name, input_mode)
+        except InputError:
+            if os.path.exists(name):
+                raise
+            self.note(
+                f"There is no foundation model at {name}, and no shipped recipe makes it: the small one that "
+                "'alight foundation train' makes by default is assumed."
+            )
+            return small_foundation(FoundationModelConfig(), 256, name, input_mode)
+
+    def maker(self, folder: Path | str, kind: type[JobT]) -> JobT | None:
+        """The job that makes a folder, if one is known."""
+        place = os.path.abspath(folder)
+        for job in (*self._jobs, *shipped_jobs().values()):
+            if isinstance(job, kind) and os.path.abspath(job.output) == place:
+                return job
+        return None
+
+    def _origin(self, job: Job) -> str:
+        if any(job is own for own in self._jobs):
+            return "the same arrow"
+        return next(f"the recipe {name}" for name, own in shipped_jobs().items() if own is job)
+
+
+@cache
+def shipped_jobs() -> dict[str, Job]:
+    """The shipped recipes by name."""
+    return {name: load_config(name) for name in shipped_recipes()}
