@@ -138,8 +138,8 @@ def stage_time(name: str, job: Job, config: PlanConfig, machine: Machine, inputs
         parts = parts_of(job, inputs, Passes(machine.device, config.seconds / MEASUREMENTS, inputs.note))
     if parts is None:
         raise InputError(
-            f"'alight plan' cannot plan 'alight {job_of(job)}', which {config.recipe or name} is for. It knows training, "
-            "extraction, sampling, evaluation, and the arrows that are made of them."
+            f"'alight plan' cannot plan 'alight {job_of(job)}', which {config.recipe or name} is for. It knows "
+            "training, extraction, sampling, evaluation, and the arrows that are made of them."
         )
     return StageTime(name, job_of(job), tuple(parts), tuple(inputs.notes))
 
