@@ -168,7 +168,11 @@ def test_images_too_large_for_the_time_are_measured_smaller(alight, tmp_path):
 
 def test_what_cannot_be_planned_is_refused(refused, tmp_path):
     assert "needs a recipe" in refused("plan")
-    assert "is for another command" in refused("plan", "--recipe", "quickstart")
+    assert "runs in one process" in refused("plan", "--recipe", "quickstart", "--processes", 2)
+    other = tmp_path / "other.yaml"
+    for job in ("convert", "tune"):
+        other.write_text(f"job: {job}\n")
+        assert f"cannot plan 'alight {job}'" in refused("plan", "--recipe", other)
     recipe = write(tmp_path, TRANSFORMER)
     assert "cannot be divided evenly between 3 processes" in refused("plan", "--recipe", recipe, "--processes", 3)
 

@@ -1,8 +1,8 @@
-"""`alight plan`: from what a few training steps cost to what the whole recipe costs."""
+"""`alight plan`: from the cost of a few steps or images to the cost of the whole recipe."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Self
 
 import torch
@@ -13,6 +13,7 @@ from alight.config.recipes import load_config
 from alight.plan.answer import MicroBatch, Plan
 from alight.plan.inputs import Inputs
 from alight.plan.measure import Cost, at_extent, sweep
+from alight.plan.stages import StagesPlan, job_of, stage_times, stages_of
 from alight.plan.subject import Machine, Subject, TrainingRecipe, training_subject
 from alight.plan.workload import BYTES
 from alight.runtime.console import log
@@ -23,20 +24,66 @@ from alight.runtime.hardware import free_disk, free_memory, matrix_product_rate
 GOOD_ENOUGH = 0.95  # of the best speed; a larger micro-batch that brings no more only costs memory
 
 
-def run(config: PlanConfig) -> Plan:
+def run(config: PlanConfig) -> Plan | StagesPlan:
+    """Estimate what a recipe takes: memory and time of a training run, or the time of every stage of another recipe.
+
+    Raises:
+        InputError: on a recipe that cannot be planned, a batch that cannot be divided, or a device that is not there.
+    """
+    if config.recipe is None:
+        raise InputError("'alight plan' needs a recipe, such as --recipe imagenet/transformer_xl_64ep.")
+    recipe = load_config(config.recipe)
+    if not isinstance(recipe, Job):
+        raise InputError(
+            f"{config.recipe} is for 'alight {job_of(recipe)}', which takes no time that could be planned."
+        )
+    if config.processes > 1 and not COMMANDS[job_of(recipe)].distributed:
+        raise InputError(f"'alight {job_of(recipe)}' runs in one process; leave --processes out.")
+    if isinstance(recipe, TrainingRecipe):
+        return plan_training(config, recipe)
+    machine = open_machine(config.device or recipe.device)
+    log.info("plan: measuring for about %.0f s.", config.seconds)
+    stages = stage_times(stages_of(recipe), config, machine)
+    return StagesPlan(str(config.recipe), device_name(machine.device), config.processes, stages)
+
+
+def seconds_for(
+    recipe: Job, *, jobs: Iterable[Job] = (), seconds: float = 5.0, num_images: int | None = None
+) -> float:
+    """Estimate the seconds that a job takes on this machine, from measurements of about `seconds`.
+
+        seconds_for(load_config("own_images/tokenizer"), seconds=3.0)
+
+    Args:
+        recipe: the configuration of a job, or of an arrow such as the quickstart.
+        jobs: that make what is not there yet, such as the other stages of the same arrow; shipped recipes are known.
+        seconds: to measure for; of an arrow, shared by its stages.
+        num_images: of an epoch; None = of the recipe's data.
+
+    Raises:
+        InputError: as `run`.
+    """
+    config = PlanConfig(seconds=seconds, num_images=num_images)
+    times = stage_times(stages_of(recipe), config, open_machine(recipe.device), jobs)
+    return sum(stage.seconds for stage in times)
+
+
+def open_machine(device: str, precision: str = "fp32") -> Machine:
+    """Measure the device that a recipe asks for."""
+    resolved = resolve_device(device)
+    return Machine(resolved, free_memory(resolved), matrix_product_rate(resolved, precision))
+
+
+def plan_training(config: PlanConfig, recipe: TrainingRecipe) -> Plan:
     """Measure a few training steps of a recipe, and estimate what all of them take.
 
     Raises:
-        InputError: on a recipe that is of no use here, a batch that cannot be divided, or a device that is not there.
+        InputError: as `run`.
     """
-    started = time.perf_counter()
-    recipe = read_training(config)
-    device, training = resolve_device(config.device or recipe.device), recipe.training
-    if config.processes > 1 and not COMMANDS[job_of(recipe)].distributed:
-        raise InputError(f"'alight {job_of(recipe)}' runs in one process; leave --processes out.")
+    started, training = time.perf_counter(), recipe.training
     training.model_copy(update={"micro_batch_size": None}).micro_batches(config.processes)  # refuses uneven batches
-    machine = Machine(device, free_memory(device), matrix_product_rate(device, training.precision))
-    log.info("plan: %s multiplies matrices at %.3g TFLOP/s in %s.", device, machine.rate / 1e12, training.precision)
+    machine = open_machine(config.device or recipe.device, training.precision)
+    log.info("plan: %s multiplies at %.3g TFLOP/s in %s.", machine.device, machine.rate / 1e12, training.precision)
     log.info("plan: measuring for about %.0f s.", config.seconds)
     subject = training_subject(config, recipe, machine, Inputs(config))
     deadline, own = started + config.seconds, training.global_batch_size // config.processes
@@ -129,11 +176,6 @@ class Sizes(NamedTuple):
         return BYTES * (self.parameters + self.state_size + self.averaged_parameters)
 
 
-def job_of(recipe: Job) -> str:
-    """The name of the command that a configuration is for."""
-    return next(name for name, command in COMMANDS.items() if command.config is type(recipe))
-
-
 def device_name(device: torch.device) -> str:
     """A device in words."""
     if device.type == "cuda":
@@ -151,19 +193,6 @@ def assumptions(processes: int, largest: int, own: int) -> Iterator[str]:
     yield "Reading data, writing checkpoints and drawing previews are not in the estimate."
     if processes > 1:
         yield f"{processes} processes are taken to lose no time in talking to each other."
-
-
-def read_training(config: PlanConfig) -> TrainingRecipe:
-    """The recipe, if it is one that can be planned."""
-    if config.recipe is None:
-        raise InputError("'alight plan' needs a recipe, such as --recipe imagenet/transformer_xl_64ep.")
-    recipe = load_config(config.recipe)
-    if not isinstance(recipe, TrainingRecipe):
-        raise InputError(
-            "'alight plan' knows recipes for 'alight transformer train' and 'alight tokenizer train'; "
-            f"{config.recipe} is for another command."
-        )
-    return recipe
 
 
 def growing_divisors(count: int) -> list[int]:

@@ -6,12 +6,13 @@ A folder that is not there yet is looked up among the jobs of the same arrow, an
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from alight.artifacts import is_complete
+from alight.artifacts import is_complete, read_artifact
 from alight.config import (
     ExtractLatentsConfig,
     FoundationModelConfig,
@@ -20,19 +21,32 @@ from alight.config import (
     PlanConfig,
     TrainFoundationConfig,
     TrainTokenizerConfig,
+    TrainTransformerConfig,
 )
 from alight.config.recipes import load_config, shipped_recipes
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_source
 from alight.interop.tokenizer_sources import open_tokenizer
+from alight.lineage import require_tokenizer_of
 from alight.models.foundation import FoundationModel
+from alight.models.lightning_dit import LightningDiT
 from alight.models.vavae import VAVAE
 from alight.options import Split
-from alight.plan.untrained import LatentShape, small_foundation, untrained_foundation
+from alight.plan.untrained import (
+    LatentShape,
+    TransformerShape,
+    num_layers,
+    shallower,
+    small_foundation,
+    untrained_foundation,
+)
 from alight.runtime.errors import InputError
+from alight.training.tokenizer_networks import used_foundation
+from alight.training.transformer_networks import build_model
 
 JobT = TypeVar("JobT", bound=Job)
 IMAGENET_IMAGES, IMAGENET_VALIDATION = 1_281_167, 50_000
+DECODED_IMAGES = 16  # that the time of decoding is the mean of
 ASSUMED_LATENTS, ASSUMED_CLASSES = (32, 16, 16), 1000
 
 
@@ -136,6 +150,59 @@ class Inputs:
                 "'alight foundation train' makes by default is assumed."
             )
             return small_foundation(FoundationModelConfig(), 256, name, input_mode)
+
+    def transformer(self, folder: Path) -> TransformerShape:
+        """A transformer with random weights, of any depth."""
+        if is_complete(folder):
+            config = dict(LightningDiT.load_config(folder))
+            size = config["sample_size"]
+            return TransformerShape(
+                lambda layers: LightningDiT.from_config(config | {"num_layers": layers}),
+                config["num_layers"],
+                config["num_classes"],
+                size if isinstance(size, int) else size[0],
+            )
+        maker = self.maker(folder, TrainTransformerConfig)
+        if maker is not None:
+            self.note(f"There is no transformer at {folder} yet: it is taken to be that of {self._origin(maker)}.")
+        else:
+            self.note(f"There is no transformer at {folder}, and no shipped recipe makes it: an XL/1 is assumed.")
+        recipe = maker or TrainTransformerConfig()
+        latents, _ = self.latents(recipe.latents)
+        return TransformerShape(
+            lambda layers: build_model(shallower(recipe, layers), latents),
+            num_layers(recipe),
+            latents.num_classes,
+            latents.shape[1],
+        )
+
+    def tokenizer_of(self, transformer: Path) -> Path:
+        """The place of the tokenizer whose latents a transformer makes."""
+        if is_complete(transformer):
+            return require_tokenizer_of(read_artifact(transformer, "transformer", verify=False))
+        recipe = self.maker(transformer, TrainTransformerConfig)
+        latents = self.maker(recipe.latents, ExtractLatentsConfig) if recipe is not None else None
+        return latents.tokenizer if latents is not None else transformer.parent / "tokenizer"
+
+    def foundation_of(self, tokenizer: Path) -> str | None:
+        """The foundation model that a tokenizer is aligned with, if any."""
+        if is_complete(tokenizer):
+            return read_artifact(tokenizer, "tokenizer", verify=False).facts.get("foundation")
+        recipe = self.maker(tokenizer, TrainTokenizerConfig)
+        return used_foundation(recipe) if recipe is not None else None
+
+    def reading(self, images: ImagesConfig, split: Split = "train") -> float:
+        """Seconds to decode an image of a split, the mean of a few; 0 where they are not there yet."""
+        try:
+            source = open_source(images, split)
+        except InputError:
+            return 0.0
+        chosen = range(0, len(source), max(len(source) // DECODED_IMAGES, 1))[:DECODED_IMAGES]
+        source.load(chosen[0])  # opens files
+        started = time.perf_counter()
+        for index in chosen:
+            source.load(index)
+        return (time.perf_counter() - started) / len(chosen)
 
     def maker(self, folder: Path | str, kind: type[JobT]) -> JobT | None:
         """The job that makes a folder, if one is known."""

@@ -7,6 +7,7 @@ import torch
 
 from alight.config import PlanConfig, TrainFoundationConfig, TrainTokenizerConfig, TrainTransformerConfig
 from alight.plan.inputs import Inputs
+from alight.plan.untrained import num_layers
 from alight.plan.workload import (
     BYTES,
     FoundationWorkload,
@@ -14,7 +15,6 @@ from alight.plan.workload import (
     TransformerWorkload,
     Workload,
     count_parameters,
-    num_layers,
 )
 from alight.training.tokenizer_schedule import tokenizer_schedule
 from alight.training.transformer_networks import build_model

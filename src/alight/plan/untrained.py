@@ -1,13 +1,15 @@
 """Networks without their weights, and the shapes that they are built for: the clock needs no more of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, ViTConfig, ViTModel
 
-from alight.config import FoundationModelConfig
+from alight.config import FoundationModelConfig, TrainTransformerConfig
 from alight.models.foundation import FoundationModel
 from alight.models.foundation_catalogue import FoundationRow, find_row
+from alight.models.lightning_dit import PRESETS, LightningDiT
 from alight.runtime.errors import InputError
 
 HEAD_WIDTH = 64  # of every published foundation model
@@ -23,6 +25,22 @@ class LatentShape(NamedTuple):
 
     shape: tuple[int, ...]
     num_classes: int
+
+
+class TransformerShape(NamedTuple):
+    """A transformer with random weights.
+
+    Attributes:
+        build: number of layers -> model.
+        num_layers: that it really has.
+        num_classes: of its labels.
+        latent_side: of the latents that it makes.
+    """
+
+    build: Callable[[int], LightningDiT]
+    num_layers: int
+    num_classes: int
+    latent_side: int
 
 
 def untrained_foundation(name: str, input_mode: str) -> FoundationModel:
@@ -68,3 +86,15 @@ def small_foundation(model: FoundationModelConfig, image_size: int, name: str, i
         intermediate_size=4 * model.hidden_size,
     )
     return FoundationModel(ViTModel(config, add_pooling_layer=False), name=name, input_mode=input_mode)
+
+
+def num_layers(config: TrainTransformerConfig) -> int:
+    """Blocks of the recipe's transformer."""
+    return PRESETS[config.model.preset].num_layers if config.model.preset else config.model.num_layers or 0
+
+
+def shallower(config: TrainTransformerConfig, layers: int) -> TrainTransformerConfig:
+    """The same recipe for a model of another depth."""
+    sizes = PRESETS[config.model.preset]._asdict() if config.model.preset else {}
+    model = config.model.model_copy(update={"preset": None, **sizes, "num_layers": layers})
+    return config.model_copy(update={"model": model})

@@ -19,10 +19,9 @@ from alight.config import (
     TrainTokenizerConfig,
     TrainTransformerConfig,
 )
-from alight.models.lightning_dit import PRESETS
 from alight.models.perceptual import LPIPS
 from alight.plan.inputs import Inputs
-from alight.plan.untrained import LatentShape
+from alight.plan.untrained import LatentShape, shallower
 from alight.runtime.device import autocast, compile_blocks
 from alight.runtime.distributed import Processes
 from alight.stages import train_foundation
@@ -195,15 +194,3 @@ def present(*networks: nn.Module | None) -> list[nn.Module]:
 def count_parameters(network: nn.Module, trained: bool = False) -> int:
     """Numbers in the parameters of a network, or in those that are trained."""
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad or not trained)
-
-
-def num_layers(config: TrainTransformerConfig) -> int:
-    """Blocks of the recipe's transformer."""
-    return PRESETS[config.model.preset].num_layers if config.model.preset else config.model.num_layers or 0
-
-
-def shallower(config: TrainTransformerConfig, layers: int) -> TrainTransformerConfig:
-    """The same recipe for a model of another depth."""
-    sizes = PRESETS[config.model.preset]._asdict() if config.model.preset else {}
-    model = config.model.model_copy(update={"preset": None, **sizes, "num_layers": layers})
-    return config.model_copy(update={"model": model})

@@ -4,47 +4,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
 from alight.config import SolverConfig
-from alight.flow.guidance import GuidedVelocity
-from alight.flow.path import LinearPath
-from alight.flow.sampling import sample
-from alight.options import ADAPTIVE_SOLVERS
+from alight.flow.evaluations import expected_evaluations
 from alight.runtime.console import progress_bar
 from alight.runtime.units import duration
 from alight.tune.record import Trial
 
 Item = TypeVar("Item")
 BESIDE_SAMPLING = 2.0  # evaluations that take about as long as decoding and measuring an image
-ADAPTIVE_STEPS = 100  # evaluations of an adaptive solver, about
-FEW_STEPS = 50  # more steps are not counted one by one
 
 
 @cache
 def expected_work(settings: SolverConfig) -> float:
-    """The cost of an image in evaluations of the network, counted on a field of zeros."""
-    adaptive = settings.solver in ADAPTIVE_SOLVERS
-    steps = ADAPTIVE_STEPS if adaptive else settings.num_inference_steps
-    counted = min(steps, FEW_STEPS)
-
-    def zeros(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-    label = torch.zeros(1, dtype=torch.long)
-    made = sample(
-        GuidedVelocity(zeros, label, label, settings.guidance_scale, settings.guidance_interval),
-        torch.zeros(1, 1, 1, 1),
-        counted,
-        "euler" if adaptive else settings.solver,
-        path=LinearPath(),
-        timestep_shift=settings.timestep_shift,
-        diffusion_form=settings.diffusion_form,
-        last_step=settings.last_step,
-        generator=torch.Generator().manual_seed(0),
-    )
-    return made.nfe * steps / counted + BESIDE_SAMPLING
+    """The cost of an image in evaluations of the network."""
+    strategy = {"guidance", "guidance_channels"}  # which change no number of evaluations
+    return expected_evaluations(**settings.model_dump(exclude=strategy)) + BESIDE_SAMPLING
 
 
 class SearchProgress:

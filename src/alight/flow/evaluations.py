@@ -1,0 +1,48 @@
+"""The network evaluations that sampling costs, known without a network."""
+
+import torch
+from torch import Tensor
+
+from alight.flow.guidance import GuidedVelocity
+from alight.flow.path import LinearPath
+from alight.flow.sampling import sample
+from alight.options import ADAPTIVE_SOLVERS, DiffusionForm, LastStep
+
+ADAPTIVE_STEPS = 100  # evaluations of an adaptive solver, about; the real number depends on the network
+MOST_COUNTED = 50  # more steps are not counted one by one
+
+
+def expected_evaluations(
+    num_inference_steps: int,
+    solver: str = "euler",
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    timestep_shift: float | None = None,
+    diffusion_form: DiffusionForm = "sigma",
+    last_step: LastStep = "mean",
+) -> float:
+    """Evaluations per image (NFE), counted on a field of zeros; see `alight.flow.sampling.sample`.
+
+    Raises:
+        InputError: settings that do not go together.
+    """
+    adaptive = solver in ADAPTIVE_SOLVERS
+    steps = ADAPTIVE_STEPS if adaptive else num_inference_steps
+    counted = min(steps, MOST_COUNTED)
+
+    def zeros(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    label = torch.zeros(1, dtype=torch.long)
+    made = sample(
+        GuidedVelocity(zeros, label, label, guidance_scale, guidance_interval),
+        torch.zeros(1, 1, 1, 1),
+        counted,
+        "euler" if adaptive else solver,
+        path=LinearPath(),
+        timestep_shift=None if adaptive else timestep_shift,
+        diffusion_form=diffusion_form,
+        last_step=last_step,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return made.nfe * steps / counted
