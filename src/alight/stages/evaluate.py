@@ -148,7 +148,10 @@ def describe(
 ) -> Report:
     """The whole report but for the times."""
     figures: list[Figure] = []
-    pictures: list[Picture | None] = [samples_picture(images), neighbours_picture(generation, images)]
+    pictures: list[Picture | None] = [
+        samples_picture(images, config.shown_classes),
+        neighbours_picture(generation, images),
+    ]
     curves: list[Curve] = []
     notes: list[str] = [*images.remarks]
     if reconstruction is not None:
@@ -160,7 +163,9 @@ def describe(
         curves += tokenizer_curves([reconstruction.tokenizer])
         notes += decoder_notes(images, reconstruction.tokenizer)
         notes += [*reconstruction.notes, "PSNR and SSIM compare with the same centre crops that the tokenizer saw."]
+    classes = None
     if generation.label_scores is not None:
+        classes = class_table(generation.label_scores, images, config.shown_classes)
         figures.append(label_figure(generation.label_scores, images))
     figures += generation_figures(images, generation.features, generation.reference, config.seed)
     if config.transformer is not None:
@@ -179,7 +184,7 @@ def describe(
         title=f"Report on {images.name if config.reference else Path(config.images.source).name}",
         summary=summary(images, reconstruction, artifacts),
         figures=figures,
-        comparison=class_table(generation.label_scores, images) if generation.label_scores is not None else None,
+        comparison=classes,
         pictures=[picture for picture in pictures if picture is not None],
         distributions=plots,
         curves=curves,
