@@ -22,10 +22,11 @@ class LabelScores:
     Attributes:
         generated: of all images.
         real: of the held-out images, where some are held out.
+        classifier: that classifier.
     """
 
-    def __init__(self, generated: LabelAccuracy, real: LabelAccuracy | None) -> None:
-        self.generated, self.real = generated, real
+    def __init__(self, generated: LabelAccuracy, real: LabelAccuracy | None, classifier: LabelClassifier) -> None:
+        self.generated, self.real, self.classifier = generated, real, classifier
 
 
 def score_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConfig) -> LabelScores | None:
@@ -45,8 +46,9 @@ def score_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConf
     try:
         held_out = open_dataset(config, "held_out", augment=False)
     except InputError:  # nothing is held out of this folder
-        return LabelScores(generated, None)
-    return LabelScores(generated, classifier.accuracy(pixels_of(held_out), held_out.source.labels))
+        return LabelScores(generated, None, classifier)
+    real_scores = classifier.accuracy(pixels_of(held_out), held_out.source.labels)
+    return LabelScores(generated, real_scores, classifier)
 
 
 def pixels_of(dataset: ImageDataset) -> np.ndarray:
