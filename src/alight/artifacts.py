@@ -42,7 +42,7 @@ _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had b
 }
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.tensorboard", "training.wandb_project"),
-    *("samples_every", "sample_images", "samples_tokenizer"),
+    *("samples_every", "sample_images", "samples_tokenizer", "preview_every", "preview_images"),
 )
 _LIBRARIES = ("alight", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pillow", "safetensors")
 _verified: dict[str, tuple[tuple[int, ...], str]] = {}  # path -> identity of a file, and its hash, in this process

@@ -114,8 +114,19 @@ def dispatch(arguments: list[str]) -> int:
         else:
             text = command.report.format(path=result.path) if command.report else str(result)
             print(printable_lines(text, sys.stdout))
+            if not output.quiet:
+                _propose_next(name, config, rest)
         sys.stdout.flush()
     return int(getattr(result, "exit_code", 0))
+
+
+def _propose_next(name: str, config: Section, arguments: list[str]) -> None:
+    """Show the command that follows where messages go, so that the output holds the result alone."""
+    from alight.next_command import next_command
+
+    recipe = _take_option(arguments, "--config", "")[0]
+    if following := next_command(name, config, recipe):
+        logging.getLogger("alight").info("Next: %s", following)
 
 
 def parse(name: str, arguments: list[str]) -> tuple[Section, OutputOptions]:

@@ -167,7 +167,7 @@ class TrainTokenizerConfig(Job):
     training: TrainingConfig = TrainingConfig(steps=50_000, ema_decay=None)
     stages: tuple[TokenizerPhaseConfig, ...] = ()  # phases of a schedule; their sum takes the place of training.steps
     preview_images: NonNegative = 8  # images drawn with their reconstructions beside the log; 0 = none
-    preview_every: Positive = 1_000  # steps between them
+    preview_every: Positive | None = None  # steps between them; None = after 1/16, 1/8, 1/4, 1/2 and all of the run
 
     @model_validator(mode="after")
     def _size_fits(self) -> Self:

@@ -29,6 +29,7 @@ from alight.training.ema import EMA
 from alight.training.inputs import IMAGES, INIT_FROM, foundation_inputs, image_inputs, require_unchanged
 from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import make_optimizer, optimizer_step
+from alight.training.previews import preview_is_due
 from alight.training.run import Stateful, TrainingRun
 from alight.training.tokenizer_accumulation import Accumulation
 from alight.training.tokenizer_networks import (
@@ -124,7 +125,8 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
             run.log(lr=lr)
             if ema is not None:
                 ema.update(networks.vae, step)
-            if processes.is_main and previews is not None and (step + 1) % config.preview_every == 0:
+            due = preview_is_due(step + 1, training.steps, config.preview_every)
+            if processes.is_main and previews is not None and due:
                 run.picture("reconstructions", step + 1, draw_reconstructions(trained, previews, device))
     if processes.is_main:
         if config.train == "all":
