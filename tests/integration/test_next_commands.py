@@ -80,6 +80,18 @@ def test_every_proposed_command_runs_as_pasted(images, capfd):
     assert logging.getLogger("alight") is log
 
 
+def test_a_command_that_finds_its_output_finished_says_so_and_goes_on_to_the_next(images, capfd):
+    proposed = []
+    for told in (False, True):
+        capfd.readouterr()
+        assert cli.dispatch(shlex.split(START)[1:]) == 0
+        shown = capfd.readouterr()
+        assert ("(finished already, nothing was done)" in shown.out) == told
+        assert ("Nothing was done" in shown.err) == told
+        proposed.append([line for line in shown.err.splitlines() if line.startswith("Next: ")])
+    assert proposed[0] == proposed[1] != []
+
+
 def test_results_alone_are_shown_where_that_is_asked_for(images, capfd):
     for option in ("--quiet", "--json"):
         assert cli.dispatch([*shlex.split(START)[1:], option]) == 0

@@ -109,7 +109,7 @@ def test_options_turn_the_defaults_into_the_configuration():
     wanted = TrainTokenizerConfig(
         init_from="a folder",
         images=ImagesConfig(horizontal_flip=True),
-        optimizer={"betas": (0.5, 0.99), "max_grad_norm": None, "lr_factors": {"bias": 2.0}},
+        optimizer={"betas": (0.5, 0.99), "max_grad_norm": None, "lr_factors": {"matrices": 2.0}},
         reconstruction={"perceptual_weight": 0},
     )
     text = command_text("tokenizer train", option_words(wanted, TrainTokenizerConfig()))
