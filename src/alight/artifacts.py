@@ -36,13 +36,15 @@ PIPELINE_OF_A_RUN = "pipeline"  # the folder of it in that of a whole run
 FORMAT = 2
 _FORMAT_WITHOUT_HASHES = 1  # version 0.1
 TO_BE_EDITED = ("README.md",)  # people may rewrite the card of a model that they share
-_AS_BEFORE = {  # keys of later versions, with the value that earlier ones had built in
+_AS_BEFORE = {  # keys of later versions, with the value that earlier ones had built in, or one that is as good
     "optimizer.name": "adamw",
     "images.background": "white",
+    "model.initial_encoder": "random",
+    **{"grid_classes": 50, "shown_classes": 50},
 }
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.tensorboard", "training.wandb_project"),
-    *("samples_every", "sample_images", "samples_tokenizer"),
+    *("samples_every", "sample_images", "samples_tokenizer", "preview_every", "preview_images"),
 )
 _REFUSES_ONLY = "images.upscale"  # images that pass without it are the same with it
 _LIBRARIES = ("alight", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pillow", "safetensors")

@@ -107,15 +107,37 @@ def dispatch(arguments: list[str]) -> int:
     shown = _without_secrets(config.model_dump(mode="json"))
     logging.getLogger("alight").debug("%s: %s", name, json.dumps(shown, indent=2))
     run: Callable[[Any], Any] = import_module(command.module).run
+    before = _manifests(config)
     result = run(config)
     if rank == 0:
         if output.as_json:
             print(json.dumps(result.as_data(), indent=2, allow_nan=False))
         else:
             text = command.report.format(path=result.path) if command.report else str(result)
-            print(printable_lines(text, sys.stdout))
+            kept = command.report and before and _manifests(config) == before
+            print(printable_lines(f"{text} (finished already, nothing was done)" if kept else text, sys.stdout))
+            if not output.quiet:
+                _propose_next(name, config, rest)
         sys.stdout.flush()
     return int(getattr(result, "exit_code", 0))
+
+
+def _manifests(config: Section) -> dict[str, int]:
+    """The manifests of the output and of the stages in it, with their times, which tell if a run has done anything."""
+    from alight.artifacts import MANIFEST
+
+    output = getattr(config, "output", None)
+    found = [output / MANIFEST, *output.glob(f"*/{MANIFEST}")] if output is not None else []
+    return {str(path): path.stat().st_mtime_ns for path in found if path.is_file()}
+
+
+def _propose_next(name: str, config: Section, arguments: list[str]) -> None:
+    """Show the command that follows where messages go, so that the output holds the result alone."""
+    from alight.next_command import next_command
+
+    recipe = _take_option(arguments, "--config", "")[0]
+    if following := next_command(name, config, recipe):
+        logging.getLogger("alight").info("Next: %s", following)
 
 
 def parse(name: str, arguments: list[str]) -> tuple[Section, OutputOptions]:

@@ -32,6 +32,7 @@ OnNonFinite = Literal["stop", "skip", "rollback"]
 Projection = Literal["to_features", "to_latent"]
 DistanceOn = Literal["projected", "latent"]
 AdversarialLoss = Literal["hinge", "vanilla"]
+InitialEncoder = Literal["random", "principal_components"]
 
 # --- flow ---------------------------------------------------------------------------------------------------------
 PathName = Literal["linear", "gvp", "vp"]

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # a part may import those of the floors below its own, and of its own floor those that SIDEWAYS names
 FLOORS = [
     {"options", "runtime"},
-    {"config", "artifacts", "outputs", "lineage"},
+    {"config", "artifacts", "outputs", "lineage", "next_command"},
     {"models", "losses", "flow"},
     {"training", "data", "metrics", "reporting", "interop", "evaluation"},
     {"stages", "pipelines"},
@@ -25,6 +25,7 @@ SIDEWAYS = {
     "artifacts": {"config"},
     "outputs": {"artifacts"},
     "lineage": {"artifacts"},
+    "next_command": {"config", "artifacts", "lineage"},
     "data": {"interop"},  # published statistics of latents
     "training": {"data", "interop"},
     "evaluation": {"reporting", "metrics", "data", "interop"},

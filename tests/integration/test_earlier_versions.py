@@ -57,6 +57,7 @@ def test_what_was_finished_stays_finished(earlier, alight):
     result = alight(*TRAIN, cwd=earlier)
     assert result.returncode == 0, result.stderr
     assert "finished already" in result.stderr
+    assert "(finished already, nothing was done)" in result.stdout
     assert {path: path.read_bytes() for path in (earlier / "run").rglob("*") if path.is_file()} == before
 
 

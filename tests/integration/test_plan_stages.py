@@ -1,4 +1,4 @@
-"""`alight plan` on stages that train nothing, and on whole arrows: the right work is counted, and real networks run."""
+"""Plans of single stages and whole arrows: seconds per stage, from the same networks and recipes as the runs."""
 
 import json
 import time

@@ -55,6 +55,7 @@ def test_running_again_says_that_it_is_finished(finished_quickstart, alight, tin
     again = alight(*tiny_quickstart, "--output", folder)
     assert again.returncode == 0
     assert "finished already" in again.stderr
+    assert again.stdout.endswith("report.html (finished already, nothing was done)\n")
     assert (folder / "transformer" / WEIGHTS).stat().st_mtime_ns == before
 
 

@@ -64,6 +64,7 @@ class EvaluateConfig(FeatureNetworksConfig, MeasureTokenizerConfig):
     density_runs: NonNegative = 0  # t-SNE maps of them that the density figures are averaged over; 0 = none
     reference: Path | None = None  # a .npz of statistics, or of 'alight evaluate reference'; None = training images
     neighbours: NonNegative = 8  # number of generated images shown beside their nearest training images
+    shown_classes: Positive = 50  # classes in the picture of samples, and in the table of the worst ones
     npz: bool = False  # also write samples.npz (arr_0, shuffled), which the ADM evaluator reads
 
 

@@ -17,11 +17,13 @@ from pydantic import BaseModel, ValidationError
 from alight.config.base import Section, is_secret
 from alight.config.commands import COMMANDS, FORMER_NAMES
 from alight.runtime.errors import InputError
-from alight.runtime.reading import require_regular
+from alight.runtime.reading import read_json_object, require_regular
 from alight.runtime.terminal import shortened
 from alight.runtime.yaml_reading import YAML_LIMIT, read_yaml
 
 SectionT = TypeVar("SectionT", bound=Section)
+_MANIFEST = "alight.json"  # of a finished artifact
+_TELLING = ("foundation train", "tokenizer train", "latents extract", "transformer train", "sample")
 COMPLAINTS = 8  # of a recipe that are told
 COMPARED_LENGTH = 60  # of a word for which a similar one is looked for; comparing takes time by its square
 
@@ -58,11 +60,14 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def read_recipe(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """The job of a recipe and its values, not yet validated.
+    """The job of a recipe and its values, not yet validated; a finished foundation, tokenizer, ... is one, too.
 
     Raises:
         InputError: if the file is not YAML, is not a mapping, or names no known job.
     """
+    record = Path(os.path.expanduser(name)) / _MANIFEST
+    if os.path.isfile(record):
+        return _recorded(record)
     path = find_recipe(name)
     values = read_yaml(path)
     if not isinstance(values, dict):
@@ -82,6 +87,19 @@ def read_recipe(name: str | Path) -> tuple[str, dict[str, Any]]:
             f"{_nearest(job, list(COMMANDS)) if isinstance(job, str) else ''} Known jobs: {', '.join(COMMANDS)}."
         )
     return job, values
+
+
+def _recorded(record: Path) -> tuple[str, dict[str, Any]]:
+    """The job that made a finished artifact, and the configuration that its manifest records."""
+    values = read_json_object(record, "Restore it, or give a recipe.")
+    job = next((name for name, command in COMMANDS.items() if command.makes == values.get("kind")), None)
+    config = values.get("config")
+    if job is None or job not in _TELLING or not isinstance(config, dict):
+        raise InputError(
+            f"{record.parent} is no recipe: only a folder that one of these has made is one: {', '.join(_TELLING)}. "
+            "Give a YAML file, or the name of a shipped recipe."
+        )
+    return job, config
 
 
 def _likely_jobs(values: Mapping[Any, Any]) -> list[str]:

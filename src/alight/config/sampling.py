@@ -106,6 +106,7 @@ class SampleConfig(DrawConfig, Job):
     guide: Path | None = None  # a weaker transformer: autoguidance by it instead of the null class
     batch_size: Positive = 64
     npz: bool = False  # also write samples.npz (arr_0, shuffled)
+    grid_classes: Positive = 50  # rows of grid.png, one per class
     trajectory_images: NonNegative = 4  # images whose intermediate states are drawn in trajectory.png; 0 = none
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ from alight.config.base import (
     Source,
 )
 from alight.config.training import OptimizerConfig, TrainingConfig
-from alight.options import AdversarialLoss, DistanceOn, Projection, Reduction
+from alight.options import AdversarialLoss, DistanceOn, InitialEncoder, Projection, Reduction
 
 Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=12)]
 SMALLEST_DISCRIMINATED = 32  # pixels along a side that the discriminator needs
@@ -62,6 +62,7 @@ class TokenizerModelConfig(Section):
     norm_num_groups: Size = 32
     level_attention: bool = True  # attention at the lowest level
     mid_block_attention: bool = True
+    initial_encoder: InitialEncoder = "random"  # principal_components of the images save small networks the beginning
 
     @model_validator(mode="after")
     def _groups_divide(self) -> Self:
@@ -70,7 +71,19 @@ class TokenizerModelConfig(Section):
                 raise ValueError(
                     f"block_out_channels {channels} is not a multiple of norm_num_groups {self.norm_num_groups}"
                 )
+        if self.initial_encoder == "principal_components" and (
+            len(self.block_out_channels) < 2 or self.block_out_channels[-1] < 4 * self.norm_num_groups
+        ):
+            raise ValueError(
+                "initial_encoder principal_components needs at least two levels, and at least 4 channels per group at "
+                "the last one; lower norm_num_groups, or set initial_encoder to random"
+            )
         return self
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The arguments of `VAVAE.build`."""
+        return self.model_dump(exclude={"initial_encoder"})
 
     @property
     def downsampling_factor(self) -> int:
@@ -167,7 +180,7 @@ class TrainTokenizerConfig(Job):
     training: TrainingConfig = TrainingConfig(steps=50_000, ema_decay=None)
     stages: tuple[TokenizerPhaseConfig, ...] = ()  # phases of a schedule; their sum takes the place of training.steps
     preview_images: NonNegative = 8  # images drawn with their reconstructions beside the log; 0 = none
-    preview_every: Positive = 1_000  # steps between them
+    preview_every: Positive | None = None  # steps between them; None = after 1/16, 1/8, 1/4, 1/2 and all of the run
 
     @model_validator(mode="after")
     def _size_fits(self) -> Self:

@@ -80,6 +80,6 @@ class TrainTransformerConfig(Job):
     flow: FlowConfig = FlowConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
-    samples_every: Positive | None = None  # steps between grids of samples, drawn beside the log; None = none
-    sample_images: Positive = 16  # images in a grid, of the same noise and classes every time
+    samples_every: Positive | None = None  # steps between grids of samples; None = after 1/16, 1/8, 1/4, 1/2 and all
+    sample_images: NonNegative = 16  # images in a grid, of the same noise and classes every time; 0 = no grids
     samples_tokenizer: Path | None = None  # decodes them; None = the folder that the latents were made with

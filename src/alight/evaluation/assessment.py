@@ -1,13 +1,16 @@
 """Assessment of a tokenizer: its figures in plain words, compared with the published tokenizers."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from alight.config import EvaluateTokenizerConfig
+from alight.config import ImagesConfig, MeasureTokenizerConfig
+from alight.config.command_line import command_text, option_words
 from alight.evaluation.reconstruction import Measurements
 from alight.evaluation.tokenizers import EvaluatedTokenizer
 from alight.reporting.report import Answer
 
+OF_TRAINING = ("crop", "horizontal_flip", "held_out_fraction", "workers")  # settings of images that training keeps
 ANCHOR_IMAGES = "50,000 ImageNet validation crops of 256 pixels"
 
 
@@ -39,11 +42,9 @@ PUBLISHED_TRADE = (
 )
 
 
-def assess_tokenizer(
-    measured: Sequence[Measurements], names: Sequence[str], config: EvaluateTokenizerConfig
-) -> Answer:
+def assess_tokenizer(measured: Sequence[Measurements], names: Sequence[str], config: MeasureTokenizerConfig) -> Answer:
     """Assess one tokenizer or several against thresholds; the weakest measure of each decides."""
-    overall = [min(levels(each).values()) for each in measured]
+    overall = [overall_level(each) for each in measured]
     tokenizers = [each.tokenizer for each in measured]
     if len(measured) == 1:
         question, answer = (
@@ -77,6 +78,11 @@ def assess_tokenizer(
     )
     best = overall.index(max(overall))
     return Answer(question, answer, reasons, advice(tokenizers[best], overall[best], config), basis)
+
+
+def overall_level(measured: Measurements) -> int:
+    """The answer by its number: 0 not yet, 1 nearly, 2 yes."""
+    return min(levels(measured).values())
 
 
 def levels(measured: Measurements) -> dict[str, int]:
@@ -125,14 +131,14 @@ def trade(measured: Sequence[Measurements]) -> list[str]:
     return [f"{found} {PUBLISHED_TRADE}"]
 
 
-def advice(tokenizer: EvaluatedTokenizer, overall: int, config: EvaluateTokenizerConfig) -> list[str]:
+def advice(tokenizer: EvaluatedTokenizer, overall: int, config: MeasureTokenizerConfig) -> list[str]:
     """Suggest improvements."""
     if overall == 2:
         return [
             "A generator can be no sharper than these reconstructions: if the worst images below look right, so can "
             "what is generated. The next step is 'alight latents extract'."
         ]
-    vae, source = tokenizer.vae, tokenizer.artifact.facts.get("source", tokenizer.artifact.path)
+    vae = tokenizer.vae
     pixels_per_latent = 3 * vae.downsampling_factor**2 / vae.config.latent_channels
     room = (
         f"{tokenizer.shape} keeps one number for every {pixels_per_latent:.3g} of the image, the published f16d32 one "
@@ -146,10 +152,27 @@ def advice(tokenizer: EvaluatedTokenizer, overall: int, config: EvaluateTokenize
     else:
         room = f"The latents have room enough: {room}. More training or a wider network is needed."
     return [
-        f"Go on training on these images: 'alight tokenizer train --init-from {source} --images.source "
-        f"{config.images.source}'. With '--train decoder' the latents stay as they are, and transformers that were "
-        "trained on them stay of use.",
+        f"Go on training on these images: '{training_command(tokenizer, config.images)}'. With '--train decoder "
+        "--alignment.weight 0' the latents stay as they are, and transformers that were trained on them stay of use.",
         room,
         "If fine detail is blurred though PSNR is fair, train with LPIPS and the discriminator "
         "(reconstruction.perceptual_weight, reconstruction.adversarial_weight).",
     ]
+
+
+def training_command(tokenizer: EvaluatedTokenizer, images: ImagesConfig) -> str:
+    """The command that goes on training a tokenizer into another folder.
+
+    One that was trained here goes on as it was trained; of others the settings of training are not known.
+    """
+    artifact = tokenizer.artifact
+    recorded = artifact.config.get("images") if "training" in artifact.config else None
+    if recorded is not None:
+        source, settings = str(artifact.path), ["--config", str(artifact.path)]
+        trained_on = ImagesConfig.model_validate(recorded)
+    else:  # a published one, imported or not
+        source, settings = str(artifact.facts.get("source", artifact.path)), ["--alignment.foundation", "None"]
+        trained_on = ImagesConfig()
+    settings += option_words(images, trained_on, "images", without=OF_TRAINING)
+    output = f"{artifact.path if artifact.path.is_dir() else Path('runs') / tokenizer.name}-longer"
+    return command_text("tokenizer train", [*settings, "--init-from", source, "--output", output])

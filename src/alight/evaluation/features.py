@@ -43,7 +43,11 @@ class DINOv2Features:
 
 def foundation_extractor(name: str, image_size: int, device: torch.device) -> FeatureExtractor:
     """Mean patch features of any vision transformer, on its own input size for images of this size."""
-    model = FoundationModel.from_pretrained(name).to(device)
+    return foundation_features(FoundationModel.from_pretrained(name).to(device), name, image_size, device)
+
+
+def foundation_features(model: FoundationModel, name: str, image_size: int, device: torch.device) -> FeatureExtractor:
+    """The same of a model that is open."""
     side = max(image_size // model.patch_size, 1)
     label = f"mean patch feature of {Path(name).name}"
     return ModelFeatures(label, model.feature_dim, lambda x: model(x, (side, side)).mean((2, 3)), device)

@@ -65,6 +65,10 @@ class GeneratedImages(ABC):
     settings: Mapping[str, Any] | None = None
     remarks: Sequence[str] = ()
 
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its label where it has none."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
     def _know(self, settings: SampleSettings, source: Path) -> None:
         """Take labels and conditions from the record of a sampling run, which lies in `source`."""
         labels, classes = settings["labels"], len(settings["class_names"])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from alight.config import EvaluateConfig
 from alight.data.image_dataset import ImageDataset
 from alight.evaluation.batches import contiguous_share, in_steps
-from alight.evaluation.features import ImageFeatures, gather_features, open_feature_networks
+from alight.evaluation.features import FeatureNetworks, ImageFeatures, gather_features, open_feature_networks
 from alight.evaluation.generated import GeneratedImages
 from alight.evaluation.label_figures import LabelScores, score_labels
 from alight.evaluation.real_images import RealImages, measure_reference, open_training_images
@@ -30,6 +30,7 @@ class Generation:
         shown: numbers of the images whose neighbours were sought among them.
         neighbours: those found, or None.
         space: in which features they are near.
+        networks: the feature spaces.
     """
 
     features: ImageFeatures
@@ -39,6 +40,7 @@ class Generation:
     shown: list[int]
     neighbours: NearestNeighbours | None
     space: str
+    networks: FeatureNetworks
 
 
 def measure_generation(config: EvaluateConfig, images: GeneratedImages, processes: Processes) -> Generation:
@@ -70,4 +72,5 @@ def measure_generation(config: EvaluateConfig, images: GeneratedImages, processe
     )
     features = gather_features(networks, (start, stop), read, processes)
     label_scores = score_labels(images, dataset, config.images) if processes.is_main and dataset is not None else None
-    return Generation(features, reference, label_scores, dataset, shown, neighbours, networks.name(networks.nearest))
+    space = networks.name(networks.nearest)
+    return Generation(features, reference, label_scores, dataset, shown, neighbours, space, networks)

@@ -15,11 +15,12 @@ from alight.metrics.frechet import FrechetDistance, frechet_distance
 from alight.metrics.inception_score import InceptionScore
 from alight.metrics.inception_set import InceptionScores, inception_scores
 from alight.metrics.manifold import density_coverage, precision_recall
+from alight.reporting.class_rows import MOST_COLUMNS, class_rows, left_out
 from alight.reporting.pictures import image_grid
 from alight.reporting.report import Conditions, Figure, Measure, Picture
 
 PUBLISHED_COUNT = 50_000
-SHOWN_PER_CLASS, SHOWN_CLASSES, SHOWN_UNLABELLED = 10, 10, 50
+SHOWN_UNLABELLED = 50
 EVALUATOR = "Inception-v3 of 2015-12-05, TensorFlow resizing to 299, float64"
 DGM_NEIGHBOUR = 5  # k of precision, recall, density and coverage beside FD-DINOv2
 FEWEST_FOR_MANIFOLDS = 6
@@ -171,18 +172,18 @@ def dinov2_figures(generated: ImageFeatures, reference: ReferenceSet, conditions
     ]
 
 
-def samples_picture(images: GeneratedImages) -> Picture:
+def samples_picture(images: GeneratedImages, most_classes: int) -> Picture:
     """The first images of each class, a row per class; of unlabelled images, the first."""
     if images.labels is None:
         shown = images.pick(range(min(images.count, SHOWN_UNLABELLED)))
         return Picture("Samples", "The first images, not chosen.", image_grid(shown, 10), magnification(shown))
-    classes = sorted(dict.fromkeys(images.labels.tolist()))[:SHOWN_CLASSES]
-    rows = [np.flatnonzero(images.labels == label)[:SHOWN_PER_CLASS] for label in classes]
-    columns = min(map(len, rows))
-    shown = images.pick([int(number) for row in rows for number in row[:columns]])
-    names = [images.class_names[label] if label < len(images.class_names) else str(label) for label in classes]
+    labels = images.labels.tolist()
+    rows = class_rows(labels, most_classes, max(images.size))
+    shown = images.pick([number for row in rows.values() for number in row])
+    grid = image_grid(shown, MOST_COLUMNS, labels=[label for label, row in rows.items() for _ in row])
     caption = "Generated images, a row per class: the first of each, not chosen."
-    return Picture("Samples", caption, image_grid(shown, columns), magnification(shown), names)
+    caption += left_out(labels, most_classes, "--shown-classes")
+    return Picture("Samples", caption, grid, magnification(shown), [images.class_name(label) for label in rows])
 
 
 def neighbours_picture(generation: Generation, images: GeneratedImages) -> Picture | None:

@@ -13,7 +13,6 @@ from alight.runtime.errors import InputError
 
 MAX_CLASSIFIED = 20_000  # a support vector classifier takes a time that grows with the square of the images
 CLASSIFIED_SIDE = 8  # pixels of the side that a classifier of a folder sees
-SHOWN_CLASSES = 20
 BATCH = 64
 
 
@@ -23,10 +22,11 @@ class LabelScores:
     Attributes:
         generated: of all images.
         real: of the held-out images, where some are held out.
+        classifier: that classifier.
     """
 
-    def __init__(self, generated: LabelAccuracy, real: LabelAccuracy | None) -> None:
-        self.generated, self.real = generated, real
+    def __init__(self, generated: LabelAccuracy, real: LabelAccuracy | None, classifier: LabelClassifier) -> None:
+        self.generated, self.real, self.classifier = generated, real, classifier
 
 
 def score_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConfig) -> LabelScores | None:
@@ -46,8 +46,9 @@ def score_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConf
     try:
         held_out = open_dataset(config, "held_out", augment=False)
     except InputError:  # nothing is held out of this folder
-        return LabelScores(generated, None)
-    return LabelScores(generated, classifier.accuracy(pixels_of(held_out), held_out.source.labels))
+        return LabelScores(generated, None, classifier)
+    real_scores = classifier.accuracy(pixels_of(held_out), held_out.source.labels)
+    return LabelScores(generated, real_scores, classifier)
 
 
 def pixels_of(dataset: ImageDataset) -> np.ndarray:
@@ -80,19 +81,19 @@ def label_figure(scores: LabelScores, images: GeneratedImages) -> Figure:
     )
 
 
-def class_table(scores: LabelScores, images: GeneratedImages) -> Comparison:
-    """Class by class, the worst first."""
+def class_table(scores: LabelScores, images: GeneratedImages, most_classes: int) -> Comparison:
+    """Class by class, the worst first; beyond `most_classes`, the worst alone."""
     assert images.labels is not None
     counts = np.bincount(images.labels)
     worst_first = sorted(scores.generated.per_class, key=lambda label: scores.generated.per_class[label])
     rows: dict[str, list[Figure | None]] = {}
-    for label in worst_first[:SHOWN_CLASSES]:
-        name = images.class_names[label] if label < len(images.class_names) else str(label)
+    for label in worst_first[:most_classes]:
+        name = images.class_name(label)
         row: list[Figure | None] = [
             Figure("label_accuracy", f"{name} ({counts[label]:,})", scores.generated.per_class[label], digits=3)
         ]
         real = scores.real.per_class.get(label) if scores.real is not None else None
         row.append(None if real is None else Figure("label_accuracy", name, real, digits=3))
         rows[f"{name} ({counts[label]:,} images)"] = row
-    shown = f", the {SHOWN_CLASSES} worst of {len(worst_first)}" if len(worst_first) > SHOWN_CLASSES else ""
+    shown = f", the {most_classes} worst of {len(worst_first)}" if len(worst_first) > most_classes else ""
     return Comparison(["generated", "real held-out"], rows, title=f"Label accuracy by class{shown}")

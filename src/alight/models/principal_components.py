@@ -11,7 +11,6 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from alight.models.vavae import VAVAE
 from alight.runtime.errors import InputError
@@ -94,14 +93,14 @@ def silence_branches(encoder: nn.Module) -> None:
 def copy_channels(conv: nn.Conv2d) -> None:
     """Let a convolution pass its channels on; further outputs are zero."""
     nn.init.dirac_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    set_bias(conv, torch.zeros(conv.out_channels))
 
 
 def analyse(features: Tensor, most: int) -> Components:
     """The components of 2x2 neighbourhoods of features (N, C, H, W), at most that many."""
     corners = [features[:, :, row::2, column::2] for row, column in CORNERS]
-    patches = torch.cat(corners, dim=1).permute(0, 2, 3, 1).flatten(0, 2).double()  # (N H/2 W/2, 4C)
-    patches = patches[:: max(len(patches) // MOST_PATCHES, 1)]
+    patches = torch.cat(corners, dim=1).permute(0, 2, 3, 1).flatten(0, 2)  # (N H/2 W/2, 4C)
+    patches = patches[:: max(len(patches) // MOST_PATCHES, 1)].cpu().double()
     mean = patches.mean(dim=0)
     _, values, basis = torch.linalg.svd(patches - mean, full_matrices=False)
     basis = basis[:most]
@@ -129,7 +128,7 @@ def constants(signs: Tensor) -> Tensor:
     """The constant, alternately positive and negative, of every channel without a component: (channels,)."""
     free = signs.abs().sum(dim=1) == 0
     alternating = CONSTANT * (1.0 - 2.0 * (torch.arange(len(signs)) % 2))
-    return torch.where(free, alternating, torch.zeros(()))
+    return torch.where(free, alternating, torch.zeros_like(alternating))
 
 
 def project(conv: nn.Conv2d, components: Components, signs: Tensor | None) -> None:
@@ -140,28 +139,35 @@ def project(conv: nn.Conv2d, components: Components, signs: Tensor | None) -> No
         kept = min(signs.shape[1], len(basis))
         basis = signs[:, :kept] @ (basis[:kept] / components.std[:kept, None])
         bias = constants(signs)
+    bias[: len(basis)] -= basis @ components.mean
     nn.init.zeros_(conv.weight)
     for corner, (row, column) in enumerate(CORNERS):
         conv.weight[: len(basis), :channels, row, column] = basis[:, corner * channels : (corner + 1) * channels]
-    conv.bias.copy_(bias)
-    conv.bias[: len(basis)] -= basis @ components.mean
+    set_bias(conv, bias)
 
 
 def arrange(shortcut: nn.Conv2d, signs: Tensor, std: Tensor) -> None:
     """Let the last change of width arrange the components in pairs."""
     kept = min(signs.shape[1], len(std))
     nn.init.zeros_(shortcut.weight)
-    shortcut.weight[:, :kept, 0, 0] = signs[:, :kept] / std[:kept].clamp_min(1e-6)
-    shortcut.bias.copy_(constants(signs))
+    shortcut.weight[:, :kept, 0, 0] = signs[:, :kept].to(std) / std[:kept].clamp_min(1e-6)
+    set_bias(shortcut, constants(signs))
+
+
+def set_bias(conv: nn.Conv2d, values: Tensor) -> None:
+    """Set the bias of every output channel."""
+    assert conv.bias is not None
+    conv.bias.copy_(values)
 
 
 def read_out(vae: VAVAE, signs: Tensor, images: Tensor) -> None:
     """Read the components off their pairs, normalise them, and begin with a narrow posterior."""
     conv, latent_channels = vae.encoder.conv_out, vae.config.latent_channels
     mean, log_variance = slice(0, signs.shape[1]), slice(latent_channels, None)
-    nn.init.zeros_(conv.bias)
-    conv.weight[mean] = conv.weight[log_variance] = 0.0
-    conv.weight[mean, :, 1, 1] = signs.T
+    set_bias(conv, torch.zeros(conv.out_channels))
+    conv.weight[mean] = 0.0
+    conv.weight[log_variance] = 0.0
+    conv.weight[mean, :, 1, 1] = signs.T.to(conv.weight)
     conv.bias[log_variance] = LOG_VARIANCE
     if vae.quant_conv is not None:
         copy_channels(vae.quant_conv)

@@ -119,7 +119,7 @@ class Inputs:
             return self.tokenizer(maker.init_from)
         if maker is not None:
             self.note(f"There is no tokenizer at {source} yet: it is taken to be that of {self._origin(maker)}.")
-            return VAVAE.build(**maker.model.model_dump(), sample_size=maker.images.size)
+            return VAVAE.build(**maker.model.architecture, sample_size=maker.images.size)
         try:
             return open_tokenizer(source).vae
         except InputError:

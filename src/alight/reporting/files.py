@@ -94,6 +94,8 @@ def figure_lines(report: Report) -> list[str]:
         value = f"{figure.value:,.{figure.digits}f}{f' {figure.unit}' if figure.unit else ''}"
         compared = figure.conditions.get("comparable")
         lines.append(f"{figure.label:<44} {value:>14}{f'   comparable {compared}' if compared else ''}")
+    if report.answer is not None:
+        lines += ["", f"{report.answer.question} {report.answer.answer}"]
     return [*lines, ""]
 
 

@@ -21,9 +21,12 @@ from alight.data.image_dataset import ImageDataset
 from alight.data.image_npz import write_shuffled_npz
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
+from alight.evaluation.assessment import assess_tokenizer, overall_level
 from alight.evaluation.batches import in_steps
+from alight.evaluation.bottleneck import find_bottleneck
 from alight.evaluation.generated import GeneratedImages, SampledImages, open_generated
 from alight.evaluation.generation import Generation, measure_generation
+from alight.evaluation.generation_assessment import assess_generation
 from alight.evaluation.generation_report import generation_figures, neighbours_picture, samples_picture
 from alight.evaluation.label_figures import class_table, label_figure
 from alight.evaluation.latent_report import density_figures, latent_figures, latent_plots, read_some
@@ -36,7 +39,7 @@ from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
 from alight.reporting.files import figure_lines, write_report
 from alight.reporting.pictures import pair_strip
-from alight.reporting.report import Curve, Figure, Picture, Report, Stage
+from alight.reporting.report import Answer, Curve, Figure, Picture, Report, Stage
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -148,7 +151,10 @@ def describe(
 ) -> Report:
     """The whole report but for the times."""
     figures: list[Figure] = []
-    pictures: list[Picture | None] = [samples_picture(images), neighbours_picture(generation, images)]
+    pictures: list[Picture | None] = [
+        samples_picture(images, config.shown_classes),
+        neighbours_picture(generation, images),
+    ]
     curves: list[Curve] = []
     notes: list[str] = [*images.remarks]
     if reconstruction is not None:
@@ -160,7 +166,9 @@ def describe(
         curves += tokenizer_curves([reconstruction.tokenizer])
         notes += decoder_notes(images, reconstruction.tokenizer)
         notes += [*reconstruction.notes, "PSNR and SSIM compare with the same crops that the tokenizer saw."]
+    classes = None
     if generation.label_scores is not None:
+        classes = class_table(generation.label_scores, images, config.shown_classes)
         figures.append(label_figure(generation.label_scores, images))
     figures += generation_figures(images, generation.features, generation.reference, config.seed)
     if config.transformer is not None:
@@ -176,10 +184,11 @@ def describe(
             figures += [replace(figure, headline=False) for figure in density]
             pictures.append(picture)
     return Report(
+        answer=answer(config, images, generation, reconstruction, artifacts),
         title=f"Report on {images.name if config.reference else Path(config.images.source).name}",
         summary=summary(images, reconstruction, artifacts),
         figures=figures,
-        comparison=class_table(generation.label_scores, images) if generation.label_scores is not None else None,
+        comparison=classes,
         pictures=[picture for picture in pictures if picture is not None],
         distributions=plots,
         curves=curves,
@@ -188,6 +197,24 @@ def describe(
         versions=library_versions(),
         notes=[*notes, *remarks(config, generation)],
     )
+
+
+def answer(
+    config: EvaluateConfig,
+    images: GeneratedImages,
+    generation: Generation,
+    reconstruction: Reconstruction | None,
+    artifacts: Sequence[Artifact],
+) -> Answer | None:
+    """The verdict on the generated images; None without the reconstructions that they are held against."""
+    if reconstruction is None:
+        return None
+    tokenizer, dataset, measured = reconstruction.tokenizer, reconstruction.dataset, reconstruction.measured
+    found = find_bottleneck(generation, images, tokenizer, dataset, reconstruction.networks, config)
+    names = [dataset.source.name(index) for index in range(len(dataset))]
+    alone, level = assess_tokenizer([measured], names, config), overall_level(measured)
+    by_kind = {artifact.kind: artifact for artifact in artifacts}
+    return assess_generation(images, generation.label_scores, found, alone, level, by_kind)
 
 
 def summary(images: GeneratedImages, reconstruction: Reconstruction | None, artifacts: Sequence[Artifact]) -> str:

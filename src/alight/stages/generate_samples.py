@@ -21,7 +21,9 @@ from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.requests import label_protocol, plan_requests
 from alight.pipelines.snapshot import pipeline_of_snapshot
+from alight.reporting.class_rows import MOST_COLUMNS, class_rows, left_out
 from alight.reporting.pictures import image_grid
+from alight.reporting.row_names import with_row_names
 from alight.runtime.console import log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -32,7 +34,7 @@ from alight.runtime.units import duration
 from alight.training.snapshot import Snapshot, transformer_to_sample
 
 TRAJECTORY = "trajectory.png"
-GRID_ROWS, GRID_COLUMNS, TRAJECTORY_COLUMNS = 10, 10, 8
+TRAJECTORY_COLUMNS = 8
 
 
 class Models(NamedTuple):
@@ -209,7 +211,9 @@ def finish(
 ) -> None:
     """Write the record, the overview and the manifest beside the images."""
     settings = describe(models, requests, folder, config)
-    folder.write_picture(SAMPLES_GRID, class_grid(requests, folder), software() | common_settings(models, config))
+    folder.write_picture(
+        SAMPLES_GRID, class_grid(models, requests, folder, config), software() | common_settings(models, config)
+    )
     with writing_folder(folder.path) as staging:
         write_text(staging / SAMPLES_RECORD, json.dumps(settings, indent=2) + "\n")
         if config.npz:
@@ -251,12 +255,14 @@ def common_settings(models: Models, config: SampleConfig) -> dict[str, Any]:
     }
 
 
-def class_grid(requests: list[Request], folder: SampleFolder) -> np.ndarray:
-    """A row per class with the first images of each, not chosen."""
-    numbers: dict[int, list[int]] = {}
-    for number, request in enumerate(requests):
-        numbers.setdefault(request.label, []).append(number)
-    rows = {label: numbers[label][:GRID_COLUMNS] for label in sorted(list(numbers)[:GRID_ROWS])}
+def class_grid(models: Models, requests: list[Request], folder: SampleFolder, config: SampleConfig) -> np.ndarray:
+    """A row per class with its name and the first images, not chosen."""
+    wanted = [request.label for request in requests]
+    (first,) = folder.read([0])
+    rows = class_rows(wanted, config.grid_classes, len(first))
     images = np.stack(list(folder.read([number for row in rows.values() for number in row])))
     labels = [label for label, row in rows.items() for _ in row]
-    return image_grid(images, GRID_COLUMNS, labels=labels)
+    grid = image_grid(images, MOST_COLUMNS, labels=labels)
+    if missing := left_out(wanted, config.grid_classes, "--grid-classes"):
+        log.info("%s:%s", folder.path / SAMPLES_GRID, missing)
+    return with_row_names(grid, [models.class_names[label] for label in rows])

@@ -28,11 +28,13 @@ from alight.training.ema import EMA
 from alight.training.inputs import IMAGES, INIT_FROM, foundation_inputs, image_inputs, require_unchanged
 from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import make_optimizer, optimizer_step
+from alight.training.previews import preview_is_due
 from alight.training.run import Stateful, TrainingRun
 from alight.training.tokenizer_accumulation import Accumulation
 from alight.training.tokenizer_networks import (
     Origin,
     adopt_weights,
+    begin_encoder,
     build_networks,
     compile_networks,
     load_foundation,
@@ -84,6 +86,7 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
     origin = Origin.of(config)
     inputs = image_inputs(config.images, dataset.source) | foundation_inputs(used_foundation(config)) | origin.inputs
     networks = build_networks(config, device, origin.vae, load_foundation(config), load_lpips(config))
+    begin_encoder(networks.vae, dataset, config)
     adopt_weights(networks, origin, config)
     if training.compile:
         compile_networks(networks)
@@ -123,7 +126,8 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
             run.log(lr=lr)
             if ema is not None:
                 ema.update(networks.vae, step)
-            if processes.is_main and previews is not None and (step + 1) % config.preview_every == 0:
+            due = preview_is_due(step + 1, training.steps, config.preview_every)
+            if processes.is_main and previews is not None and due:
                 run.picture("reconstructions", step + 1, draw_reconstructions(trained, previews, device))
     if processes.is_main:
         if config.train == "all":

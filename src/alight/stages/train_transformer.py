@@ -26,6 +26,7 @@ from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.reporting.pictures import image_grid
+from alight.runtime.console import log
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
@@ -36,12 +37,13 @@ from alight.training.inputs import INIT_FROM
 from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, optimizer_step
 from alight.training.parallel import ModelState, OptimizerState, release_weights, synchronised
+from alight.training.previews import preview_is_due
 from alight.training.run import Stateful, TrainingRun
 from alight.training.snapshot import snapshot_record
 from alight.training.transformer_networks import build_model, build_networks, image_flops
 from alight.training.transformer_step import draw_batch, transformer_backward
 
-SAMPLE_STEPS = 20  # of a second-order solver, enough to see what training does
+SAMPLE_STEPS = 10  # of a second-order solver, enough to see what training does
 
 
 def run(config: TrainTransformerConfig) -> Artifact:
@@ -116,7 +118,7 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
             run.check(norm)
             if ema is not None:
                 ema.update(model, step)
-            if preview is not None and config.samples_every and (step + 1) % config.samples_every == 0:
+            if preview is not None and preview_is_due(step + 1, training.steps, config.samples_every):
                 run.picture("samples", step + 1, draw_samples(sampled, preview, config, device))
     weights = ModelState(sampled).state_dict()
     if processes.is_main:
@@ -149,23 +151,42 @@ def open_preview(
         latents: their manifest.
         drawing: whether this process takes part; of a sharded model, all of them must.
 
+    Returns:
+        None where nothing is to be drawn, or where nobody asked for it and the tokenizer is not there.
+
     Raises:
-        InputError: if it is not there, or is another one.
+        InputError: samples were asked for, and the tokenizer is not there or is another one.
     """
-    if config.samples_every is None or not drawing:
+    if not config.sample_images or not drawing:
         return None
-    source = config.samples_tokenizer or latents.config.get("tokenizer")
-    if source is None or not (config.samples_tokenizer or Path(source).exists()):
-        raise InputError(
-            f"samples_every draws images, but the tokenizer that the latents in {latents.path} were made with is not "
-            f"{'known' if source is None else f'in {source} any more'}. Name its folder with --samples-tokenizer."
-        )
-    vae, artifact = open_tokenizer(source)
-    latents.require_input(artifact)
+    try:
+        vae = tokenizer_of(config, latents)
+    except InputError as error:
+        if config.samples_every is not None or config.samples_tokenizer is not None:
+            raise
+        log.info("transformer: no samples are drawn on the way. %s", error)
+        return None
     vae.set_latents_statistics(dataset.mean.flatten(), dataset.std.flatten())
     count, classes = config.sample_images, dataset.num_classes
     labels = torch.arange(count) * max(classes // count, 1) % classes
     return Preview(vae, noise_of_batch(slice(0, count), dataset.shape, config.seed, "samples"), labels)
+
+
+def tokenizer_of(config: TrainTransformerConfig, latents: Artifact) -> VAVAE:
+    """Open the tokenizer that decodes the samples.
+
+    Raises:
+        InputError: it is not there, or is another one than the latents were made with.
+    """
+    source = config.samples_tokenizer or latents.config.get("tokenizer")
+    if source is None or not (config.samples_tokenizer or Path(source).exists()):
+        raise InputError(
+            f"Samples are images, but the tokenizer that the latents in {latents.path} were made with is not "
+            f"{'known' if source is None else f'in {source} any more'}. Name its folder with --samples-tokenizer."
+        )
+    vae, artifact = open_tokenizer(source)
+    latents.require_input(artifact)
+    return vae
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def run(config: QuickstartConfig) -> Artifact:
     if not joined:
         check_output(pipeline, pipeline_inputs(plan), "pipeline")
     if joined and all(is_complete(job.output) for job in plan.values()):
-        log.info("%s is finished already; delete it or choose another --output to run again.", config.output)
+        log.info("%s is finished already. Nothing was done; delete it or choose another --output.", config.output)
         return read_artifact(plan["report"].output, "report")
     timings: dict[str, float] = {}
     for stage, job in plan.items():

@@ -146,6 +146,9 @@ class TrainingRun:
                 log.info("Stopped after step %d of %d; run the same command to go on.", done, self.training.steps)
                 raise Interrupted(signal)
         self._writer.wait()
+        if self.processes.is_main:
+            for picture in sorted(self.folder.glob("*.png")):
+                log.info("%s: %s at the end: %s", self.description, picture.stem, picture)
         self.processes.barrier()  # nobody goes on before the last checkpoint is there
 
     def log(self, **values: Tensor | float | None) -> None:

@@ -9,17 +9,22 @@ from torch import Tensor, nn
 
 from alight.artifacts import DISCRIMINATOR_FILE, PROJECTION_FILE
 from alight.config import TokenizerModelConfig, TrainTokenizerConfig
+from alight.data.image_dataset import ImageDataset
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
 from alight.models.pretrained import read_safetensors
+from alight.models.principal_components import start_from_principal_components
 from alight.models.vavae import VAVAE
 from alight.runtime.device import compile_blocks
 from alight.runtime.errors import InputError
-from alight.runtime.seeding import seeded_initialisation
+from alight.runtime.pixels import unit_range
+from alight.runtime.seeding import random_stream, seeded_initialisation
 from alight.training.inputs import INIT_FROM
 from alight.training.tokenizer_step import TokenizerNetworks
+
+INITIAL_IMAGES = 256  # whose components a new encoder may begin with
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Origin:
 def same_architecture(vae: VAVAE, model: TokenizerModelConfig) -> bool:
     """Tell if building from this section would give a network of the same weights."""
     with torch.device("meta"):
-        other = VAVAE.build(**model.model_dump())
+        other = VAVAE.build(**model.architecture)
     shapes, others = ({name: value.shape for name, value in each.state_dict().items()} for each in (vae, other))
     return shapes == others
 
@@ -116,7 +121,7 @@ def build_networks(
         lpips: of the perceptual loss; None = off.
     """
     with seeded_initialisation(config.seed, "tokenizer"):
-        vae = vae or VAVAE.build(**config.model.model_dump(), sample_size=config.images.size)
+        vae = vae or VAVAE.build(**config.model.architecture, sample_size=config.images.size)
         vae.requires_grad_(True).train().to(device)
         projection = None
         if foundation is not None:
@@ -134,6 +139,15 @@ def build_networks(
         if frozen is not None:
             frozen.to(device)
     return TokenizerNetworks(vae, projection, foundation, discriminator, lpips)
+
+
+def begin_encoder(vae: VAVAE, dataset: ImageDataset, config: TrainTokenizerConfig) -> None:
+    """Let a new encoder begin as the configuration says: with random weights, or with the images' components."""
+    if config.init_from is None and config.model.initial_encoder == "principal_components":
+        generator = random_stream(config.seed, "initial encoder")
+        chosen = torch.randperm(len(dataset), generator=generator)[:INITIAL_IMAGES].tolist()
+        images = unit_range(torch.stack([dataset[index].image for index in chosen]))
+        start_from_principal_components(vae, images.to(next(vae.parameters()).device))
 
 
 def adopt_weights(networks: TokenizerNetworks, origin: Origin, config: TrainTokenizerConfig) -> None:

@@ -83,7 +83,7 @@ def _close(tracker: Tracker, folder: Path) -> None:
 
 
 class FolderTracker:
-    """`log.jsonl`, a line of scalars per step that is logged; and pictures as `<name>/step-XXXXXXXX.png`."""
+    """`log.jsonl`, a line per logged step; pictures as `<name>/step-XXXXXXXX.png`, the last also as `<name>.png`."""
 
     def __init__(self, folder: Path, start_step: int) -> None:
         self.folder = folder
@@ -97,10 +97,11 @@ class FolderTracker:
             file.write(json.dumps({"step": step, **digits}) + "\n")
 
     def picture(self, name: str, step: int, picture: PixelArray) -> None:
-        """Write a file; that of a step which is taken again is replaced."""
+        """Write the files; those of a step which is taken again are replaced."""
         path = self.folder / name / f"step-{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(path)
+        for place in (path, self.folder / f"{name}.png"):
+            Image.fromarray(picture).save(place)
 
     def close(self) -> None:
         """Nothing is open."""
