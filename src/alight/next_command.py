@@ -40,7 +40,7 @@ def next_command(name: str, config: Any, recipe: str | None = None) -> str | Non
     with suppress(InputError, OSError):
         following = follow(config) if follow is not None else None
         if following is not None:
-            return _text(*following, recipe, config.output)
+            return _text(*following, recipe, getattr(config, "folder", None) or config.output)
     return None
 
 
@@ -108,6 +108,13 @@ def _after_run(config: Any) -> Following:
     return "serve", {"pipeline": config.output}
 
 
+def _after_start(config: Any) -> Following:
+    if config.plan_only:
+        return "start", {name: getattr(config, name) for name in config.model_fields_set - {"plan_only"}}
+    find_pipeline(config.folder)  # or it refuses
+    return "serve", {"pipeline": config.folder}
+
+
 FOLLOWING: dict[str, Callable[[Any], Following]] = {
     "foundation train": _after_foundation,
     "tokenizer train": _after_tokenizer,
@@ -119,7 +126,7 @@ FOLLOWING: dict[str, Callable[[Any], Following]] = {
     "tune": _after_tuning,
     "export": _after_run,
     "quickstart": _after_run,
-    "start": _after_run,
+    "start": _after_start,
 }
 
 
@@ -164,7 +171,7 @@ def _text(name: str, known: dict[str, Any], recipe: str | None, beside: Path) ->
     if name == "tokenizer train" and wanted.images.size < SMALLEST_DISCRIMINATED:
         without = wanted.reconstruction.model_copy(update={"adversarial_weight": 0.0})
         wanted = wanted.model_copy(update={"reconstruction": without})
-    if "output" in type(base).model_fields:
+    if getattr(wanted, "output", None) is not None:
         wanted = wanted.model_copy(update={"output": _free(beside.parent / wanted.output.name, wanted)})
     validate(command.config, wanted.model_dump(), name)
     operand = command.operand.removeprefix("--")

@@ -56,6 +56,12 @@ class StartConfig(Section):
     seed: Seed = 0  # all randomness follows from it
     device: Device = "auto"  # auto, cpu, cuda, cuda:N or mps
 
+    @property
+    def folder(self) -> Path:
+        """The output, or its default."""
+        name = Path((self.source or "images").removeprefix("hf:")).absolute().name.split(".")[0].split(":")[0]
+        return self.output or Path("runs") / f"{name or 'images'}-{self.minutes:g}min"
+
 
 class AlignmentStudyConfig(Job):
     """A plain and an aligned tokenizer with the same seed and budget, side by side in one report."""

@@ -68,7 +68,7 @@ def run(config: StartConfig) -> Started:
     """
     if config.source is None:
         raise InputError("'alight start' needs images: alight start FOLDER, with one subfolder per class or none.")
-    folder = config.output or default_folder(config)
+    folder = config.folder
     if (folder / PLAN).is_file() and not config.plan_only:
         recipe, plan = resume(config, folder)
     else:
@@ -79,12 +79,6 @@ def run(config: StartConfig) -> Started:
     for line in plan:
         log.info(line)
     return Started(folder, plan, quickstart.run(recipe))
-
-
-def default_folder(config: StartConfig) -> Path:
-    """Such as runs/flowers-10min."""
-    name = Path(str(config.source).removeprefix("hf:")).absolute().name.split(".")[0].split(":")[0] or "images"
-    return Path("runs") / f"{name}-{config.minutes:g}min"
 
 
 def prepare(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[str, ...]]:
