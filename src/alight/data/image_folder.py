@@ -52,8 +52,8 @@ class ImageFolder(StoredImages):
         if not names:
             others = _others(" but other files: ", self.ignored_files())
             raise InputError(
-                f"The folder {folder} holds no images{others}; it should hold files such as .jpg, .png or .webp, either "
-                "directly or in one subfolder per class."
+                f"The folder {folder} holds no images{others}; it should hold files such as .jpg, .png or .webp, "
+                "either directly or in one subfolder per class."
             )
         if unconditional or _is_flat(folder, names):
             classes = [readable(folder.resolve().name)] * len(names)
