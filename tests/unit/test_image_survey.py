@@ -225,5 +225,24 @@ def test_one_small_class_beside_a_large_one(tmp_path):
 def test_a_folder_of_videos_and_documents_alone(tmp_path):
     for name in ("film.mp4", "film2.mp4", "letter.pdf"):
         (tmp_path / name).write_bytes(b"0")
-    with pytest.raises(InputError, match=r"holds no images.*2 \.mp4.*1 \.pdf"):
+    with pytest.raises(InputError, match=r"holds no images but other files: 2 \.mp4, 1 \.pdf;"):
         ImageFolder(tmp_path)
+
+
+def test_a_subfolder_of_documents_is_refused_with_its_files(mixed):
+    (mixed / "documents" / "old").mkdir(parents=True)
+    (mixed / "documents" / "old" / "letter.pdf").write_bytes(b"0")
+    (mixed / "documents" / "photo.heic").write_bytes(b"0")
+    with pytest.raises(InputError, match=r"such as documents, which holds 1 \.pdf, 1 \.heic\).*move them elsewhere"):
+        ImageFolder(mixed)
+
+
+def test_folders_of_folders_are_classes_by_their_uppermost_folder(tmp_path, caplog):
+    for number, name in enumerate(("pets/cat/old/a.png", "pets/dog/b.png", "wild/fox/den/c.png")):
+        write_noise(tmp_path / "deep" / name, number)
+    assert survey(ImageFolder(tmp_path / "deep")).classes == {"pets": 2, "wild": 1}
+    assert not caplog.records
+    assert survey(ImageFolder(tmp_path / "deep" / "pets")).classes == {"cat": 1, "dog": 1}
+    shutil.rmtree(tmp_path / "deep" / "wild")
+    assert survey(ImageFolder(tmp_path / "deep")).classes == {"pets": 2}
+    assert "If these are the classes, give that folder instead" in caplog.text

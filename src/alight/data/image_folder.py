@@ -50,9 +50,10 @@ class ImageFolder(StoredImages):
         self.folder = folder
         names = list_images(folder)
         if not names:
+            others = _others(" but other files: ", self.ignored_files())
             raise InputError(
-                f"The folder {folder} holds no images{_instead(self.ignored_files())}; it should hold files such as "
-                ".jpg, .png or .webp, either directly or in one subfolder per class."
+                f"The folder {folder} holds no images{others}; it should hold files such as .jpg, .png or .webp, "
+                "either directly or in one subfolder per class."
             )
         if unconditional or _is_flat(folder, names):
             classes = [readable(folder.resolve().name)] * len(names)
@@ -74,10 +75,10 @@ class ImageFolder(StoredImages):
         return count_other_files(self.folder)
 
 
-def _instead(others: dict[str, int]) -> str:
-    """The files that are there in place of images, for a message."""
-    shown = [f"{count:,} {readable(extension)}" for extension, count in list(others.items())[:_SHOWN_EXTENSIONS]]
-    return f" but other files ({', '.join(shown)}{', ...' if len(others) > len(shown) else ''})" if shown else ""
+def _others(before: str, counts: dict[str, int]) -> str:
+    """The numbers of files of other kinds, after a few words; nothing if there are none."""
+    shown = [f"{count:,} {readable(extension)}" for extension, count in list(counts.items())[:_SHOWN_EXTENSIONS]]
+    return f"{before}{', '.join(shown)}{', ...' if len(counts) > len(shown) else ''}" if shown else ""
 
 
 def _is_flat(folder: Path, names: list[str]) -> bool:
@@ -93,9 +94,10 @@ def _is_flat(folder: Path, names: list[str]) -> bool:
             "into class folders or away, or take everything as one class with unconditional=True."
         )
     if empty := [name for name in visible_folders(folder) if name not in per_folder]:
+        held = _others(", which holds ", count_other_files(folder / empty[0]))
         raise InputError(
-            f"{len(empty)} of the class folders in {folder} hold no images (such as {readable(empty[0])}); every "
-            "class needs some, so fill them or remove them."
+            f"{len(empty)} of the class folders in {folder} hold no images (such as {readable(empty[0])}{held}); "
+            "every class needs some, so fill them, convert their files to .jpg or .png, or move them elsewhere."
         )
     if per_folder.keys() <= _SPLIT_FOLDERS:
         logger.warning(
