@@ -5,14 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from alight.config import ImagesConfig, QuickstartConfig, StartConfig
+from alight.data.images import ImageSource
 from alight.data.survey import ImageSurvey
-from alight.options import Crop
+from alight.options import Crop, Split
 from alight.runtime.errors import InputError
 
+EMBEDDED = ("digits", "photographs")  # sources with held-out images of their own
 FEWEST_IMAGES = 16  # distinct ones, from which a tokenizer learns anything that holds for others
+FEWEST_HELD_OUT = 4  # images without which no figure means anything
 FEW_IMAGES, FEW_PER_CLASS = 200, 10  # below which a transformer repeats its training images
 ELONGATED, MANY_ELONGATED = 1.6, 0.25  # ratio of the sides, and the share of such images from which they are padded
-SHORTEST_SCHEDULE = 1 / 4  # of a recipe's steps, below which it does not show anything
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ def require_trainable(survey: ImageSurvey, source: str) -> None:
         )
 
 
-def propose(config: StartConfig, survey: ImageSurvey, recipe: QuickstartConfig) -> Proposal:
+def propose(config: StartConfig, survey: ImageSurvey, recipe: QuickstartConfig, held_out_fraction: float) -> Proposal:
     """Fill a recipe of the whole arrow in for some images.
 
     Args:
         config: of the command; what it sets is kept.
         survey: of the images.
         recipe: to begin from.
+        held_out_fraction: of the images; 0 = the report is about training images.
     """
     images = recipe.images.model_copy(
         update={
@@ -61,7 +64,7 @@ def propose(config: StartConfig, survey: ImageSurvey, recipe: QuickstartConfig) 
             "unconditional": config.unconditional,
             "image_column": config.image_column,
             "label_column": config.label_column,
-            "held_out_fraction": config.held_out_fraction,
+            "held_out_fraction": held_out_fraction,
         }
     )
     task = "classifier" if len(survey.classes) > 1 else "masked_autoencoder"
@@ -70,6 +73,7 @@ def propose(config: StartConfig, survey: ImageSurvey, recipe: QuickstartConfig) 
             "images": images,
             "foundation": recipe.foundation.model_copy(update={"task": task}),
             "latents": recipe.latents.model_copy(update={"flips": images.horizontal_flip}),
+            "report": recipe.report.model_copy(update={"split": split_of(images)}),
             "seed": config.seed,
             "device": config.device,
         }
@@ -77,6 +81,19 @@ def propose(config: StartConfig, survey: ImageSurvey, recipe: QuickstartConfig) 
     # validated as a whole: a size that does not fit the network is refused here
     checked = QuickstartConfig.model_validate(filled.model_dump())
     return Proposal(checked, tuple(remarks(survey, images)))
+
+
+def choose_held_out(source: ImageSource, fraction: float) -> float:
+    """The wanted share of held-out images, or a larger one that holds out a few of a small folder; 0 if none does."""
+    for share in (fraction, 0.2, 0.35, 0.5):
+        if fraction == 0 or source.held_out(share).sum() >= FEWEST_HELD_OUT:
+            return max(share, fraction)
+    return 0.0
+
+
+def split_of(images: ImagesConfig) -> Split:
+    """The images that are measured: held-out ones, where there are any."""
+    return "held_out" if images.held_out_fraction or images.source in EMBEDDED else "all"
 
 
 def choose_crop(survey: ImageSurvey, default: Crop) -> Crop:

@@ -21,7 +21,7 @@ from alight.runtime.units import size_text
 from alight.studies import quickstart
 from alight.studies.budget import Costs, fit, fitting_factor, measure_costs
 from alight.studies.plan_text import describe_plan
-from alight.studies.proposal import Proposal, propose, require_trainable
+from alight.studies.proposal import Proposal, choose_held_out, propose, require_trainable
 from alight.studies.stock import with_published_networks
 
 PLAN, RECIPE = "start.json", "recipe.yaml"  # in the folder of the run: the request and its recipe, for people too
@@ -94,14 +94,15 @@ def prepare(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[
     log.info("start: looking at %s.", source.description)
     found = survey(source)
     require_trainable(found, str(config.source))
-    name, proposal, costs = choose(config, found, folder)
+    held_out = choose_held_out(source, config.held_out_fraction)
+    name, proposal, costs = choose(config, found, held_out, folder)
     recipe = fit(proposal.recipe, costs, config.minutes).model_copy(update={"output": folder})
     require_disk(recipe, found.count, folder)
     plan = describe_plan(recipe, name, config.minutes, costs.seconds(recipe), proposal.remarks)
     return recipe, tuple(plan)
 
 
-def choose(config: StartConfig, found: ImageSurvey, folder: Path) -> tuple[str, Proposal, Costs]:
+def choose(config: StartConfig, found: ImageSurvey, held_out: float, folder: Path) -> tuple[str, Proposal, Costs]:
     """The most ambitious recipe that the time allows, filled in for the images, and its costs."""
     device = resolve_device(config.device)
     candidates = (config.recipe,) if config.recipe else RECIPES["cpu" if device.type == "cpu" else "gpu"]
@@ -109,7 +110,7 @@ def choose(config: StartConfig, found: ImageSurvey, folder: Path) -> tuple[str, 
         recipe = load_config(name)
         if not isinstance(recipe, QuickstartConfig):
             raise InputError(f"The recipe {name} is not of a whole arrow, 'job: quickstart'. Give such a one.")
-        proposal = propose(config, found, recipe)
+        proposal = propose(config, found, recipe, held_out)
         if not config.plan_only:
             recipe = with_published_networks(config, proposal.recipe, folder)
             proposal = Proposal(recipe, proposal.remarks)

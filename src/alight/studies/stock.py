@@ -7,11 +7,11 @@ from alight.config import EvaluateTokenizerConfig, ImagesConfig, QuickstartConfi
 from alight.evaluation.assessment import level
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.foundation_loading import open_backbone
-from alight.options import Split
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.errors import InputError
 from alight.stages import evaluate_tokenizer
+from alight.studies.proposal import split_of
 
 TOKENIZER, FOUNDATION = "stabilityai/sd-vae-ft-mse", "dinov2-base"  # tried where a GPU makes them pay
 GOOD_ENOUGH = 1  # thresholds, of two, that each figure must reach: those of the published f16d16
@@ -41,9 +41,8 @@ def with_published_networks(config: StartConfig, recipe: QuickstartConfig, folde
 
 def is_usable(tokenizer: str, images: ImagesConfig, folder: Path, named: bool) -> bool:
     """Reconstruct held-out images, and tell if the result is as good as the published f16d16 on ImageNet."""
-    split: Split = "held_out" if images.held_out_fraction or images.source in ("digits", "photographs") else "all"
     check = EvaluateTokenizerConfig(
-        output=folder / "stock-tokenizer", tokenizer=Path(tokenizer), images=images, split=split
+        output=folder / "stock-tokenizer", tokenizer=Path(tokenizer), images=images, split=split_of(images)
     )
     try:
         report = evaluate_tokenizer.run(check)
