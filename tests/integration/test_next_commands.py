@@ -1,6 +1,8 @@
 """A user who pastes every proposed command, from a folder of images to a pipeline in the browser."""
 
+import json
 import logging
+import re
 import shlex
 from pathlib import Path
 
@@ -8,7 +10,8 @@ import pytest
 from PIL import Image
 
 from alight import cli
-from alight.artifacts import find_pipeline
+from alight.artifacts import find_pipeline, read_artifact
+from alight.evaluation.generation_assessment import transformer_advice
 from alight.runtime.console import log
 from helpers.pictures import digit_images
 
@@ -56,12 +59,22 @@ def command_of(words: list[str]) -> str:
     return next(name for name in (" ".join(words[:2]), words[0]) if name in cli.COMMANDS)
 
 
-def run(command: str, capfd) -> tuple[str, str | None]:
+def advised(*reports: str) -> list[str]:
+    """The commands in the advice of reports, and that for a transformer which is trained too little."""
+    transformer = read_artifact(Path("runs/transformer"), "transformer")
+    answers = [json.loads(Path(report, "report.json").read_text())["answer"] for report in reports]
+    advice = [text for answer in answers for text in answer["advice"]]
+    found = re.findall(r"'(alight [^']+)'", " ".join([*advice, *transformer_advice(transformer, later=False)]))
+    assert {command_of(command.split()[1:]) for command in found} == {"tokenizer train", "transformer train"}
+    return list(dict.fromkeys(found))
+
+
+def run(command: str, capfd, toy: bool = True) -> tuple[str, str | None]:
     """Run a command as pasted, with its toy options, and give its name and the proposed one."""
     words = shlex.split(command)[1:]
     name = command_of(words)
     capfd.readouterr()
-    assert cli.dispatch([*words, *shlex.split(TOY.get(name, ""))]) == 0
+    assert cli.dispatch([*words, *shlex.split(TOY.get(name, "") if toy else "")]) == 0
     shown = capfd.readouterr()
     assert "Next:" not in shown.out
     proposed = [line.removeprefix("Next: ") for line in shown.err.splitlines() if line.startswith("Next: ")]
@@ -75,6 +88,8 @@ def test_every_proposed_command_runs_as_pasted(images, capfd):
         done.append(name)
         assert len(done) <= len(CHAIN)
     assert (*done, "serve") == CHAIN
+    for advice in advised("runs/tokenizer-report", "runs/report"):
+        run(advice, capfd, toy=False)  # goes on with the settings of the run
     config, _ = cli.parse("serve", shlex.split(command)[2:])
     assert find_pipeline(config.pipeline).is_dir()
     assert logging.getLogger("alight") is log

@@ -232,6 +232,24 @@ def test_the_cost_of_a_step_is_that_of_those_who_take_part(configure):
     assert aligned - known == counter.get_total_flops() + attention
 
 
+def test_pictures_are_drawn_by_default_change_nothing_and_come_again_the_same(configure):
+    options = {"preview_every": None, "training": {"checkpoint_every": 1, "keep_checkpoints": 9}}
+    shown, hidden = configure("shown", **options), configure("hidden", **options, preview_images=0)
+    train_tokenizer.run(shown)
+    train_tokenizer.run(hidden)
+    assert (shown.output / WEIGHTS).read_bytes() == (hidden.output / WEIGHTS).read_bytes()
+    assert not list((hidden.output / "training").rglob("*.png"))
+    folder = shown.output / "training"
+    drawn = {path.name: path.read_bytes() for path in (folder / "reconstructions").iterdir()}
+    assert sorted(drawn) == ["step-00000001.png", "step-00000002.png", "step-00000004.png"]
+    assert (folder / "reconstructions.png").read_bytes() == drawn["step-00000004.png"]
+    forget_the_end(shown.output, 1)
+    for name in ("step-00000002.png", "step-00000004.png"):
+        (folder / "reconstructions" / name).unlink()
+    train_tokenizer.run(shown)
+    assert {path.name: path.read_bytes() for path in (folder / "reconstructions").iterdir()} == drawn
+
+
 def test_reconstructions_are_drawn_beside_the_log(configure):
     config = configure(training={"tensorboard": True})
     train_tokenizer.run(config)

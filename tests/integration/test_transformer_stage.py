@@ -97,6 +97,20 @@ def test_samples_are_drawn_on_the_way_and_change_nothing(latents, tokenizer, tmp
     assert [image.step for image in shown.Images("samples")] == [2, 4]
 
 
+def test_samples_are_drawn_by_default_where_the_tokenizer_is_known(latents, tokenizer, tmp_path):
+    for name, options in (("shown", {}), ("hidden", {"sample_images": 0})):
+        train_transformer.run(configure(latents, tmp_path / name, samples_tokenizer=tokenizer, **options))
+    assert same_weights(tmp_path / "shown", tmp_path / "hidden")
+    assert losses(tmp_path / "shown") == losses(tmp_path / "hidden")
+    assert not list((tmp_path / "hidden" / "training").rglob("*.png"))
+    folder = tmp_path / "shown" / "training"
+    drawn = sorted((folder / "samples").iterdir())
+    assert [path.name for path in drawn] == ["step-00000001.png", "step-00000002.png", "step-00000004.png"]
+    assert (folder / "samples.png").read_bytes() == drawn[-1].read_bytes()
+    train_transformer.run(configure(latents, tmp_path / "unknown"))  # no tokenizer, and nobody asked
+    assert not list((tmp_path / "unknown" / "training").rglob("*.png"))
+
+
 def test_watching_may_begin_and_end_within_a_run(latents, tokenizer, tmp_path):
     train_transformer.run(configure(latents, tmp_path))
     for leftover in (*tmp_path.glob("*.json"), *(tmp_path / "training").glob("step-*")):

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from alight.config import ImagesConfig, MeasureTokenizerConfig
+from alight.config import EvaluateTokenizerConfig, ImagesConfig, MeasureTokenizerConfig
 from alight.config.command_line import command_text, option_words
 from alight.evaluation.reconstruction import Measurements
 from alight.evaluation.tokenizers import EvaluatedTokenizer
+from alight.next_command import next_command
 from alight.reporting.report import Answer
 
 OF_TRAINING = ("crop", "horizontal_flip", "held_out_fraction", "workers")  # settings of images that training keeps
@@ -136,7 +137,7 @@ def advice(tokenizer: EvaluatedTokenizer, overall: int, config: MeasureTokenizer
     if overall == 2:
         return [
             "A generator can be no sharper than these reconstructions: if the worst images below look right, so can "
-            "what is generated. The next step is 'alight latents extract'."
+            f"the generated ones.{extraction(tokenizer, config)}"
         ]
     vae = tokenizer.vae
     pixels_per_latent = 3 * vae.downsampling_factor**2 / vae.config.latent_channels
@@ -158,6 +159,15 @@ def advice(tokenizer: EvaluatedTokenizer, overall: int, config: MeasureTokenizer
         "If fine detail is blurred though PSNR is fair, train with LPIPS and the discriminator "
         "(reconstruction.perceptual_weight, reconstruction.adversarial_weight).",
     ]
+
+
+def extraction(tokenizer: EvaluatedTokenizer, config: MeasureTokenizerConfig) -> str:
+    """A sentence with the command that encodes the same images."""
+    if not isinstance(config, EvaluateTokenizerConfig):
+        return ""
+    source = Path(tokenizer.artifact.facts.get("source", tokenizer.artifact.path))
+    command = next_command("tokenizer evaluate", config.model_copy(update={"tokenizer": source}))
+    return f" The next step is '{command}'." if command is not None else ""
 
 
 def training_command(tokenizer: EvaluatedTokenizer, images: ImagesConfig) -> str:

@@ -25,8 +25,9 @@ from alight.evaluation.tokenizer_report import (
 )
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, open_evaluated, open_metric_networks
 from alight.outputs import claimed_output, writing_folder
-from alight.reporting.files import write_report, write_table
+from alight.reporting.files import figure_lines, write_report, write_table
 from alight.reporting.report import Picture, Report, Stage
+from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash
@@ -73,6 +74,8 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
                 digest = file_hash(staging / "report.json")
                 inputs = {"tokenizer": tokenizers[0].artifact.hash}
                 write_manifest(staging, "report", resolved, digest, inputs, seconds=seconds)
+            for line in figure_lines(report):
+                log.info(line)
         processes.barrier()  # the artifact is there
     return read_artifact(config.output, "report")
 
