@@ -1,4 +1,4 @@
-"""`alight plan` on stages that train nothing, and on whole arrows: the right work is counted, and real networks run."""
+"""`alight plan` on stages that train nothing, and on whole arrows: the right work is counted, real networks run."""
 
 import json
 import time
