@@ -113,7 +113,7 @@ def aligned_with(foundation, tmp_path):
     [
         ("runs/own_images/foundation", 192, "the recipe own_images/foundation"),
         ("runs/of/nobody", 192, "no shipped recipe makes it"),
-        ("made/here", 48, "the same arrow"),
+        ("made/here", 48, None),
     ],
 )
 def test_a_foundation_model_that_is_not_there_yet_is_taken_from_its_recipe(tmp_path, foundation, width, origin):
@@ -122,7 +122,7 @@ def test_a_foundation_model_that_is_not_there_yet_is_taken_from_its_recipe(tmp_p
     inputs = Inputs(PlanConfig(), [own])
     work = TokenizerWorkload(aligned_with(foundation, tmp_path), torch.device("cpu"), 32, inputs)
     assert work.parameters - work_without_projection(tmp_path).parameters == 4 * width
-    assert any(origin in note for note in inputs.notes)
+    assert any(origin in note for note in inputs.notes) if origin else not inputs.notes
 
 
 def work_without_projection(tmp_path):

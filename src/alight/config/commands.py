@@ -146,9 +146,7 @@ COMMANDS = {
         "time the library against a plain version of the same mathematics",
         operand="--work",
     ),
-    "plan": Command(
-        tools.PlanConfig, "alight.plan.estimate", "estimate the cost of a training recipe on this machine"
-    ),
+    "plan": Command(tools.PlanConfig, "alight.plan.estimate", "estimate the time of a recipe on this machine"),
     "doctor": Command(tools.DoctorConfig, "alight.doctor.examine", "diagnose problems and suggest fixes"),
     "serve": Command(tools.ServeConfig, "alight.web.serve", "try a pipeline in the browser", operand="--pipeline"),
 }

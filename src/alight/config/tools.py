@@ -146,13 +146,15 @@ class BenchConfig(Section):
 
 
 class PlanConfig(Section):
-    """Estimate memory and time of a training recipe on this machine from a short measured run; --json for programs."""
+    """Estimate the time of a recipe on this machine from a short measured run; --json for programs.
 
-    recipe: Source | None = (
-        None  # of 'transformer train' or 'tokenizer train': a file or a shipped name; always needed
-    )
+    Of training it also estimates the memory, and of a whole arrow the time of every stage. A part that is not there
+    yet has the size that its recipe gives it.
+    """
+
+    recipe: Source | None = None  # a file or a shipped name; always needed
     processes: Positive = 1  # that will share the batch, on as many machines or devices like this one
-    seconds: PositiveReal = 60.0  # about how long to measure; a model too large for that is measured in part
+    seconds: PositiveReal = 60.0  # about how long to measure in all; a model too large for that is measured in part
     device: Device | None = None  # None = the recipe's
     latent_shape: tuple[Size, Size, Size] | None = None  # channels, height, width, of latents that are not there yet
     num_classes: Positive | None = None  # likewise; None = of the recipe that makes the latents, or ImageNet's

@@ -1,1 +1,1 @@
-"""The cost of a training recipe on this machine, estimated from a short measured run."""
+"""The cost of a recipe on this machine, estimated from a short measured run."""

@@ -34,9 +34,7 @@ def run(config: PlanConfig) -> Plan | StagesPlan:
         raise InputError("'alight plan' needs a recipe, such as --recipe imagenet/transformer_xl_64ep.")
     recipe = load_config(config.recipe)
     if not isinstance(recipe, Job):
-        raise InputError(
-            f"{config.recipe} is for 'alight {job_of(recipe)}', which takes no time that could be planned."
-        )
+        raise InputError(f"'alight plan' cannot plan 'alight {job_of(recipe)}', which {config.recipe} is for.")
     if config.processes > 1 and not COMMANDS[job_of(recipe)].distributed:
         raise InputError(f"'alight {job_of(recipe)}' runs in one process; leave --processes out.")
     if isinstance(recipe, TrainingRecipe):

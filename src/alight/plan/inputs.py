@@ -46,6 +46,7 @@ from alight.training.transformer_networks import build_model
 
 JobT = TypeVar("JobT", bound=Job)
 IMAGENET_IMAGES, IMAGENET_VALIDATION = 1_281_167, 50_000
+KINDS_OF_IMAGES = {"train": "training images", "held_out": "held-out images", "all": "images"}
 DECODED_IMAGES = 16  # that the time of decoding is the mean of
 ASSUMED_LATENTS, ASSUMED_CLASSES = (32, 16, 16), 1000
 
@@ -76,8 +77,8 @@ class Inputs:
             source = open_source(images, split)
         except InputError as error:
             if wanted is None:
-                missing = f"There are no images at {images.source} yet"
-                reason = f"The images at {images.source} cannot be counted ({error})"
+                missing = f"There are no {KINDS_OF_IMAGES[split]} at {images.source} yet"
+                reason = f"The {KINDS_OF_IMAGES[split]} at {images.source} cannot be counted ({error})"
                 wanted = IMAGENET_VALIDATION if split == "held_out" else IMAGENET_IMAGES
                 self.note(
                     f"{reason if os.path.exists(images.source) else missing}: they are taken to be {wanted:,}, as in "
@@ -98,6 +99,8 @@ class Inputs:
             side = maker.images.size // vae.downsampling_factor
             count, classes = self.images(maker.images)
             shape = LatentShape((vae.config.latent_channels, side, side), config.num_classes or classes)
+            if maker in self._jobs:
+                return shape, count
         else:
             shape = LatentShape(config.latent_shape or ASSUMED_LATENTS, config.num_classes or ASSUMED_CLASSES)
             count = config.num_images or IMAGENET_IMAGES
@@ -114,12 +117,17 @@ class Inputs:
         Raises:
             InputError: it is there and cannot be used.
         """
-        maker = None if os.path.exists(source) else self.maker(source, TrainTokenizerConfig)
+        maker = None if is_complete(Path(source)) else self.maker(source, TrainTokenizerConfig)
         if maker is not None and maker.init_from is not None:
             return self.tokenizer(maker.init_from)
         if maker is not None:
+<<<<<<< HEAD
             self.note(f"There is no tokenizer at {source} yet: it is taken to be that of {self._origin(maker)}.")
             return VAVAE.build(**maker.model.architecture, sample_size=maker.images.size)
+=======
+            self._note_origin("tokenizer", source, maker)
+            return VAVAE.build(**maker.model.model_dump(), sample_size=maker.images.size)
+>>>>>>> tuning
         try:
             return open_tokenizer(source).vae
         except InputError:
@@ -136,9 +144,9 @@ class Inputs:
         Raises:
             InputError: its folder holds no usable configuration.
         """
-        maker = None if os.path.isdir(name) else self.maker(name, TrainFoundationConfig)
+        maker = None if is_complete(Path(name)) else self.maker(name, TrainFoundationConfig)
         if maker is not None:
-            self.note(f"There is no foundation model at {name} yet: it is taken to be that of {self._origin(maker)}.")
+            self._note_origin("foundation model", name, maker)
             return small_foundation(maker.model, maker.images.size, name, input_mode)
         try:
             return untrained_foundation(name, input_mode)
@@ -164,7 +172,7 @@ class Inputs:
             )
         maker = self.maker(folder, TrainTransformerConfig)
         if maker is not None:
-            self.note(f"There is no transformer at {folder} yet: it is taken to be that of {self._origin(maker)}.")
+            self._note_origin("transformer", folder, maker)
         else:
             self.note(f"There is no transformer at {folder}, and no shipped recipe makes it: an XL/1 is assumed.")
         recipe = maker or TrainTransformerConfig()
@@ -212,10 +220,11 @@ class Inputs:
                 return job
         return None
 
-    def _origin(self, job: Job) -> str:
-        if any(job is own for own in self._jobs):
-            return "the same arrow"
-        return next(f"the recipe {name}" for name, own in shipped_jobs().items() if own is job)
+    def _note_origin(self, kind: str, place: Path | str, maker: Job) -> None:
+        """Name the shipped recipe that a part is taken from; of the same arrow, nothing is taken for granted."""
+        for name, job in shipped_jobs().items():
+            if job is maker:
+                self.note(f"There is no {kind} at {place} yet: it is taken to be that of the recipe {name}.")
 
 
 @cache

@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of all."""
+        """The seconds of all of it."""
         return self.times * self.seconds_each
 
 

@@ -41,7 +41,7 @@ class StageTime:
 
     @property
     def seconds(self) -> float:
-        """Of all parts."""
+        """The seconds of all parts."""
         return sum(part.seconds for part in self.parts)
 
 
@@ -57,12 +57,12 @@ class StagesPlan:
 
     @property
     def total_seconds(self) -> float:
-        """Of all stages, where each of the processes takes a share."""
+        """The seconds of all stages, of which each process takes a share."""
         return sum(stage.seconds for stage in self.stages) / self.processes
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was taken for granted, each sentence once."""
+        """The assumptions of all stages, each once."""
         return (*dict.fromkeys(note for stage in self.stages for note in stage.notes), OMITTED)
 
     def as_data(self) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from alight.studies.stock import with_published_networks
 
 PLAN, RECIPE = "start.json", "recipe.yaml"  # in the folder of the run: the request and its recipe, for people too
 RECIPES = {  # from the most ambitious on; the first that the time allows is taken
-    "cpu": ("own_images/overnight_cpu", "own_images/quick"),
-    "gpu": ("own_images/gpu", "own_images/overnight_cpu", "own_images/quick"),
+    "cpu": ("own_images/overnight_cpu", "own_images/hour", "own_images/quick"),
+    "gpu": ("own_images/gpu", "own_images/overnight_cpu", "own_images/hour", "own_images/quick"),
 }
 WORTH_IT = 0.5  # share of a recipe's steps that must fit into the time, or a smaller recipe learns more
 IN_RESERVE = 500 * 2**20  # bytes of disk for checkpoints, samples and reports of a small model
