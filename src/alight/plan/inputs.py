@@ -121,13 +121,8 @@ class Inputs:
         if maker is not None and maker.init_from is not None:
             return self.tokenizer(maker.init_from)
         if maker is not None:
-<<<<<<< HEAD
-            self.note(f"There is no tokenizer at {source} yet: it is taken to be that of {self._origin(maker)}.")
-            return VAVAE.build(**maker.model.architecture, sample_size=maker.images.size)
-=======
             self._note_origin("tokenizer", source, maker)
-            return VAVAE.build(**maker.model.model_dump(), sample_size=maker.images.size)
->>>>>>> tuning
+            return VAVAE.build(**maker.model.architecture, sample_size=maker.images.size)
         try:
             return open_tokenizer(source).vae
         except InputError:
