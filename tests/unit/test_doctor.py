@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from alight.artifacts import write_manifest
-from alight.config import TrainTransformerConfig
+from alight.config import TokenizerModelConfig, TrainTransformerConfig
 from alight.config.recipes import load_config
 from alight.doctor.environment import disk, packages
 from alight.doctor.findings import Examination, Finding, attempt
+from alight.doctor.group_check import group_findings
 from alight.doctor.recipe_needs import needs
 from alight.doctor.run_check import run_findings
 from alight.doctor.training_log import symptoms
@@ -189,3 +190,32 @@ def test_peak_memory_sees_what_is_freed_again():
         torch.linalg.matrix_power(torch.ones(400, 400), 30)  # some time, in which the watch looks
         del block
     assert 60 << 20 < peak.growth < 96 << 20
+
+
+@pytest.mark.parametrize(
+    ("widths", "groups", "words"),
+    [
+        ((16, 32, 64), 16, "leaves 1 channel per group at width 16"),
+        ((64, 128), 32, "leaves 2 channels per group at width 64"),
+    ],
+)
+def test_groups_of_few_channels_are_a_warning(widths, groups, words):
+    (finding,) = group_findings(TokenizerModelConfig(block_out_channels=widths, norm_num_groups=groups))
+    assert finding.verdict == "warning"
+    assert words in finding.sentence
+    assert f"to {widths[0] // 4}" in finding.fix
+
+
+def test_the_default_leaves_groups_of_four_channels():
+    for widths, groups in (((128, 128, 256, 512), 32), ((16, 32, 64), 4), ((64, 64), 16), ((6, 6), 1), ((24, 36), 6)):
+        model = TokenizerModelConfig(block_out_channels=widths)
+        assert model.groups == groups
+        assert model.model_dump(mode="json")["norm_num_groups"] == groups  # as records of earlier versions have it
+        assert not list(group_findings(model))
+
+
+def test_recipes_and_runs_are_checked_for_small_groups(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    model = "{block_out_channels: [16, 32, 64], norm_num_groups: 16}"
+    recipe.write_text(f"job: tokenizer train\nimages: {{size: 64}}\nmodel: {model}\nalignment: {{foundation: null}}\n")
+    assert "leaves 1 channel per group" in " ".join(finding.sentence for finding in needs(str(recipe)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from math import gcd
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from alight.config.base import (
     Depth,
@@ -24,6 +25,7 @@ from alight.config.training import OptimizerConfig, TrainingConfig
 from alight.options import AdversarialLoss, DistanceOn, InitialEncoder, Projection, Reduction
 
 Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=12)]
+CHANNELS_PER_GROUP, MOST_GROUPS = 4, 32  # of the published network's normalisations
 SMALLEST_DISCRIMINATED = 32  # pixels along a side that the discriminator needs
 
 
@@ -59,7 +61,7 @@ class TokenizerModelConfig(Section):
     latent_channels: Size = 32
     block_out_channels: Levels = (128, 128, 256, 256, 512)  # n levels downsample by 2**(n-1)
     layers_per_block: Depth = 2
-    norm_num_groups: Size = 32
+    norm_num_groups: Size | None = None  # None = the most, up to 32, that leave each group 4 channels or more
     level_attention: bool = True  # attention at the lowest level
     mid_block_attention: bool = True
     initial_encoder: InitialEncoder = "random"  # principal_components of the images save small networks the beginning
@@ -67,12 +69,10 @@ class TokenizerModelConfig(Section):
     @model_validator(mode="after")
     def _groups_divide(self) -> Self:
         for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels {channels} is not a multiple of norm_num_groups {self.norm_num_groups}"
-                )
+            if channels % self.groups:
+                raise ValueError(f"block_out_channels {channels} is not a multiple of norm_num_groups {self.groups}")
         if self.initial_encoder == "principal_components" and (
-            len(self.block_out_channels) < 2 or self.block_out_channels[-1] < 4 * self.norm_num_groups
+            len(self.block_out_channels) < 2 or self.block_out_channels[-1] < CHANNELS_PER_GROUP * self.groups
         ):
             raise ValueError(
                 "initial_encoder principal_components needs at least two levels, and at least 4 channels per group at "
@@ -81,9 +81,26 @@ class TokenizerModelConfig(Section):
         return self
 
     @property
+    def groups(self) -> int:
+        """Groups of every normalisation.
+
+        Groups of one or two channels erase the mean colour of a region; the published network has four.
+        """
+        if self.norm_num_groups is not None:
+            return self.norm_num_groups
+        most = min(MOST_GROUPS, min(self.block_out_channels) // CHANNELS_PER_GROUP)
+        common = gcd(*self.block_out_channels)
+        return max((count for count in range(1, most + 1) if common % count == 0), default=1)
+
+    @field_serializer("norm_num_groups", when_used="json")
+    def _resolved(self, value: int | None) -> int:
+        """Record the number itself."""
+        return self.groups
+
+    @property
     def architecture(self) -> dict[str, Any]:
         """The arguments of `VAVAE.build`."""
-        return self.model_dump(exclude={"initial_encoder"})
+        return self.model_dump(exclude={"initial_encoder"}) | {"norm_num_groups": self.groups}
 
     @property
     def downsampling_factor(self) -> int:

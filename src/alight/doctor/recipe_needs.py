@@ -9,9 +9,10 @@ from pathlib import Path
 from huggingface_hub import constants, try_to_load_from_cache
 
 from alight.artifacts import read_artifact
-from alight.config import AlignmentConfig, Job, Section
+from alight.config import AlignmentConfig, Job, Section, TokenizerModelConfig
 from alight.config.recipes import load_config
 from alight.doctor.findings import Finding, attempt
+from alight.doctor.group_check import group_findings
 from alight.models.foundation_catalogue import find_row
 from alight.models.inception import WEIGHTS as INCEPTION
 from alight.models.perceptual import LPIPS_LINEAR, VGG16
@@ -38,6 +39,8 @@ def needs(name: str) -> Iterator[Finding]:
         for key, file in PUBLIC_FILES.items():
             if (given := getattr(section, key, None)) is not None:
                 yield from attempt("weights", partial(_public_file, file, given))
+        if isinstance(section, TokenizerModelConfig):
+            yield from group_findings(section)
         if composed:
             continue
         if isinstance(section, AlignmentConfig) and section.foundation is not None and section.enabled:

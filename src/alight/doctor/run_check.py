@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from alight.artifacts import differences, is_complete, read_manifest
-from alight.config import TrainingConfig
+from alight.config import TokenizerModelConfig, TrainingConfig
 from alight.config.recipes import find_recipe, load_config, recipes_folder
 from alight.data.latents import LatentDataset
 from alight.doctor.artifact_check import artifact_findings, checkpoint_findings
 from alight.doctor.findings import Finding, attempt
+from alight.doctor.group_check import group_findings
 from alight.doctor.training_log import Line, series, symptoms
 from alight.models.vavae import MEAN_LIMIT, SIZE_LIMIT
 from alight.runtime.errors import InputError
@@ -81,6 +83,8 @@ def log_findings(folder: Path, place: Path, recipe: str | None) -> Iterator[Find
         yield Finding("problem", "configuration", str(error))
     if config is not None:
         yield from average_findings(config)
+        with suppress(ValueError):  # of another kind of model
+            yield from group_findings(TokenizerModelConfig.model_validate(config.get("model")))
         latents = config.get("latents")
         if isinstance(latents, str) and latents and Path(latents).is_dir():
             yield from attempt("latents", lambda: [normalisation(Path(latents))])
