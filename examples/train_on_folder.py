@@ -37,7 +37,7 @@ def arrow(images: str, size: int, effort: float, output: Path) -> None:
     def steps(count: int) -> int:
         return max(1, round(count * effort))
 
-    source: dict[str, Any] = {"images__source": images, "images__size": size, "images__upscale": True}
+    source: dict[str, Any] = {"images__source": images, "images__size": size}
     named = {
         name: output / name for name in ("foundation", "tokenizer", "latents", "transformer", "samples", "report")
     }
@@ -59,7 +59,12 @@ def arrow(images: str, size: int, effort: float, output: Path) -> None:
             **source,
             output=named["tokenizer"],
             alignment__foundation=str(named["foundation"]),
-            model={"latent_channels": 16, "block_out_channels": [32, 64, 64, 64], "layers_per_block": 1},
+            model={
+                "latent_channels": 16,
+                "block_out_channels": [32, 64, 64, 64],
+                "layers_per_block": 1,
+                "initial_encoder": "principal_components",
+            },
             training__steps=steps(300),
         )
     )
