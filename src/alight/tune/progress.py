@@ -28,6 +28,7 @@ class SearchProgress:
         self._begun = False
         self._bar = progress_bar(
             total=1.0,
+            desc="tune",
             smoothing=0,  # the mean rate: batches of one trial are alike, and those of different ones are weighted
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} passed, {remaining} left",
         )
