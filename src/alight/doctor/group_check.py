@@ -15,8 +15,8 @@ def group_findings(model: TokenizerModelConfig) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "tokenizer",
-            f"model.norm_num_groups {model.groups} leaves {channels} channel{'s' * (channels != 1)} per group at width "
-            f"{narrowest}. Groups of fewer than {CHANNELS_PER_GROUP} erase the mean colour of a region, and training "
-            "is slow.",
+            f"model.norm_num_groups {model.groups} leaves {channels} channel{'s' * (channels != 1)} per group at "
+            f"width {narrowest}. Groups of fewer than {CHANNELS_PER_GROUP} erase the mean colour of a region, and "
+            "training is slow.",
             f"Set model.norm_num_groups to {default}, or leave it out.",
         )

@@ -1,26 +1,27 @@
 """A recipe of the whole arrow fitted to a time: its steps are timed on this machine and scaled, all alike."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-import torch
-
-from alight.config import QuickstartConfig, TrainFoundationConfig, TrainTokenizerConfig, TrainTransformerConfig
-from alight.plan.workload import LatentShape, TokenizerWorkload, TransformerWorkload
-from alight.runtime.device import autocast, resolve_device
+from alight.config import (
+    Job,
+    PlanConfig,
+    QuickstartConfig,
+    TrainFoundationConfig,
+    TrainTokenizerConfig,
+    TrainTransformerConfig,
+)
+from alight.plan.estimate import open_machine
+from alight.plan.stages import stage_times
 from alight.runtime.errors import InputError
-from alight.runtime.hardware import synchronise
 from alight.runtime.units import duration
-from alight.stages import train_foundation
-from alight.training.optimizer import make_optimizer, optimizer_step
+from alight.studies.quickstart import wire
 
 TrainConfig = TypeVar("TrainConfig", TrainFoundationConfig, TrainTokenizerConfig, TrainTransformerConfig)
-FORWARD_SHARE = 1 / 3  # of a training step: the backward pass costs two forward passes
-SETTING_UP = 30.0  # seconds that imports, reading images, comparing them and writing reports take in all
+TRAINED = ("foundation", "tokenizer", "transformer")
+MEASURING = 2.5  # seconds of measuring a stage
+SETTING_UP = 3.0  # seconds of a stage for its start, pictures and files
 IN_RESERVE = 0.05  # share of the time for checkpoints, previews, and what else the machine does
 SHORTEST = 0.2  # of the recipe's steps, below which its networks learn next to nothing
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
@@ -33,7 +34,7 @@ class Costs:
 
     Attributes:
         steps: of one optimizer step, by the stage that trains.
-        passing: of everything that does not train, by stage.
+        passing: of everything else, by stage.
     """
 
     steps: dict[str, float]
@@ -41,87 +42,32 @@ class Costs:
 
     def seconds(self, recipe: QuickstartConfig) -> dict[str, float]:
         """The whole time of every stage."""
-        return self.trained(recipe) | self.passing
+        trained = self.trained(recipe)
+        return {stage: trained.get(stage, 0.0) + passing for stage, passing in self.passing.items()}
 
     def trained(self, recipe: QuickstartConfig) -> dict[str, float]:
         """The time of every stage that trains."""
         return {stage: getattr(recipe, stage).training.steps * each for stage, each in self.steps.items()}
 
 
-def measure_costs(recipe: QuickstartConfig, num_images: int, num_classes: int) -> Costs:
-    """Time a few training steps of every stage, with random weights on random images.
+def measure_costs(recipe: QuickstartConfig) -> Costs:
+    """Time a few steps or images of every stage, with random weights where a part is not there yet.
 
-    Args:
-        recipe: with its image size filled in.
-        num_images: that are encoded; a tenth as many again are reconstructed for the report.
-        num_classes: that are sampled.
+    Raises:
+        InputError: a part cannot be used.
     """
-    device, size = resolve_device(recipe.device), recipe.images.size
-    side = size // recipe.tokenizer.model.downsampling_factor
-    latents = LatentShape((recipe.tokenizer.model.latent_channels, side, side), num_classes)
-    steps: dict[str, float] = {}
-    with TemporaryDirectory() as folder:
-        foundation = recipe.public_foundation
-        if foundation is None:
-            steps["foundation"] = foundation_step(recipe, num_classes, device, Path(folder))
-            foundation = folder
-        alignment = recipe.tokenizer.alignment.model_copy(update={"foundation": foundation})
-        aligned = recipe.tokenizer.model_copy(update={"alignment": alignment})
-        work = TokenizerWorkload(aligned, device, size)
-        batch = micro_batch(recipe.tokenizer)
-        passes = recipe.tokenizer.training.micro_batches()
-        per_image = timed(lambda: work.backward(batch), device) / batch
-        steps["tokenizer"] = passes * batch * per_image + timed(work.update, device)
-    transformer = TransformerWorkload(recipe.transformer, latents, device, recipe.transformer.model.num_layers or 1)
-    batch, passes = micro_batch(recipe.transformer), recipe.transformer.training.micro_batches()
-    per_latent = timed(lambda: transformer.backward(batch), device) / batch
-    steps["transformer"] = passes * batch * per_latent + timed(transformer.update, device)
-    coding = FORWARD_SHARE * per_image / 2  # encoder or decoder alone
-    samples = recipe.samples.samples_per_class * num_classes
-    calls = recipe.samples.sampling.num_inference_steps * (1 if recipe.samples.sampling.guidance_scale == 1 else 2)
-    passing = {
-        "latents": num_images * (1 + recipe.latents.flips) * coding,
-        "samples": samples * (calls * FORWARD_SHARE * per_latent + coding),
-        "report": SETTING_UP + 2 * 0.1 * num_images * coding,
-    }
+    jobs = {stage: job for stage, job in wire(recipe).items() if isinstance(job, Job)}  # an import takes no time
+    if recipe.stock_tokenizer is not None:
+        existing = {"tokenizer": Path(recipe.stock_tokenizer)}
+        jobs |= {stage: jobs[stage].model_copy(update=existing) for stage in ("latents", "samples", "report")}
+    config = PlanConfig(seconds=MEASURING * len(jobs))
+    steps, passing = {}, {}
+    for stage in stage_times(jobs, config, open_machine(recipe.device)):
+        rest = list(stage.parts)
+        if stage.stage in TRAINED:
+            steps[stage.stage] = rest.pop(0).seconds_each
+        passing[stage.stage] = sum(part.seconds for part in rest) + SETTING_UP
     return Costs(steps, passing)
-
-
-def foundation_step(recipe: QuickstartConfig, num_classes: int, device: torch.device, folder: Path) -> float:
-    """Time a step of the foundation model, and leave its configuration in a folder, where alignment finds its size."""
-    config = recipe.foundation.model_copy(update={"images": recipe.images})
-    model = train_foundation.build_model(config, num_classes).to(device)
-    model.vit.config.save_pretrained(folder)
-    optimizer, batch = make_optimizer(model.named_parameters(), config.optimizer), micro_batch(config)
-    images = torch.zeros(batch, 3, config.images.size, config.images.size, device=device)
-    labels = torch.zeros(batch, dtype=torch.int64, device=device)
-
-    def step() -> None:
-        for _ in range(config.training.micro_batches()):
-            with autocast(device, config.training.precision):
-                loss = train_foundation.objective(model, images, labels, seed=0, step=0)
-            loss.backward()
-        optimizer_step(optimizer, 0.0, config.optimizer.max_grad_norm)
-
-    return timed(step, device)
-
-
-def micro_batch(config: TrainFoundationConfig | TrainTokenizerConfig | TrainTransformerConfig) -> int:
-    """Images in a forward pass."""
-    return config.training.micro_batch_size or config.training.global_batch_size
-
-
-def timed(action: Callable[[], None], device: torch.device, repeats: int = 3) -> float:
-    """Seconds of an action: the least of a few, after one to warm up, since all else only makes it slower."""
-    action()
-    times = []
-    for _ in range(repeats):
-        synchronise(device)
-        started = time.perf_counter()
-        action()
-        synchronise(device)
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def fitting_factor(recipe: QuickstartConfig, costs: Costs, minutes: float) -> float:

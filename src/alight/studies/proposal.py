@@ -140,5 +140,6 @@ def remarks(survey: ImageSurvey, images: ImagesConfig) -> list[str]:
         others = ", ".join(f"{count:,} {extension}" for extension, count in list(survey.ignored.items())[:6])
         lines.append(f"Not images, and ignored: {others}.")
     if survey.duplicates.exact:
-        lines.append(f"{sum(len(group) - 1 for group in survey.duplicates.exact):,} are copies of another image.")
+        copies = sum(len(group) - 1 for group in survey.duplicates.exact)
+        lines.append(f"{copies:,} {'are copies' if copies > 1 else 'is a copy'} of another image.")
     return lines

@@ -115,7 +115,7 @@ def choose(config: StartConfig, found: ImageSurvey, held_out: float, folder: Pat
             recipe = with_published_networks(config, proposal.recipe, folder)
             proposal = Proposal(recipe, proposal.remarks)
         log.info("start: timing the training steps of %s.", name)
-        costs = measure_costs(proposal.recipe, found.count, len(found.classes))
+        costs = measure_costs(proposal.recipe)
         if fitting_factor(proposal.recipe, costs, config.minutes) >= WORTH_IT:
             break
     return name, proposal, costs
