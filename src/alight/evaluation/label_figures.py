@@ -1,12 +1,13 @@
 """Label accuracy of generated images, all together and class by class."""
 
+
 import numpy as np
 
 from alight.config import ImagesConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset, sequential_batches
 from alight.evaluation.generated import GeneratedImages
-from alight.metrics.features import GreyPixels
+from alight.metrics.features import ColourPixels
 from alight.metrics.label_accuracy import DigitClassifier, LabelAccuracy, LabelClassifier
 from alight.reporting.report import Comparison, Figure
 from alight.runtime.errors import InputError
@@ -40,7 +41,8 @@ def score_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConf
     if config.source == "digits":
         classifier: LabelClassifier = DigitClassifier()
     else:
-        classifier = LabelClassifier.fit(GreyPixels(CLASSIFIED_SIDE), pixels_of(real), real.source.labels)
+        labels = real.source.labels
+        classifier = LabelClassifier.fit(ColourPixels(CLASSIFIED_SIDE), pixels_of(real), labels, balanced=True)
     pixels = np.concatenate(list(images.read(0, images.count, BATCH)))
     generated = classifier.accuracy(pixels, images.labels)
     try:

@@ -1,6 +1,6 @@
 """Scores: images come as batches, networks as arguments, and every number carries its conditions."""
 
-from alight.metrics.features import FeatureExtractor, GreyPixels, ModelFeatures, feature_statistics
+from alight.metrics.features import ColourPixels, FeatureExtractor, GreyPixels, ModelFeatures, feature_statistics
 from alight.metrics.frechet import FeatureStatistics, FrechetDistance, frechet_distance
 from alight.metrics.generation import GenerationMetrics, GenerationScores
 from alight.metrics.inception_score import ClassProbabilities, InceptionScore
@@ -13,6 +13,7 @@ from alight.metrics.reference import Reference, read_images, read_reference
 from alight.metrics.ridge import RidgeRegression
 
 __all__ = [
+    "ColourPixels",
     "ClassProbabilities",
     "DensityCoverage",
     "DigitClassifier",

@@ -79,14 +79,44 @@ class GreyPixels:
     def __call__(self, images: PixelBatch) -> Tensor:
         """Grey pixels (B, size * size), row by row, float32 in [0, 1]."""
         pixels = as_pixels(images)
-        _, height, width, channels = pixels.shape
-        if min(height, width) < self.size:
-            raise InputError(f"Images of {height}x{width} pixels are too small for {self.name}.")
         intensity = pixels.float() / 255
-        if channels == 3:
+        if pixels.shape[3] == 3:
             intensity = (intensity * intensity.new_tensor(LUMA)).sum(dim=-1, keepdim=True)
-        boxes = F.interpolate(intensity.movedim(-1, 1), (self.size, self.size), mode="area")  # (B, 1, size, size)
-        return boxes.flatten(1)
+        return _boxes(intensity, self.size, self.name)
+
+
+@dataclass(frozen=True)
+class ColourPixels:
+    """The images themselves, averaged over boxes to `size` x `size` colours in [0, 1]; else as `GreyPixels`.
+
+    Raises:
+        InputError: an image is smaller than `size`.
+    """
+
+    size: int = 8
+
+    @property
+    def name(self) -> str:
+        """For example "colour pixels 8x8"."""
+        return f"colour pixels {self.size}x{self.size}"
+
+    @property
+    def dimension(self) -> int:
+        """Three per pixel."""
+        return 3 * self.size**2
+
+    def __call__(self, images: PixelBatch) -> Tensor:
+        """Colours (B, 3 * size * size), float32 in [0, 1]; grey images have three equal channels."""
+        pixels = as_pixels(images)
+        return _boxes((pixels.float() / 255).expand(*pixels.shape[:3], 3), self.size, self.name)
+
+
+def _boxes(intensity: Tensor, size: int, name: str) -> Tensor:
+    """Means over boxes, of pixels (B, H, W, C): (B, C * size * size)."""
+    _, height, width, _ = intensity.shape
+    if min(height, width) < size:
+        raise InputError(f"Images of {height}x{width} pixels are too small for {name}.")
+    return F.interpolate(intensity.movedim(-1, 1), (size, size), mode="area").flatten(1)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class LabelClassifier:
         labels: their classes, (N,).
         gamma: width of the classifier's Gaussian kernel, as in scikit-learn.
         standardise: bring every feature to mean 0 and variance 1 first, right for features of unknown scale.
+        balanced: let all classes weigh the same, right where generated images are equally many of each.
         description: replaces the default one in reports.
 
     Raises:
@@ -66,18 +67,19 @@ class LabelClassifier:
         *,
         gamma: float | Literal["scale", "auto"] = "scale",
         standardise: bool = True,
+        balanced: bool = False,
         description: str | None = None,
     ) -> None:
         classes = _as_labels(labels, len(features))
         if len(np.unique(classes)) < 2:
             raise InputError("A classifier of labels needs images of at least two classes to be fitted to.")
-        classifier = SVC(gamma=gamma)
+        classifier = SVC(gamma=gamma, class_weight="balanced" if balanced else None)
         self._classifier = make_pipeline(StandardScaler(), classifier) if standardise else classifier
         self._classifier.fit(features, classes)
         self._extractor = extractor
         self.description = description or (
             f"SVC(gamma={gamma}) on {'standardised ' if standardise else ''}{extractor.name}, "
-            f"fitted to {len(classes)} labelled images"
+            f"fitted to {len(classes)} labelled images{', all classes weighing the same' if balanced else ''}"
         )
 
     @classmethod
@@ -89,9 +91,11 @@ class LabelClassifier:
         *,
         gamma: float | Literal["scale", "auto"] = "scale",
         standardise: bool = True,
+        balanced: bool = False,
     ) -> "LabelClassifier":
         """A classifier fitted to labelled images, (N, H, W, C) uint8 and (N,)."""
-        return LabelClassifier(extractor, _features(extractor, images), labels, gamma=gamma, standardise=standardise)
+        features = _features(extractor, images)
+        return LabelClassifier(extractor, features, labels, gamma=gamma, standardise=standardise, balanced=balanced)
 
     def predict(self, images: PixelBatch) -> npt.NDArray[np.int64]:
         """The class seen in each of the images (N, H, W, C) uint8, (N,)."""
