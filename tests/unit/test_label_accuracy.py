@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from alight.metrics import DigitClassifier, GreyPixels, LabelClassifier
+from alight.metrics import ColourPixels, DigitClassifier, GreyPixels, LabelClassifier
 from alight.runtime.errors import InputError
 
 NUM_FITTED = 1500
@@ -113,3 +113,31 @@ def test_labels_that_do_not_fit_are_refused(classifier, digits):
         classifier.accuracy(images[:0], labels[:0])
     with pytest.raises(InputError, match="at least two classes"):
         LabelClassifier.fit(GreyPixels(), images[:2], np.array([1, 1]))
+
+
+def test_balanced_classes_weigh_the_same_however_many_images_they_have():
+    """Two overlapping brightnesses, one twenty times as frequent: only the balanced classifier sees the rare one."""
+    rng = np.random.default_rng(0)
+    frequent, rare = rng.normal(110, 20, 400), rng.normal(140, 20, 20)
+    values = np.clip(np.concatenate([frequent, rare]), 0, 255).astype(np.uint8)
+    images = np.broadcast_to(values[:, None, None, None], (len(values), 8, 8, 3)).copy()
+    labels = np.repeat([0, 1], [400, 20])
+    plain, balanced = (LabelClassifier.fit(GreyPixels(4), images, labels, balanced=each) for each in (False, True))
+    assert plain.accuracy(images, labels).per_class[1] < 0.3
+    assert balanced.accuracy(images, labels).per_class[1] > 0.6
+    assert balanced.description.endswith("all classes weighing the same")
+
+
+def test_colour_pixels_tell_colours_of_equal_brightness():
+    red, green = np.zeros((2, 6, 8, 8, 3), dtype=np.uint8)
+    red[..., 0], green[..., 1] = 255, 130  # equal luma
+    red[:3, ..., 0] -= 2  # so that no class is constant
+    images, labels = np.concatenate([red, green]), np.repeat([0, 1], 6)
+    classifier = LabelClassifier.fit(ColourPixels(4), images, labels)
+    assert classifier.accuracy(images, labels).value == 1
+    features = ColourPixels(4)(images[:2])
+    assert features.shape == (2, ColourPixels(4).dimension)
+    assert features[0, :16].eq(253 / 255).all()
+    assert features[0, 16:].eq(0).all()
+    with pytest.raises(InputError, match="too small for colour pixels 16x16"):
+        ColourPixels(16)(images)
