@@ -4,7 +4,7 @@
     alight quickstart
     alight study alignment --config photographs/tokenizer_study
     alight tokenizer train --config own_images/tokenizer --images.source photographs --output runs/adversarial \
-      --alignment.foundation runs/study/foundation --model.block-out-channels 16 32 64 64 --model.norm-num-groups 16 \
+      --alignment.foundation runs/study/foundation --model.block-out-channels 16 32 64 64 \
       --reconstruction.adversarial-weight 0.5 --reconstruction.adversarial-start-step 200 \
       --training.steps 600 --training.global-batch-size 8 --training.log-every 5
     python docs/pictures.py

@@ -1,6 +1,5 @@
 """Label accuracy of generated images, all together and class by class."""
 
-
 import numpy as np
 
 from alight.config import ImagesConfig

@@ -13,14 +13,16 @@ from alight.config import (
     TrainTransformerConfig,
 )
 from alight.plan.estimate import open_machine
-from alight.plan.stages import stage_times
+from alight.plan.inputs import Inputs
+from alight.plan.measure import sweep
+from alight.plan.stages import stage_time
+from alight.plan.subject import Machine, TrainingRecipe, training_subject
 from alight.runtime.errors import InputError
 from alight.runtime.units import duration
 from alight.studies.quickstart import wire
 
 TrainConfig = TypeVar("TrainConfig", TrainFoundationConfig, TrainTokenizerConfig, TrainTransformerConfig)
-TRAINED = ("foundation", "tokenizer", "transformer")
-MEASURING = 2.5  # seconds of measuring a stage
+MEASURING = 4.0  # seconds of measuring a stage that does not train
 SETTING_UP = 3.0  # seconds of a stage for its start, pictures and files
 IN_RESERVE = 0.05  # share of the time for checkpoints, previews, and what else the machine does
 SHORTEST = 0.2  # of the recipe's steps, below which its networks learn next to nothing
@@ -60,14 +62,23 @@ def measure_costs(recipe: QuickstartConfig) -> Costs:
     if recipe.stock_tokenizer is not None:
         existing = {"tokenizer": Path(recipe.stock_tokenizer)}
         jobs |= {stage: jobs[stage].model_copy(update=existing) for stage in ("latents", "samples", "report")}
-    config = PlanConfig(seconds=MEASURING * len(jobs))
+    config, machine, known = PlanConfig(seconds=MEASURING), open_machine(recipe.device), tuple(jobs.values())
     steps, passing = {}, {}
-    for stage in stage_times(jobs, config, open_machine(recipe.device)):
-        rest = list(stage.parts)
-        if stage.stage in TRAINED:
-            steps[stage.stage] = rest.pop(0).seconds_each
-        passing[stage.stage] = sum(part.seconds for part in rest) + SETTING_UP
+    for stage, job in jobs.items():
+        if isinstance(job, TrainingRecipe):
+            steps[stage], rest = step_seconds(job, config, machine, Inputs(config, known)), 0.0
+        else:
+            rest = stage_time(stage, job, config, machine, Inputs(config, known)).seconds
+        passing[stage] = rest + SETTING_UP
     return Costs(steps, passing)
+
+
+def step_seconds(job: TrainingRecipe, config: PlanConfig, machine: Machine, inputs: Inputs) -> float:
+    """Time steps of the recipe's own batch."""
+    subject, training = training_subject(config, job, machine, inputs), job.training
+    micro_batch = training.micro_batch_size or training.global_batch_size
+    (cost,) = sweep(subject.works, subject.extent, [micro_batch], machine.memory, deadline=0.0)
+    return training.micro_batches() * cost.seconds + cost.update
 
 
 def fitting_factor(recipe: QuickstartConfig, costs: Costs, minutes: float) -> float:

@@ -25,11 +25,10 @@ from alight.studies.proposal import Proposal, choose_held_out, propose, require_
 from alight.studies.stock import with_published_networks
 
 PLAN, RECIPE = "start.json", "recipe.yaml"  # in the folder of the run: the request and its recipe, for people too
-RECIPES = {  # from the most ambitious on; the first that the time allows is taken
-    "cpu": ("own_images/overnight_cpu", "own_images/hour", "own_images/quick"),
-    "gpu": ("own_images/gpu", "own_images/overnight_cpu", "own_images/hour", "own_images/quick"),
-}
+RECIPES = {"own_images/overnight_cpu": 480, "own_images/hour": 60, "own_images/quick": 10}  # and their minutes
+ON_GPU = {"own_images/gpu": 720} | RECIPES
 WORTH_IT = 0.5  # share of a recipe's steps that must fit into the time, or a smaller recipe learns more
+MEASURED_FROM = 0.25  # share of a recipe's minutes, below which it is not worth a measurement
 IN_RESERVE = 500 * 2**20  # bytes of disk for checkpoints, samples and reports of a small model
 LATENT_BYTES = 4  # of a number
 
@@ -105,8 +104,9 @@ def prepare(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[
 def choose(config: StartConfig, found: ImageSurvey, held_out: float, folder: Path) -> tuple[str, Proposal, Costs]:
     """The most ambitious recipe that the time allows, filled in for the images, and its costs."""
     device = resolve_device(config.device)
-    candidates = (config.recipe,) if config.recipe else RECIPES["cpu" if device.type == "cpu" else "gpu"]
-    for name in candidates:
+    shipped = RECIPES if device.type == "cpu" else ON_GPU
+    fitting = [name for name, minutes in shipped.items() if config.minutes >= MEASURED_FROM * minutes]
+    for name in (config.recipe,) if config.recipe else fitting or [list(shipped)[-1]]:
         recipe = load_config(name)
         if not isinstance(recipe, QuickstartConfig):
             raise InputError(f"The recipe {name} is not of a whole arrow, 'job: quickstart'. Give such a one.")
