@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from alight.config.base import Device, ImagesConfig, Job, Section, Seed, Size, Source
+from alight.config.base import Colour, Device, ImagesConfig, Job, Section, Seed, Size, Source
 from alight.config.evaluation import EvaluateConfig, EvaluateTokenizerConfig
 from alight.config.latents import ExtractLatentsConfig
 from alight.config.sampling import SampleConfig
@@ -46,6 +46,7 @@ class StartConfig(Section):
     recipe: Source | None = None  # of the whole arrow, to begin from; None = the shipped one that fits the time
     size: Size | None = None  # side of the square images in pixels; None = that of the recipe
     crop: Crop | None = None  # center or random cuts what sticks out, pad keeps all; None = by the shapes
+    background: Colour = "white"  # behind transparent pixels, and around padded images
     horizontal_flip: bool | None = None  # mirror images at random; None = unless they are digits
     unconditional: bool = False  # take everything as one class, whatever its folders or labels
     image_column: str | None = None  # of a list, tars or a table: where the images are; None = found by name or type

@@ -23,8 +23,9 @@ from alight.studies.quickstart import wire
 
 TrainConfig = TypeVar("TrainConfig", TrainFoundationConfig, TrainTokenizerConfig, TrainTransformerConfig)
 MEASURING = 4.0  # seconds of measuring a stage that does not train
+STEP_OF_A_RUN = 1.2  # times a step measured alone: reading, logging, pictures and checkpoints
 SETTING_UP = 3.0  # seconds of a stage for its start, pictures and files
-IN_RESERVE = 0.05  # share of the time for checkpoints, previews, and what else the machine does
+IN_RESERVE = 0.05  # share of the time, for looking at the images and for what else the machine does
 SHORTEST = 0.2  # of the recipe's steps, below which its networks learn next to nothing
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 LONGEST_AVERAGE = 0.9999  # decay of a moving average
@@ -66,7 +67,7 @@ def measure_costs(recipe: QuickstartConfig) -> Costs:
     steps, passing = {}, {}
     for stage, job in jobs.items():
         if isinstance(job, TrainingRecipe):
-            steps[stage], rest = step_seconds(job, config, machine, Inputs(config, known)), 0.0
+            steps[stage], rest = STEP_OF_A_RUN * step_seconds(job, config, machine, Inputs(config, known)), 0.0
         else:
             rest = stage_time(stage, job, config, machine, Inputs(config, known)).seconds
         passing[stage] = rest + SETTING_UP
