@@ -24,7 +24,6 @@ from alight.studies.plan_text import describe_plan
 from alight.studies.proposal import Proposal, choose_held_out, propose, require_trainable
 from alight.studies.stock import with_published_networks
 
-
 PLAN, RECIPE = "start.json", "recipe.yaml"  # in the folder of the run: the request and its recipe, for people too
 
 
