@@ -82,7 +82,6 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
     batch, ranks = training.global_batch_size, (processes.rank, processes.world_size)
     sampler = ResumableSampler(len(dataset), batch, config.seed, *ranks)
     announce(config, schedule, len(dataset), processes)
-
     origin = Origin.of(config)
     inputs = image_inputs(config.images, dataset.source) | foundation_inputs(used_foundation(config)) | origin.inputs
     networks = build_networks(config, device, origin.vae, load_foundation(config), load_lpips(config))
