@@ -76,7 +76,7 @@ def claimed_output(
     if not is_main:
         yield read_artifact(folder, kind, verify=False) if is_complete(folder) and not renew else None
         return
-    _refuse_overlap(folder, config)
+    require_apart(folder, config)
     finished = _check_claim(folder, kind, config, compare)
     if finished is not None and not renew:
         yield read_artifact(folder, kind)
@@ -99,10 +99,10 @@ def check_output(folder: Path, config: Mapping[str, Any], kind: str) -> None:
     Raises:
         InputError: as `claimed_output`.
     """
-    _refuse_overlap(folder, config)
+    require_apart(folder, config)
     if _check_claim(folder, kind, config, compare=True) is not None:
         return
-    existed, probe = folder.exists(), folder / _PROBE
+    probe, missing = folder / _PROBE, [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"\0" * 4096)
@@ -111,8 +111,8 @@ def check_output(folder: Path, config: Mapping[str, Any], kind: str) -> None:
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
-            if not existed and not any(folder.iterdir()):
-                folder.rmdir()
+            for place in missing:  # from the innermost on, as far as they are empty
+                place.rmdir()
 
 
 def new_file(path: Path) -> Path:
@@ -170,8 +170,12 @@ def _check_claim(folder: Path, kind: str, config: Mapping[str, Any], compare: bo
     return None
 
 
-def _refuse_overlap(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse an output inside or above a folder that it is made from."""
+def require_apart(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse an output inside or above a folder that it is made from.
+
+    Raises:
+        InputError: names the folder.
+    """
     if "\0" in str(folder):
         raise InputError("The output path holds a NUL character, which no file system takes. Choose another --output.")
     with explained_disk_errors(folder):

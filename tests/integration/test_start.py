@@ -11,6 +11,9 @@ import yaml
 from PIL import Image
 
 from alight.artifacts import read_artifact
+from alight.config import QuickstartConfig, StartConfig
+from alight.runtime.errors import InputError
+from alight.studies import start
 from helpers import warm
 
 SHORT = {  # a whole arrow whose steps take milliseconds
@@ -158,6 +161,64 @@ def test_a_time_too_short_names_one_that_would_do(refused, tmp_path):
     message = refused("start", colours(tmp_path / "images", 20), "--minutes", 0.1, cwd=tmp_path)
     assert "0.1 minutes are too short" in message
     assert "--minutes " in message
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(36, "needs a multiple of the patch size"), (33, "is not a multiple of 4"), (4, "at least 32")]
+)
+def test_a_size_that_does_not_fit_the_networks_is_refused(refused, tmp_path, short_recipe, size, words):
+    folder = colours(tmp_path / "images", 20)  # without classes: a masked autoencoder
+    assert words in refused("start", folder, "--recipe", short_recipe, "--size", size, cwd=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_output_inside_the_images_is_refused_at_once(refused, tmp_path):
+    folder = colours(tmp_path / "images", 20)
+    before = sorted(folder.iterdir())
+    assert "lies inside ., which it is made from" in refused("start", ".", cwd=folder)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_stages_with_images_of_their_own_are_refused(refused, tmp_path, short_recipe):
+    recipe = SHORT | {"tokenizer": SHORT["tokenizer"] | {"images": {"crop": "random"}}}
+    short_recipe.write_text(yaml.safe_dump(recipe))
+    message = refused("start", colours(tmp_path / "images", 20), "--recipe", short_recipe, cwd=tmp_path)
+    assert "has a section tokenizer.images" in message
+
+
+def test_a_run_without_its_plan_is_left_alone(refused, tmp_path):
+    output = tmp_path / "run"
+    (output / "foundation").mkdir(parents=True)
+    (output / "recipe.yaml").write_text("job: quickstart")
+    message = refused("start", colours(tmp_path / "images", 20), "--output", output)
+    assert f"alight quickstart --config {output}/recipe.yaml" in message
+    assert (output / "recipe.yaml").read_text() == "job: quickstart"
+    assert not (output / "start.json").exists()
+
+
+def test_of_two_processes_the_slower_one_takes_the_plan_of_the_faster(tmp_path):
+    config = StartConfig(source="digits", output=tmp_path / "run")
+    first = QuickstartConfig(output=config.folder)
+    training = first.transformer.training.model_copy(update={"steps": 7})  # timed anew, a plan has other steps
+    second = first.model_copy(update={"transformer": first.transformer.model_copy(update={"training": training})})
+    assert start.store(config, first, ("first",), config.folder) == (first, ("first",))
+    recipe, plan = start.store(config, second, ("second",), config.folder)
+    assert (recipe.model_dump(mode="json"), plan) == (first.model_dump(mode="json"), ("first",))
+    with pytest.raises(InputError, match="seed: 0 -> 1"):
+        start.store(config.model_copy(update={"seed": 1}), second, ("second",), config.folder)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_images_are_read(refused, tmp_path):
+    output = tmp_path / "file"
+    output.write_text("in the way")
+    message = refused("start", colours(tmp_path / "images", 20), "--output", output)
+    assert "Cannot write to" in message
+    assert "looking at" not in message
+
+
+@pytest.mark.parametrize("source", ["images/", "./images", "images//"])
+def test_a_folder_is_the_same_however_it_is_written(source):
+    assert StartConfig(source=source) == StartConfig(source="images")
 
 
 def test_start_needs_images_that_exist(refused, tmp_path):

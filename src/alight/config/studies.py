@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from alight.config.base import Colour, Device, ImagesConfig, Job, Section, Seed, Size, Source
 from alight.config.evaluation import EvaluateConfig, EvaluateTokenizerConfig
@@ -56,6 +56,13 @@ class StartConfig(Section):
     public_foundation: Source | None = None  # align with this model; None = a public one with a GPU, else a small own
     seed: Seed = 0  # all randomness follows from it
     device: Device = "auto"  # auto, cpu, cuda, cuda:N or mps
+
+    @field_validator("source")
+    @classmethod
+    def _as_one_path(cls, source: str | None) -> str | None:
+        """The same text for `images`, `images/` and `./images`, which are one folder to go on with."""
+        plain = str(Path(source)) if source and not source.startswith("hf:") else source
+        return source if plain in ("digits", "photographs") else plain  # which name embedded images
 
     @property
     def folder(self) -> Path:

@@ -25,6 +25,7 @@ from alight.evaluation.features import (
 )
 from alight.evaluation.generated import GeneratedImages
 from alight.evaluation.generation import Generation
+from alight.evaluation.label_figures import accuracy_of_known
 from alight.evaluation.reconstruction import evenly_spread, reconstruct
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks
 from alight.metrics.frechet import FeatureStatistics, frechet_distance
@@ -179,4 +180,6 @@ def label_accuracies(
     labels = np.asarray(dataset.source.labels)[list(shown)]
     classifier = generation.label_scores.classifier
     real, decoded = (np.concatenate([pair[kind] for pair in pairs]) for kind in (0, 1))
-    return classifier.accuracy(real, labels).value, classifier.accuracy(decoded, labels).value
+    scores = [accuracy_of_known(classifier, pixels, labels) for pixels in (real, decoded)]
+    before, after = (None if score is None else score.value for score in scores)
+    return before, after

@@ -1,5 +1,8 @@
 """Label accuracy of generated images, all together and class by class."""
 
+from dataclasses import replace
+from statistics import fmean
+
 import numpy as np
 
 from alight.config import ImagesConfig
@@ -8,8 +11,9 @@ from alight.data.loading import open_dataset, sequential_batches
 from alight.evaluation.generated import GeneratedImages
 from alight.metrics.features import ColourPixels
 from alight.metrics.label_accuracy import DigitClassifier, LabelAccuracy, LabelClassifier
-from alight.reporting.report import Comparison, Figure
+from alight.reporting.report import Comparison, Conditions, Figure
 from alight.runtime.errors import InputError
+from alight.runtime.pixels import PixelArray
 
 MAX_CLASSIFIED = 20_000  # a support vector classifier takes a time that grows with the square of the images
 CLASSIFIED_SIDE = 8  # pixels of the side that a classifier of a folder sees
@@ -32,24 +36,36 @@ class LabelScores:
 def score_labels(images: GeneratedImages, real: ImageDataset, config: ImagesConfig) -> LabelScores | None:
     """Score the labels by an independent classifier, fitted to real training images.
 
+    Images of classes without a training image, whose few images may all be held out, are left out.
+
     Returns:
-        None where labels or classes are not known, or there are too many images for it.
+        None where labels are not known, fewer than two classes have training images, or there are too many images.
     """
-    if images.labels is None or len(real.source.class_names) < 2 or max(len(real), images.count) > MAX_CLASSIFIED:
+    labels = real.source.labels
+    if images.labels is None or len(np.unique(labels)) < 2 or max(len(real), images.count) > MAX_CLASSIFIED:
         return None
     if config.source == "digits":
         classifier: LabelClassifier = DigitClassifier()
     else:
-        labels = real.source.labels
         classifier = LabelClassifier.fit(ColourPixels(CLASSIFIED_SIDE), pixels_of(real), labels, balanced=True)
     pixels = np.concatenate(list(images.read(0, images.count, BATCH)))
-    generated = classifier.accuracy(pixels, images.labels)
+    generated = accuracy_of_known(classifier, pixels, images.labels)
+    if generated is None:
+        return None
     try:
         held_out = open_dataset(config, "held_out", augment=False)
     except InputError:  # nothing is held out of this folder
         return LabelScores(generated, None, classifier)
-    real_scores = classifier.accuracy(pixels_of(held_out), held_out.source.labels)
+    real_scores = accuracy_of_known(classifier, pixels_of(held_out), held_out.source.labels)
+    if real_scores is not None and config.source != "digits":  # as among generated images, all classes weigh the same
+        real_scores = replace(real_scores, value=fmean(real_scores.per_class.values()))
     return LabelScores(generated, real_scores, classifier)
+
+
+def accuracy_of_known(classifier: LabelClassifier, pixels: PixelArray, labels: np.ndarray) -> LabelAccuracy | None:
+    """Label accuracy of the images (N, H, W, 3) whose classes the classifier was fitted to; None where none is."""
+    known = np.isin(labels, classifier.classes)
+    return classifier.accuracy(pixels[known], labels[known]) if known.any() else None
 
 
 def pixels_of(dataset: ImageDataset) -> np.ndarray:
@@ -59,7 +75,8 @@ def pixels_of(dataset: ImageDataset) -> np.ndarray:
 
 def label_figure(scores: LabelScores, images: GeneratedImages) -> Figure:
     """The share of images in which the classifier sees the class that was asked for."""
-    compare = None
+    compare, unknown = None, images.count - scores.generated.n
+    left_out: Conditions = {"left out, of classes without training images": f"{unknown:,} images"} if unknown else {}
     if scores.real is not None:
         compare = Figure(
             "real_label_accuracy",
@@ -75,7 +92,7 @@ def label_figure(scores: LabelScores, images: GeneratedImages) -> Figure:
         scores.generated.value,
         "",
         3,
-        {"classifier": scores.generated.classifier} | images.conditions,
+        {"classifier": scores.generated.classifier} | images.conditions | left_out,
         explanation="Share of generated images in which an independent classifier sees the class that was asked for.",
         compare=compare,
         better="higher",

@@ -82,6 +82,12 @@ class LabelClassifier:
             f"fitted to {len(classes)} labelled images{', all classes weighing the same' if balanced else ''}"
         )
 
+    @property
+    def classes(self) -> npt.NDArray[np.int64]:
+        """The classes that it was fitted to, sorted."""
+        known: npt.NDArray[np.int64] = self._classifier.classes_
+        return known
+
     @classmethod
     def fit(
         cls,
@@ -109,10 +115,10 @@ class LabelClassifier:
             InputError: there is no image, or not one label per image, or a label that the classifier never saw.
         """
         wanted = _as_labels(labels, len(images))
-        unknown = sorted(set(wanted.tolist()) - set(self._classifier.classes_.tolist()))
+        unknown = sorted(set(wanted.tolist()) - set(self.classes.tolist()))
         if unknown or not len(wanted):
             raise InputError(
-                f"The classifier knows the classes {self._classifier.classes_.tolist()} and needs images of them; "
+                f"The classifier knows the classes {self.classes.tolist()} and needs images of them; "
                 f"it got {len(wanted)} images and the unknown classes {unknown}."
             )
         right = self.predict(images) == wanted

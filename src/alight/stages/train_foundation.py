@@ -16,6 +16,7 @@ from alight.models.foundation_loading import quiet_transformers
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes
+from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import random_stream, seeded_initialisation
@@ -85,10 +86,20 @@ def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
 
 
 def build_model(config: TrainFoundationConfig, num_classes: int) -> PreTrainedModel:
-    """A vision transformer with the head that its task needs."""
-    size = config.model
+    """A vision transformer with the head that its task needs.
+
+    Raises:
+        InputError: the patches do not fit the images.
+    """
+    size, pixels = config.model, config.images.size
+    if pixels < size.patch_size or (config.task == "masked_autoencoder" and pixels % size.patch_size):
+        rule = "a multiple of" if config.task == "masked_autoencoder" else "at least"
+        raise InputError(
+            f"images.size {pixels} does not fit a foundation model with patches of {size.patch_size} pixels: a "
+            f"{config.task.replace('_', ' ')} needs {rule} the patch size. Change images.size or model.patch_size."
+        )
     shared = {
-        "image_size": config.images.size,
+        "image_size": pixels,
         "patch_size": size.patch_size,
         "hidden_size": size.hidden_size,
         "num_hidden_layers": size.num_layers,

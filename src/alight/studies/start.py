@@ -1,5 +1,6 @@
 """`alight start`: from a folder of images to a report in a given time, by one command."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,15 +8,16 @@ from typing import Any, NamedTuple
 import yaml
 
 from alight.artifacts import Artifact, differences
-from alight.config import ImagesConfig, QuickstartConfig, StartConfig
+from alight.config import ImagesConfig, Job, QuickstartConfig, StartConfig
 from alight.config.recipes import load_config, validate
 from alight.data.loading import open_source
 from alight.data.survey import ImageSurvey, survey
+from alight.outputs import check_output, require_apart
 from alight.runtime.checked_json import read_checked, write_checked
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.errors import InputError
-from alight.runtime.files import explained_disk_errors, write_text
+from alight.runtime.files import explained_disk_errors, locked_folder, write_text
 from alight.runtime.hardware import free_disk
 from alight.runtime.units import size_text
 from alight.studies import quickstart
@@ -84,10 +86,14 @@ def run(config: StartConfig) -> Started:
     if (folder / PLAN).is_file() and not config.plan_only:
         recipe, plan = resume(config, folder)
     else:
+        require_apart(folder, {"source": config.source})
+        if not config.plan_only:
+            require_new(folder)
+            check_output(folder / "foundation", {}, "foundation")
         recipe, plan = prepare(config, folder)
         if config.plan_only:
             return Started(folder, plan, None)
-        store(config, recipe, plan, folder)
+        recipe, plan = store(config, recipe, plan, folder)
     for line in plan:
         log.info(line)
     return Started(folder, plan, quickstart.run(recipe))
@@ -95,6 +101,7 @@ def run(config: StartConfig) -> Started:
 
 def prepare(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[str, ...]]:
     """Look at images and machine, and make the recipe and the plan in words."""
+    recipes = candidates(config)
     looked_at = ImagesConfig(
         source=str(config.source),
         size=config.size or ImagesConfig().size,
@@ -107,7 +114,7 @@ def prepare(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[
     found = survey(source)
     require_trainable(found, str(config.source))
     held_out = choose_held_out(source, config.held_out_fraction)
-    name, proposal, costs = choose(config, found, held_out, folder)
+    name, proposal, costs = choose(config, recipes, found, held_out, folder)
     recipe = fit(proposal.recipe, costs, config.minutes).model_copy(update={"output": folder})
     require_disk(recipe, found.count, folder)
     plan = [*describe_plan(recipe, name, config.minutes, costs.seconds(recipe), proposal.remarks)]
@@ -118,24 +125,56 @@ def prepare(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[
     return recipe, tuple(plan)
 
 
-def choose(config: StartConfig, found: ImageSurvey, held_out: float, folder: Path) -> tuple[str, Proposal, Costs]:
-    """The most ambitious recipe that the time allows, filled in for the images, and its costs."""
+def candidates(config: StartConfig) -> dict[str, QuickstartConfig]:
+    """The recipes to choose from, by name, the most ambitious first.
+
+    Raises:
+        InputError: there is no such device or recipe, or it is not one of a whole arrow on one set of images.
+    """
     device = resolve_device(config.device)
     shipped = RECIPES if device.type == "cpu" else ON_GPU
     fitting = [name for name, made in shipped.items() if config.minutes >= MEASURED_FROM * made.minutes]
+    recipes = {}
     for name in (config.recipe,) if config.recipe else fitting or [list(shipped)[-1]]:
         recipe = load_config(name)
         if not isinstance(recipe, QuickstartConfig):
             raise InputError(f"The recipe {name} is not of a whole arrow, 'job: quickstart'. Give such a one.")
+        for stage in quickstart.STAGES:
+            if getattr(getattr(recipe, stage), "images", ImagesConfig()) != ImagesConfig():
+                raise InputError(
+                    f"The recipe {name} has a section {stage}.images, but all stages of 'alight start' take the "
+                    "images of the command. Move what it sets to the section images, or remove it."
+                )
+        recipes[name] = recipe
+    return recipes
+
+
+def choose(
+    config: StartConfig, recipes: Mapping[str, QuickstartConfig], found: ImageSurvey, held_out: float, folder: Path
+) -> tuple[str, Proposal, Costs]:
+    """The most ambitious recipe that the time allows, filled in for the images, and its costs."""
+    for name, recipe in recipes.items():
         proposal = propose(config, found, recipe, held_out)
         if not config.plan_only:
             recipe = with_published_networks(config, proposal.recipe, folder)
             proposal = Proposal(recipe, proposal.remarks)
+        require_valid(proposal.recipe, name)
         log.info("start: timing the training steps of %s.", name)
         costs = measure_costs(proposal.recipe)
         if fitting_factor(proposal.recipe, costs, config.minutes) >= WORTH_IT:
             break
     return name, proposal, costs
+
+
+def require_valid(recipe: QuickstartConfig, name: str) -> None:
+    """Refuse what only shows when a stage has its images, such as a size that does not fit the network.
+
+    Raises:
+        InputError: names what does not fit.
+    """
+    for stage, job in quickstart.wire(recipe).items():
+        if isinstance(job, Job):
+            validate(type(job), job.model_dump(), f"The {stage} of {name} with images of {recipe.images.size} pixels")
 
 
 def resume(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[str, ...]]:
@@ -160,16 +199,54 @@ def request(config: StartConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"output", "plan_only"})
 
 
-def store(config: StartConfig, recipe: QuickstartConfig, plan: tuple[str, ...], folder: Path) -> None:
-    """Write the request with its recipe, for going on later, and the recipe for people."""
-    values = recipe.model_dump(mode="json")
-    with explained_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+def require_new(folder: Path) -> None:
+    """Refuse a folder with a run whose plan is gone: another plan would not fit what is there.
+
+    Raises:
+        InputError: says how to go on.
+    """
+    for stage in quickstart.STAGES:
+        if (folder / stage).exists():
+            way = (
+                f"Go on with 'alight quickstart --config {folder / RECIPE}', choose"
+                if has_recipe(folder)
+                else "Choose"
+            )
+            raise InputError(
+                f"{folder} holds a run ({folder / stage}), but not the plan of one that 'alight start' began "
+                f"({PLAN}). {way} another --output, or delete that folder."
+            )
+
+
+def has_recipe(folder: Path) -> bool:
+    """Tell if the recipe of a run is still there."""
+    return (folder / RECIPE).is_file()
+
+
+def store(
+    config: StartConfig, recipe: QuickstartConfig, plan: tuple[str, ...], folder: Path
+) -> tuple[QuickstartConfig, tuple[str, ...]]:
+    """Write the request with its recipe, for going on later, and the recipe for people.
+
+    Returns:
+        Recipe and plan of the run: those of another process that was started with the same options and was faster, or
+        these.
+
+    Raises:
+        InputError: a stage cannot write there, or the other process had other options.
+    """
+    with locked_folder(folder), explained_disk_errors(folder):
+        if (folder / PLAN).is_file():
+            return resume(config, folder)
+        for stage, job in quickstart.wire(recipe).items():
+            check_output(job.output, job.model_dump(mode="json"), stage)
+        values = recipe.model_dump(mode="json")
         comment = "".join(f"# {line}\n" for line in plan)
         command = f"# Run it by hand, or change it and run it: alight quickstart --config {folder / RECIPE}\n"
         text = yaml.safe_dump({"job": "quickstart", **values}, sort_keys=False, allow_unicode=True, width=120)
         write_text(folder / RECIPE, f"{comment}#\n{command}{text}")
         write_checked(folder / PLAN, {"request": request(config), "recipe": values, "plan": list(plan)})
+    return recipe, plan
 
 
 def require_disk(recipe: QuickstartConfig, num_images: int, folder: Path) -> None:
