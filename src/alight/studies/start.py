@@ -124,8 +124,8 @@ def candidates(config: StartConfig) -> dict[str, QuickstartConfig]:
         for stage in quickstart.STAGES:
             if getattr(getattr(recipe, stage), "images", ImagesConfig()) != ImagesConfig():
                 raise InputError(
-                    f"The recipe {name} has a section {stage}.images, but in 'alight start' all stages take the images "
-                    "of the command. Move what it sets to the section images, or remove it."
+                    f"The recipe {name} has a section {stage}.images, but all stages of 'alight start' take the "
+                    "images of the command. Move what it sets to the section images, or remove it."
                 )
         recipes[name] = recipe
     return recipes
