@@ -101,3 +101,33 @@ def test_more_latent_channels_than_components_keep_random_weights():
 def test_an_encoder_without_room_for_it_is_refused(network):
     with pytest.raises(InputError, match="norm_num_groups"):
         start_from_principal_components(build(**network), images())
+
+
+def flat():
+    return torch.full((20, 3, 64, 64), 0.3)
+
+
+def two_tones():
+    images = -torch.ones(20, 3, 64, 64)
+    images[..., 32:] = 1
+    return images
+
+
+def one_patch():
+    return torch.linspace(-1, 1, 192).view(1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("images", [flat(), two_tones(), one_patch()], ids=["flat", "two tones", "one patch"])
+def test_images_without_variation_leave_an_encoder_that_serves_others(images):
+    vae = VAVAE.build(
+        latent_channels=16,
+        block_out_channels=(16, 32, 64, 64),
+        layers_per_block=1,
+        norm_num_groups=16,
+        sample_size=64,
+    )
+    start_from_principal_components(vae, images)
+    assert max(weight.abs().max() for weight in vae.parameters()) < 2_000
+    others = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        assert vae.posterior(others).mean.abs().max() < 20

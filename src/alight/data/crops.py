@@ -17,6 +17,8 @@ from alight.data.decode import WHITE, RgbImage
 from alight.options import Crop
 from alight.runtime.errors import InputError
 
+LARGEST_SCALED = 2**26  # pixels of a whole image before it is cropped; lines a few pixels wide would take gigabytes
+
 
 def fixed_crop(image: RgbImage, size: int, crop: Crop, background: str = WHITE) -> RgbImage:
     """The square of an image without augmentation: padded for "pad", else its centre.
@@ -117,7 +119,15 @@ def horizontal_flip(image: RgbImage) -> RgbImage:
 
 
 def _resize_short_side(image: RgbImage, short_side: int) -> RgbImage:
-    return np.asarray(_resize(Image.fromarray(image), short_side, min))
+    return np.asarray(_resize(Image.fromarray(_without_ends(image, short_side)), short_side, min))
+
+
+def _without_ends(image: RgbImage, short_side: int) -> RgbImage:
+    """The middle of an image that would be too large once its short side is scaled; of others all."""
+    shortest = min(image.shape[:2])
+    longest = max(LARGEST_SCALED * shortest // short_side**2, shortest)
+    top, left = (max(extent - longest, 0) // 2 for extent in image.shape[:2])
+    return image[top : top + longest, left : left + longest]
 
 
 def _resize(picture: Image.Image, side: int, chosen: Callable[[tuple[int, int]], int]) -> Image.Image:

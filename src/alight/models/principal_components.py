@@ -18,6 +18,8 @@ from alight.runtime.errors import InputError
 CHANNELS_PER_GROUP = 4  # that linearising a group normalisation takes: a component, its negative, and two constants
 CONSTANT = 2.0  # in standard deviations of the components; the larger, the more linear
 LOG_VARIANCE = -4.0  # of the posterior, in units of latents of variance 1
+SMALLEST_STD = 1e-3  # of a component, absolutely and as a share of the largest; flat or grey images have none in some
+SMALLEST_LATENT = 0.02  # std behind the last normalisation, where about 0.5 is usual
 MOST_PATCHES = 20_000  # in an analysis
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # of a 2x2 neighbourhood
 
@@ -70,7 +72,7 @@ def start_from_principal_components(vae: VAVAE, images: Tensor) -> None:
             if resnet.conv_shortcut is not None:
                 copy_channels(resnet.conv_shortcut)
                 if number > downsamplings:
-                    arrange(resnet.conv_shortcut, signs, features[:, :used].std(dim=(0, 2, 3)))
+                    arrange(resnet.conv_shortcut, signs, moments(features[:, :used])[0])
             features = resnet(features, None)
         if block.downsamplers is not None:
             conv = block.downsamplers[0].conv
@@ -106,7 +108,19 @@ def analyse(features: Tensor, most: int) -> Components:
     basis = basis[:most]
     largest = basis.gather(1, basis.abs().argmax(dim=1, keepdim=True))
     basis = basis * largest.sign()  # the sign of a component is arbitrary; this one is the same everywhere
-    return Components(basis.float(), mean.float(), (values[:most] / len(patches) ** 0.5).clamp_min(1e-6).float())
+    return Components(basis.float(), mean.float(), at_least_small(values[:most] / len(patches) ** 0.5).float())
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviation and mean of every channel of (N, C, H, W); a single position has none of the former: 0."""
+    several = features[:, 0].numel() > 1
+    std, mean = torch.std_mean(features, dim=(0, 2, 3), correction=int(several))
+    return std, mean
+
+
+def at_least_small(std: Tensor) -> Tensor:
+    """Standard deviations (K,) that can be divided by without making noise large, where images do not vary."""
+    return std.clamp_min(SMALLEST_STD * max(float(std.max()), 1.0))
 
 
 def pairing(channels: int, groups: int, components: int) -> Tensor:
@@ -150,7 +164,7 @@ def arrange(shortcut: nn.Conv2d, signs: Tensor, std: Tensor) -> None:
     """Let the last change of width arrange the components in pairs."""
     kept = min(signs.shape[1], len(std))
     nn.init.zeros_(shortcut.weight)
-    shortcut.weight[:, :kept, 0, 0] = signs[:, :kept].to(std) / std[:kept].clamp_min(1e-6)
+    shortcut.weight[:, :kept, 0, 0] = signs[:, :kept].to(std) / at_least_small(std[:kept])
     set_bias(shortcut, constants(signs))
 
 
@@ -171,7 +185,7 @@ def read_out(vae: VAVAE, signs: Tensor, images: Tensor) -> None:
     conv.bias[log_variance] = LOG_VARIANCE
     if vae.quant_conv is not None:
         copy_channels(vae.quant_conv)
-    std, centre = torch.std_mean(vae.posterior(images).mean, dim=(0, 2, 3))
-    std = std.clamp_min(1e-3)
+    std, centre = moments(vae.posterior(images).mean)
+    std = torch.where(std < SMALLEST_LATENT, torch.ones_like(std), std)  # a component that the images do not have
     conv.weight[:latent_channels] /= std.view(-1, 1, 1, 1)
     conv.bias[:latent_channels] = (conv.bias[:latent_channels] - centre) / std
