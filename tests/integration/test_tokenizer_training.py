@@ -189,6 +189,9 @@ def test_another_architecture_than_that_of_the_origin_is_refused(configure):
     unsaid = configure("unsaid", init_from=str(first.output), model={})
     train_tokenizer.run(unsaid)
     assert VAVAE.from_pretrained(unsaid.output).config.latent_channels == 4
+    begun = configure("begun", init_from=str(first.output), model={"initial_encoder": "principal_components"})
+    train_tokenizer.run(begun)  # says nothing about the architecture
+    assert VAVAE.from_pretrained(begun.output).config.latent_channels == 4
 
 
 def test_lines_of_the_log_say_how_far_and_how_fast(configure, foundation):

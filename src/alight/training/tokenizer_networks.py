@@ -49,7 +49,8 @@ class Origin:
         if config.init_from is None:
             return cls()
         vae, artifact = open_tokenizer(config.init_from)
-        if config.model != TokenizerModelConfig() and not same_architecture(vae, config.model):
+        asked_for = config.model.model_copy(update={"initial_encoder": TokenizerModelConfig().initial_encoder})
+        if asked_for != TokenizerModelConfig() and not same_architecture(vae, config.model):
             raise InputError(
                 f"The tokenizer in {config.init_from} has another architecture than the section 'model' asks for. "
                 "Leave the section out: training goes on with the architecture that is there."
