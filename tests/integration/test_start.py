@@ -119,7 +119,7 @@ def test_a_tokenizer_that_exists_takes_the_place_of_training_one(alight, tmp_pat
     result = alight(*arguments, "--stock-tokenizer", stock)
     assert result.returncode == 0, result.stderr
     assert "too little, so one is trained" in result.stderr
-    assert (output / "stock-tokenizer" / "report.html").is_file()
+    assert (output / "stock-tokenizer-32px" / "report.html").is_file()
     assert (output / "foundation").is_dir()
 
 

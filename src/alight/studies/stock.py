@@ -42,7 +42,10 @@ def with_published_networks(config: StartConfig, recipe: QuickstartConfig, folde
 def is_usable(tokenizer: str, images: ImagesConfig, folder: Path, named: bool) -> bool:
     """Reconstruct held-out images, and tell if the result is as good as the published f16d16 on ImageNet."""
     check = EvaluateTokenizerConfig(
-        output=folder / "stock-tokenizer", tokenizer=Path(tokenizer), images=images, split=split_of(images)
+        output=folder / f"stock-tokenizer-{images.size}px",
+        tokenizer=Path(tokenizer),
+        images=images,
+        split=split_of(images),
     )
     try:
         report = evaluate_tokenizer.run(check)
