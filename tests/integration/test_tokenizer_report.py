@@ -168,7 +168,7 @@ def test_mistakes_are_explained(refused, root, image_folder, tmp_path):
 
     (tmp_path / "empty").mkdir()
     assert "holds no images" in message(images=["--images.source", tmp_path / "empty", "--split", "all"])
-    small = ["--images.source", image_folder, "--images.size", 256, "--split", "all"]
+    small = ["--images.source", image_folder, "--images.size", 256, "--split", "all", "--images.upscale", False]
     assert "smaller than 256 pixels" in message(images=small)
     assert "raise held_out_fraction" in message(images=["--images.source", image_folder, "--images.size", 32])
     assert "multiples of 4" in message(images=["--images.source", "photographs", "--images.size", 66])

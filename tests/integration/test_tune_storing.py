@@ -170,7 +170,7 @@ def test_finished_trials_serve_a_search_of_other_lists(pipeline, tmp_path, monke
     with pytest.raises(InputError, match="cannot be compared .* they differ in seed"):
         search.run(config(pipeline, output, seed=1))
     with pytest.raises(InputError, match="they differ in images"):
-        search.run(config(pipeline, output, images={"source": "digits", "size": 32, "upscale": True}))
+        search.run(config(pipeline, output, images={"source": "digits", "size": 32, "crop": "pad"}))
     report = search.run(config(pipeline, output, steps=[1], batch_size=10))
     assert not made
     assert {row.split(",")[1] for row in rows(report)[1:]} == {"1"}  # the other trials are not of this search
