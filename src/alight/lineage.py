@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alight.artifacts import Artifact, is_complete, read_manifest
+from alight.config import ImagesConfig
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 
@@ -49,6 +50,27 @@ def record_of(bare: Artifact, places: Sequence[Path], transformer: Artifact | No
         if record is not None and record.hash == bare.hash:
             return record
     return None
+
+
+def warn_of_other_squares(tokenizer: Artifact, images: ImagesConfig) -> None:
+    """Say so where images are made square or opaque in another way than those that a tokenizer was trained on.
+
+    It then sees borders or backgrounds that it does not know.
+    """
+    recorded = tokenizer.config.get("images")
+    trained = recorded if isinstance(recorded, dict) else {}
+    other = {
+        "background": trained.get("background", images.background) != images.background,
+        "crop": (trained.get("crop", images.crop) == "pad") != (images.crop == "pad"),
+    }
+    for option in (option for option, differs in other.items() if differs):
+        log.warning(
+            "The tokenizer in %s was trained on images with --images.%s %s, and these have %s.",
+            tokenizer.path,
+            option,
+            trained[option],
+            getattr(images, option),
+        )
 
 
 def _tokenizer_folders(transformer: Artifact) -> Iterator[Path]:

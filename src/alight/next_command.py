@@ -19,10 +19,10 @@ from alight.config.commands import COMMANDS
 from alight.config.recipes import find_recipe, read_recipe, recipes_folder, validate
 from alight.config.tokenizer import SMALLEST_DISCRIMINATED
 from alight.lineage import require_tokenizer_of
+from alight.options import EMBEDDED
 from alight.runtime.errors import InputError
 
 Following = tuple[str, dict[str, Any]] | None  # the command, and the fields of its configuration that are known
-EMBEDDED = ("digits", "photographs")  # sources with held-out images of their own
 
 
 def next_command(name: str, config: Any, recipe: str | None = None) -> str | None:

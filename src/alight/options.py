@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from alight.runtime.errors import InputError
 
 # --- images and latents -------------------------------------------------------------------------------------------
+EMBEDDED = ("digits", "photographs")  # images that come with the package, and with held-out ones of their own
 Split = Literal["train", "held_out", "all"]
 Crop = Literal["center", "random", "pad"]
 Posterior = Literal["sample", "mode"]

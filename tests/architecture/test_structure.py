@@ -24,7 +24,7 @@ SIDEWAYS = {
     "options": {"runtime"},
     "artifacts": {"config"},
     "outputs": {"artifacts"},
-    "lineage": {"artifacts"},
+    "lineage": {"artifacts", "config"},
     "next_command": {"config", "artifacts", "lineage"},
     "data": {"interop"},  # published statistics of latents
     "training": {"data", "interop"},

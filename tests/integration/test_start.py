@@ -12,8 +12,10 @@ from PIL import Image
 
 from alight.artifacts import read_artifact
 from alight.config import QuickstartConfig, StartConfig
+from alight.data.loading import open_images
+from alight.data.survey import survey
 from alight.runtime.errors import InputError
-from alight.studies import start
+from alight.studies import proposal, start
 from helpers import warm
 
 SHORT = {  # a whole arrow whose steps take milliseconds
@@ -199,7 +201,7 @@ def test_a_run_without_its_plan_is_left_alone(refused, tmp_path):
 def test_of_two_processes_the_slower_one_takes_the_plan_of_the_faster(tmp_path):
     config = StartConfig(source="digits", output=tmp_path / "run")
     first = QuickstartConfig(output=config.folder)
-    training = first.transformer.training.model_copy(update={"steps": 7})  # timed anew, a plan has other steps
+    training = first.transformer.training.model_copy(update={"steps": 7})  # timed again, a plan has other steps
     second = first.model_copy(update={"transformer": first.transformer.model_copy(update={"training": training})})
     assert start.store(config, first, ("first",), config.folder) == (first, ("first",))
     recipe, plan = start.store(config, second, ("second",), config.folder)
@@ -219,6 +221,59 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_images_are_read(
 @pytest.mark.parametrize("source", ["images/", "./images", "images//"])
 def test_a_folder_is_the_same_however_it_is_written(source):
     assert StartConfig(source=source) == StartConfig(source="images")
+
+
+def test_a_plan_that_was_damaged_says_how_to_go_on(refused, tmp_path):
+    folder, output = colours(tmp_path / "images", 20), tmp_path / "run"
+    config = StartConfig(source=str(folder), output=output)
+    start.store(config, QuickstartConfig(output=output), ("plan",), output)
+    stored = output / "start.json"
+    stored.write_text(stored.read_text().replace('"plan"', '"other"', 1))
+    message = refused("start", folder, "--output", output)
+    assert "damaged, or edited by hand" in message
+    assert f"alight quickstart --config {output}/recipe.yaml" in message
+
+
+def test_a_recipe_that_was_deleted_is_written_again(tmp_path):
+    config = StartConfig(source="digits", output=tmp_path / "run")
+    start.store(config, QuickstartConfig(output=config.folder), ("the plan",), config.folder)
+    written = (config.folder / "recipe.yaml").read_text()
+    (config.folder / "recipe.yaml").unlink()
+    start.resume(config, config.folder)
+    assert (config.folder / "recipe.yaml").read_text() == written
+
+
+def test_training_is_planned_in_the_faster_precision_or_the_wanted_one(monkeypatch):
+    monkeypatch.setattr(proposal, "faster_precision", lambda device: "bf16")
+    found, recipe = survey(open_images("digits")), QuickstartConfig()
+    for wanted, used in ((None, "bf16"), ("fp32", "fp32")):
+        filled = proposal.propose(StartConfig(source="digits", precision=wanted), found, recipe, 0.0).recipe
+        stages = filled.foundation, filled.tokenizer, filled.transformer
+        assert [stage.training.precision for stage in stages] == [used] * 3
+
+
+def test_classes_and_copies_that_the_split_tears_apart_are_named(tmp_path):
+    folder = colours(colours(tmp_path / "images", 30, "many"), 1, "one")
+    source = open_images(folder)
+    held_out = source.held_out(0.5)
+    for number in range(100):  # until the only image of the class is held out
+        (source.root / source.name(30)).rename(folder / "one" / f"{number}.png")
+        source = open_images(folder)
+        held_out = source.held_out(0.5)
+        if held_out[30]:
+            break
+    (kept, other) = np.flatnonzero(~held_out)[0], np.flatnonzero(held_out)[0]
+    shutil.copy(folder / source.name(int(kept)), folder / source.name(int(other)))
+    source = open_images(folder)
+    gone, copies = proposal.split_remarks(source, survey(source), 0.5)
+    assert gone.startswith("All images of one are among the held-out ones")
+    assert copies.startswith("1 held-out image is also, or nearly, among the training images")
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.4, 1), (0.97, 0)])
+def test_the_plan_mentions_other_busy_programs(monkeypatch, share, count):
+    monkeypatch.setattr(start, "share_of_cores", lambda: share)
+    assert len(start.load_remarks(StartConfig(source="digits", device="cpu"))) == count
 
 
 def test_start_needs_images_that_exist(refused, tmp_path):

@@ -1,9 +1,32 @@
-"""The precision policy: full float32 where scores need its digits, and the user's own settings afterwards."""
+"""The precision policy: full float32 where scores need its digits, the user's own settings afterwards, and bf16 only
+where it is faster."""
+
+import logging
 
 import pytest
 import torch
 
-from alight.runtime.device import full_float32
+from alight.config.recipes import load_config
+from alight.doctor.recipe_needs import needs
+from alight.plan.usable_precision import in_usable_precision
+from alight.runtime import device as policy
+from alight.runtime import hardware
+from alight.runtime.device import bf16_advantage, faster_precision, full_float32, warn_of_slow_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def multiplies_in_bf16(monkeypatch):
+    """Set how many times as fast as fp32 this machine multiplies in bf16."""
+
+    def let(advantage):
+        bf16_advantage.cache_clear()
+        rates = {"fp32": 1e11, "bf16": advantage * 1e11}
+        monkeypatch.setattr(policy, "matrix_product_rate", lambda device, precision: rates[precision])
+
+    yield let
+    bf16_advantage.cache_clear()
 
 
 def settings():
@@ -22,3 +45,50 @@ def test_full_float32_holds_inside_and_restores_what_was_set():
         assert settings() == (True, True)
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize(("advantage", "precision"), [(0.01, "fp32"), (1.1, "fp32"), (1.9, "bf16"), (8.0, "bf16")])
+def test_bf16_is_chosen_where_it_is_clearly_faster(multiplies_in_bf16, advantage, precision):
+    multiplies_in_bf16(advantage)
+    assert faster_precision(CPU) == precision
+
+
+@pytest.mark.parametrize(
+    ("advantage", "precision", "warned"), [(0.01, "bf16", True), (0.01, "fp32", False), (2.0, "bf16", False)]
+)
+def test_slow_bf16_is_warned_of(multiplies_in_bf16, caplog, monkeypatch, advantage, precision, warned):
+    multiplies_in_bf16(advantage)
+    monkeypatch.setattr(logging.getLogger("alight"), "propagate", True)
+    warn_of_slow_precision(CPU, precision)
+    assert ("100 times as slowly in bf16" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(("advantage", "verdicts"), [(0.01, ["warning"]), (2.0, [])])
+def test_doctor_warns_of_a_recipe_in_slow_bf16(multiplies_in_bf16, tmp_path, advantage, verdicts):
+    multiplies_in_bf16(advantage)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("job: foundation train\ntraining: {precision: bf16}\n")
+    assert [finding.verdict for finding in needs(str(recipe)) if finding.subject == "precision"] == verdicts
+
+
+@pytest.mark.parametrize(("advantage", "precision"), [(0.01, "fp32"), (2.0, "bf16")])
+def test_a_recipe_is_planned_in_a_precision_of_this_machine(multiplies_in_bf16, advantage, precision):
+    multiplies_in_bf16(advantage)
+    recipe = load_config("own_images/gpu")
+    planned = in_usable_precision(recipe, CPU)
+    assert {planned.latents.precision, planned.tokenizer.training.precision} == {precision}
+    assert planned.transformer.training.steps == recipe.transformer.training.steps
+
+
+def test_a_rate_of_slow_products_is_measured_on_small_matrices(monkeypatch):
+    """A processor without bf16 instructions took two minutes for large ones."""
+    sizes = []
+
+    def slow(device, dtype, size, warm=False):
+        sizes.append(size)
+        return 0.6 * (size / 256) ** 3
+
+    monkeypatch.setattr(hardware, "_product_seconds", slow)
+    monkeypatch.setattr(hardware, "_RATE_SECONDS", 0.0)
+    assert hardware.matrix_product_rate(CPU, "bf16") == 2 * 256**3 / 0.6
+    assert sizes == [256]

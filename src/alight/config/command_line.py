@@ -40,4 +40,4 @@ def _value_words(value: Any) -> list[str]:
         return [word for pair in value.items() for item in pair for word in _value_words(item)]
     if isinstance(value, list | tuple):
         return [word for item in value for word in _value_words(item)]
-    return [str(value)]
+    return [f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)]

@@ -17,9 +17,8 @@ from alight.data.image_notes import note_changes
 from alight.data.image_store import is_image_name
 from alight.data.image_tars import ImageTars
 from alight.data.images import ImageSource, Split, split_source
+from alight.options import EMBEDDED
 from alight.runtime.errors import InputError
-
-_EMBEDDED = ("digits", "photographs")
 
 
 def open_images(
@@ -54,7 +53,7 @@ def open_images(
         InputError: there is no such source, its images cannot be used, or it has no columns; see the sources.
     """
     word = os.fspath(source)
-    kind = None if word in _EMBEDDED else _columnar_source(word)
+    kind = None if word in EMBEDDED else _columnar_source(word)
     if kind is not None:
         return kind(word, unconditional, max_skipped_fraction, image_column, label_column, background)
     if image_column or label_column:

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import constants, try_to_load_from_cache
 
 from alight.artifacts import read_artifact
-from alight.config import AlignmentConfig, Job, Section, TokenizerModelConfig
+from alight.config import AlignmentConfig, Job, Section, TokenizerModelConfig, TrainingConfig
 from alight.config.recipes import load_config
 from alight.doctor.findings import Finding, attempt
 from alight.doctor.group_check import group_findings
@@ -17,6 +17,7 @@ from alight.models.foundation_catalogue import find_row
 from alight.models.inception import WEIGHTS as INCEPTION
 from alight.models.perceptual import LPIPS_LINEAR, VGG16
 from alight.models.pretrained import CONFIG_FILE
+from alight.runtime.device import bf16_advantage, resolve_device
 from alight.runtime.download import DOWNLOAD, PublicFile
 from alight.runtime.files import file_hash
 
@@ -35,6 +36,8 @@ def needs(name: str) -> Iterator[Finding]:
     yield Finding("ok", "recipe", f"{name} loads.")
     # a composite job creates its artifacts and its foundation model itself
     composed = any(isinstance(value, Job) for _, value in config)
+    if any(isinstance(section, TrainingConfig) and section.precision == "bf16" for section in _sections(config)):
+        yield from attempt("precision", partial(_bf16, getattr(config, "device", "auto")))
     for section in _sections(config):
         for key, file in PUBLIC_FILES.items():
             if (given := getattr(section, key, None)) is not None:
@@ -55,6 +58,18 @@ def _sections(config: Section) -> Iterator[Section]:
     for _, value in config:
         if isinstance(value, Section):
             yield from _sections(value)
+
+
+def _bf16(device_name: str) -> Iterator[Finding]:
+    device = resolve_device(device_name)
+    if (advantage := bf16_advantage(device)) < 1:
+        yield Finding(
+            "warning",
+            "precision",
+            f"The recipe trains in bf16, in which {device} multiplies matrices {1 / advantage:.3g} times as slowly as "
+            "in fp32.",
+            "Set training.precision to fp32 on this machine.",
+        )
 
 
 def _public_file(file: PublicFile, given: Path | str) -> Iterator[Finding]:

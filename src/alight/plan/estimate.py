@@ -15,6 +15,7 @@ from alight.plan.inputs import Inputs
 from alight.plan.measure import Cost, at_extent, sweep
 from alight.plan.stages import StagesPlan, job_of, stage_times, stages_of
 from alight.plan.subject import Machine, Subject, TrainingRecipe, training_subject
+from alight.plan.usable_precision import in_usable_precision
 from alight.plan.workload import BYTES
 from alight.runtime.console import log
 from alight.runtime.device import resolve_device
@@ -37,6 +38,7 @@ def run(config: PlanConfig) -> Plan | StagesPlan:
         raise InputError(f"'alight plan' cannot plan 'alight {job_of(recipe)}', which {config.recipe} is for.")
     if config.processes > 1 and not COMMANDS[job_of(recipe)].distributed:
         raise InputError(f"'alight {job_of(recipe)}' runs in one process; leave --processes out.")
+    recipe = in_usable_precision(recipe, resolve_device(config.device or recipe.device))
     if isinstance(recipe, TrainingRecipe):
         return plan_training(config, recipe)
     machine = open_machine(config.device or recipe.device)
@@ -62,6 +64,7 @@ def seconds_for(
         InputError: as `run`.
     """
     config = PlanConfig(seconds=seconds, num_images=num_images)
+    recipe = in_usable_precision(recipe, resolve_device(recipe.device))
     times = stage_times(stages_of(recipe), config, open_machine(recipe.device), jobs)
     return sum(stage.seconds for stage in times)
 

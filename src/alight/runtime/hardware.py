@@ -14,6 +14,9 @@ import torch
 _CGROUP = Path("/sys/fs/cgroup")
 _SAMPLING_INTERVAL = 0.002  # seconds between looks at the memory in use
 _RATE_SECONDS = 0.5  # that measuring a rate takes
+_SHARE_SECONDS = 0.5  # that measuring a share of the cores takes
+_SMALLEST_PRODUCT = 256  # side of the matrices to begin with
+_LONG_ENOUGH = 0.1  # seconds of one product, from which larger matrices tell nothing new
 
 
 def available_cores() -> int:
@@ -23,6 +26,15 @@ def available_cores() -> int:
         quota, period = (_CGROUP / "cpu.max").read_text().split()
         cores = min(cores, max(round(int(quota) / int(period)), 1))
     return cores
+
+
+def share_of_cores() -> float:
+    """Share of their time that the processor's cores give to this process: less than 1 beside other busy programs."""
+    matrix = torch.ones(512, 512)
+    started, used = time.perf_counter(), time.process_time()
+    while (seconds := time.perf_counter() - started) < _SHARE_SECONDS:
+        torch.mm(matrix, matrix)
+    return (time.process_time() - used) / (seconds * torch.get_num_threads())
 
 
 def existing_folder(folder: Path) -> Path:
@@ -61,19 +73,30 @@ def synchronise(device: torch.device) -> None:
 
 
 def matrix_product_rate(device: torch.device, precision: str) -> float:
-    """Floating-point operations per second of one large product of square matrices, the best of several."""
-    size = 8192 if device.type == "cuda" else 2048
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    """Floating-point operations per second of one product of square matrices, the best of several.
+
+    The matrices are as large as fills a device, or smaller where a product is slow: a CPU without bf16 instructions
+    takes a minute for what others do in tens of milliseconds.
+    """
+    largest = 8192 if device.type == "cuda" else 2048
+    dtype, size = torch.bfloat16 if precision == "bf16" else torch.float32, _SMALLEST_PRODUCT
+    while (seconds := _product_seconds(device, dtype, size)) < _LONG_ENOUGH and size < largest:
+        size *= 2
+    end = time.perf_counter() + _RATE_SECONDS
+    while time.perf_counter() < end:
+        seconds = min(seconds, _product_seconds(device, dtype, size, warm=True))
+    return 2 * size**3 / seconds
+
+
+def _product_seconds(device: torch.device, dtype: torch.dtype, size: int, warm: bool = False) -> float:
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    torch.mm(a, b)  # the first one also chooses a kernel
-    best, end = float("inf"), time.perf_counter() + _RATE_SECONDS
-    while best == float("inf") or time.perf_counter() < end:
-        synchronise(device)
-        started = time.perf_counter()
-        torch.mm(a, b)
-        synchronise(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    if not warm:
+        torch.mm(a, b)  # the first one also chooses a kernel
+    synchronise(device)
+    started = time.perf_counter()
+    torch.mm(a, b)
+    synchronise(device)
+    return time.perf_counter() - started
 
 
 class PeakMemory:

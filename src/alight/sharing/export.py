@@ -27,6 +27,7 @@ from alight.data.provenance import png_text, software
 from alight.evaluation.reconstruction import reconstruct
 from alight.evaluation.tokenizers import EvaluatedTokenizer
 from alight.models.vavae import VAVAE
+from alight.options import EMBEDDED
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import image_size
@@ -41,7 +42,6 @@ from alight.sharing.source import Source, figures_of, find_source, portable, rec
 
 CARD, PIPELINE_CODE = "README.md", "pipeline.py"
 SAMPLES_PICTURE, RECONSTRUCTIONS_PICTURE = "samples.png", "reconstructions.png"
-EMBEDDED = ("digits", "photographs")  # images that may be shown to everybody
 CODE = '''"""Where `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` finds the pipeline: in alight."""
 
 from alight import LightningDiTPipeline

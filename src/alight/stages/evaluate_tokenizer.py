@@ -24,6 +24,7 @@ from alight.evaluation.tokenizer_report import (
     tokenizer_figures,
 )
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, open_evaluated, open_metric_networks
+from alight.lineage import warn_of_other_squares
 from alight.outputs import claimed_output, writing_folder
 from alight.reporting.files import figure_lines, write_report, write_table
 from alight.reporting.report import Picture, Report, Stage
@@ -56,6 +57,9 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
     ):
         dataset = open_dataset(config.images, config.split, augment=False)
         tokenizers = open_evaluated([config.tokenizer, *config.compare])
+        if processes.is_main:
+            for tokenizer in tokenizers:
+                warn_of_other_squares(tokenizer.artifact, config.images)
         networks, notes = open_metric_networks(config, tokenizers)
         networks = networks.to(processes.device)
         measured = []

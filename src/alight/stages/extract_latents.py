@@ -16,6 +16,7 @@ from alight.data.latent_folder import LatentFolder
 from alight.data.latent_shards import LABELS, LATENTS, LOGVAR, MIRRORED
 from alight.data.latents import UNFINISHED, merged_statistics, write_index
 from alight.data.loading import open_dataset
+from alight.lineage import warn_of_other_squares
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.console import log, progress_bar
@@ -74,6 +75,7 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
     folder = LatentFolder(config.output, len(dataset), config.shard_size)
     started = time.perf_counter()
     if processes.is_main:
+        warn_of_other_squares(tokenizer, config.images)
         if config.statistics == "tokenizer":
             check_statistics(vae, dataset, config)
         inputs = {"tokenizer": tokenizer.hash, "images": source.fingerprint}

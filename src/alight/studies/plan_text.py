@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from alight.config import QuickstartConfig
 from alight.models.lightning_dit import PRESETS
+from alight.options import EMBEDDED
 from alight.runtime.device import resolve_device
 from alight.runtime.hardware import available_cores
 from alight.runtime.units import duration
@@ -23,10 +24,13 @@ def describe_plan(
     """
     images, device = recipe.images, resolve_device(recipe.device)
     where = f"{available_cores()} cores" if device.type == "cpu" else str(device)
+    precision = recipe.transformer.training.precision
     yield from remarks
-    yield f"Plan for {minutes:g} minutes on {where}, from the recipe {name}:"
+    yield f"Plan for {minutes:g} minutes on {where} in {precision}, from the recipe {name}:"
     flips = " and its mirror image" if images.horizontal_flip else ""
     held_out = f"{images.held_out_fraction:.0%} of the images held out"
+    if images.source in EMBEDDED:
+        held_out = "those meant for measuring held out"
     yield f"  {'images':<12} {images.size} pixels, {images.crop} crop{flips}; {held_out}"
     for stage, words in stage_words(recipe).items():
         time = f"  {duration(seconds[stage])}" if stage in seconds else ""

@@ -1,5 +1,6 @@
 """A recipe for somebody's images: size, crop, flips, task and classes chosen by a look at them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,10 +8,10 @@ import numpy as np
 from alight.config import ImagesConfig, QuickstartConfig, StartConfig
 from alight.data.images import ImageSource
 from alight.data.survey import ImageSurvey
-from alight.options import Crop, Split
+from alight.options import EMBEDDED, Crop, Precision, Split
+from alight.runtime.device import faster_precision, resolve_device
 from alight.runtime.errors import InputError
 
-EMBEDDED = ("digits", "photographs")  # sources with held-out images of their own
 FEWEST_IMAGES = 16  # distinct ones, from which a tokenizer learns anything that holds for others
 FEWEST_HELD_OUT = 4  # images without which no figure means anything
 FEW_IMAGES, FEW_PER_CLASS = 200, 10  # below which a transformer repeats its training images
@@ -69,6 +70,7 @@ def propose(config: StartConfig, survey: ImageSurvey, recipe: QuickstartConfig, 
         }
     )
     task = "classifier" if len(survey.classes) > 1 else "masked_autoencoder"
+    recipe = trained_in(config.precision or faster_precision(resolve_device(config.device)), recipe)
     filled = recipe.model_copy(
         update={
             "images": images,
@@ -82,6 +84,18 @@ def propose(config: StartConfig, survey: ImageSurvey, recipe: QuickstartConfig, 
     # validated as a whole: a size that does not fit the network is refused here
     checked = QuickstartConfig.model_validate(filled.model_dump())
     return Proposal(checked, tuple(remarks(survey, images)))
+
+
+def trained_in(precision: Precision, recipe: QuickstartConfig) -> QuickstartConfig:
+    """The recipe, with all training in a precision."""
+    return recipe.model_copy(
+        update={
+            stage: (job := getattr(recipe, stage)).model_copy(
+                update={"training": job.training.model_copy(update={"precision": precision})}
+            )
+            for stage in ("foundation", "tokenizer", "transformer")
+        }
+    )
 
 
 def choose_held_out(source: ImageSource, fraction: float) -> float:
@@ -108,6 +122,29 @@ def mirrors(config: StartConfig) -> bool:
     return config.source != "digits" if config.horizontal_flip is None else config.horizontal_flip
 
 
+def split_remarks(source: ImageSource, survey: ImageSurvey, fraction: float) -> list[str]:
+    """Remarks on what a split into training images and held-out ones does to classes and copies."""
+    held_out, lines = source.held_out(fraction), []
+    trained = set(source.labels[~held_out].tolist())
+    if gone := [name for label, name in enumerate(survey.classes) if survey.classes[name] and label not in trained]:
+        lines.append(
+            f"All images of {few(gone)} are among the held-out ones, so nothing is learned of "
+            f"{'them' if len(gone) > 1 else 'it'}; --held-out-fraction 0 trains on all."
+        )
+    groups = [*survey.duplicates.exact, *survey.duplicates.near]
+    if straddling := sum(len(set(held_out[list(group)].tolist())) > 1 for group in groups):
+        lines.append(
+            f"{straddling:,} held-out image{'s are' if straddling > 1 else ' is'} also, or nearly, among the training "
+            "images, which flatters the figures a little; 'alight info images' lists duplicates."
+        )
+    return lines
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of a list, and dots where there are more."""
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
 def remarks(survey: ImageSurvey, images: ImagesConfig) -> list[str]:
     """Remarks on images and on the choices made for them."""
     lines = [survey.description + "."]
@@ -115,10 +152,9 @@ def remarks(survey: ImageSurvey, images: ImagesConfig) -> list[str]:
     if len(counts) > 1:
         lines.append(f"Classes hold {min(counts):,} to {max(counts):,} images; 'alight info images' lists them.")
         if rare := [name for name, count in survey.classes.items() if count < FEW_PER_CLASS]:
-            shown = ", ".join(rare[:4]) + (", ..." if len(rare) > 4 else "")
             lines.append(
-                f"{len(rare)} of {len(counts)} classes hold fewer than {FEW_PER_CLASS} images ({shown}): of these, "
-                "expect copies of the training images."
+                f"{len(rare)} of {len(counts)} classes hold fewer than {FEW_PER_CLASS} images ({few(rare)}): of "
+                "these, expect copies of the training images."
             )
     else:
         lines.append("There is one class, so images are generated without a label.")

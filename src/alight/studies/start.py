@@ -18,12 +18,12 @@ from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors, locked_folder, write_text
-from alight.runtime.hardware import free_disk
+from alight.runtime.hardware import free_disk, share_of_cores
 from alight.runtime.units import size_text
 from alight.studies import quickstart
 from alight.studies.budget import Costs, fit, fitting_factor, measure_costs
 from alight.studies.plan_text import describe_plan
-from alight.studies.proposal import Proposal, choose_held_out, propose, require_trainable
+from alight.studies.proposal import Proposal, choose_held_out, propose, require_trainable, split_remarks
 from alight.studies.stock import with_published_networks
 
 PLAN, RECIPE = "start.json", "recipe.yaml"  # in the folder of the run: the request and its recipe, for people too
@@ -46,6 +46,7 @@ WORTH_IT = 0.5  # share of a recipe's steps that must fit into the time, or a sm
 MEASURED_FROM = 0.25  # share of a recipe's minutes, below which it is not worth a measurement
 IN_RESERVE = 500 * 2**20  # bytes of disk for checkpoints, samples and reports of a small model
 LATENT_BYTES = 4  # of a number
+QUIET = 0.8  # share of the cores' time, below which the plan mentions other programs
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,23 @@ def prepare(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[
     name, proposal, costs = choose(config, recipes, found, held_out, folder)
     recipe = fit(proposal.recipe, costs, config.minutes).model_copy(update={"output": folder})
     require_disk(recipe, found.count, folder)
-    plan = [*describe_plan(recipe, name, config.minutes, costs.seconds(recipe), proposal.remarks)]
+    more = [*split_remarks(source, found, held_out), *load_remarks(config)]
+    plan = [*describe_plan(recipe, name, config.minutes, costs.seconds(recipe), [*proposal.remarks, *more])]
     if name in ON_GPU:
         made = ON_GPU[name]
         within = f"in {made.minutes} minutes: " if config.minutes != made.minutes else ""
         plan.append(f"  {'expect':<12} {within}{made.expectation}")
     return recipe, tuple(plan)
+
+
+def load_remarks(config: StartConfig) -> list[str]:
+    """Remarks on other programs, beside which the steps of a plan were timed."""
+    if resolve_device(config.device).type != "cpu" or (share := share_of_cores()) > QUIET:
+        return []
+    return [
+        f"Other programs leave {share:.0%} of the cores to this one. The steps were timed beside them; on a quiet "
+        "machine, more would fit."
+    ]
 
 
 def candidates(config: StartConfig) -> dict[str, QuickstartConfig]:
@@ -183,15 +195,21 @@ def resume(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[s
     Raises:
         InputError: it was another request.
     """
-    stored = read_checked(folder / PLAN)
+    try:
+        stored = read_checked(folder / PLAN)
+    except InputError as error:
+        raise InputError(f"{error} {other_ways(folder)}") from error
     if changed := differences(stored["request"], request(config)):
         raise InputError(
             f"{folder} was started with other options ({'; '.join(changed[:4])}). Choose another --output, give the "
             "same options to go on, or delete that folder."
         )
     log.info("start: going on in %s, as planned before.", folder)
-    recipe = validate(QuickstartConfig, stored["recipe"], str(folder / PLAN))
-    return recipe.model_copy(update={"output": folder}), tuple(stored["plan"])
+    recipe = validate(QuickstartConfig, stored["recipe"], str(folder / PLAN)).model_copy(update={"output": folder})
+    plan = tuple(stored["plan"])
+    if not (folder / RECIPE).is_file():
+        write_recipe(folder, recipe, plan)
+    return recipe, plan
 
 
 def request(config: StartConfig) -> dict[str, Any]:
@@ -207,20 +225,16 @@ def require_new(folder: Path) -> None:
     """
     for stage in quickstart.STAGES:
         if (folder / stage).exists():
-            way = (
-                f"Go on with 'alight quickstart --config {folder / RECIPE}', choose"
-                if has_recipe(folder)
-                else "Choose"
-            )
             raise InputError(
                 f"{folder} holds a run ({folder / stage}), but not the plan of one that 'alight start' began "
-                f"({PLAN}). {way} another --output, or delete that folder."
+                f"({PLAN}). {other_ways(folder)}"
             )
 
 
-def has_recipe(folder: Path) -> bool:
-    """Tell if the recipe of a run is still there."""
-    return (folder / RECIPE).is_file()
+def other_ways(folder: Path) -> str:
+    """A sentence on how to go on where the plan of a run cannot be used."""
+    begin = f"Go on with 'alight quickstart --config {folder / RECIPE}', choose"
+    return f"{begin if (folder / RECIPE).is_file() else 'Choose'} another --output, or delete that folder."
 
 
 def store(
@@ -240,13 +254,19 @@ def store(
             return resume(config, folder)
         for stage, job in quickstart.wire(recipe).items():
             check_output(job.output, job.model_dump(mode="json"), stage)
-        values = recipe.model_dump(mode="json")
-        comment = "".join(f"# {line}\n" for line in plan)
-        command = f"# Run it by hand, or change it and run it: alight quickstart --config {folder / RECIPE}\n"
-        text = yaml.safe_dump({"job": "quickstart", **values}, sort_keys=False, allow_unicode=True, width=120)
-        write_text(folder / RECIPE, f"{comment}#\n{command}{text}")
-        write_checked(folder / PLAN, {"request": request(config), "recipe": values, "plan": list(plan)})
+        write_recipe(folder, recipe, plan)
+        values = {"request": request(config), "recipe": recipe.model_dump(mode="json"), "plan": list(plan)}
+        write_checked(folder / PLAN, values)
     return recipe, plan
+
+
+def write_recipe(folder: Path, recipe: QuickstartConfig, plan: tuple[str, ...]) -> None:
+    """Write the recipe for people, with the plan above it."""
+    comment = "".join(f"# {line}\n" for line in plan)
+    command = f"# Run it by hand, or change it and run it: alight quickstart --config {folder / RECIPE}\n"
+    values = {"job": "quickstart", **recipe.model_dump(mode="json")}
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    write_text(folder / RECIPE, f"{comment}#\n{command}{text}")
 
 
 def require_disk(recipe: QuickstartConfig, num_images: int, folder: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from alight.artifacts import differences, library_versions
 from alight.config import TrainingConfig
 from alight.runtime.console import log, progress_bar
+from alight.runtime.device import warn_of_slow_precision
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors
@@ -108,6 +109,8 @@ class TrainingRun:
             if processes.is_main and "ema" in state:
                 warn_of_long_average(training, description)
             self._resume()
+            if processes.is_main and self.start_step < training.steps:
+                warn_of_slow_precision(processes.device, training.precision)
             if processes.is_main:
                 self._trackers = open_trackers(folder, training, config, self.start_step, stack)
             self.meter = Meter(training, processes, self.start_step, dataset_size, flops_per_image)
