@@ -7,15 +7,19 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from alight.artifacts import read_artifact
-from alight.config import QuickstartConfig, StartConfig
+from alight.config import PlanConfig, QuickstartConfig, StartConfig
 from alight.data.loading import open_images
 from alight.data.survey import survey
+from alight.plan.inputs import Inputs
+from alight.plan.measure import Cost
+from alight.plan.subject import Machine, Subject
 from alight.runtime.errors import InputError
-from alight.studies import proposal, start
+from alight.studies import budget, proposal, start
 from helpers import warm
 
 SHORT = {  # a whole arrow whose steps take milliseconds
@@ -268,6 +272,15 @@ def test_classes_and_copies_that_the_split_tears_apart_are_named(tmp_path):
     gone, copies = proposal.split_remarks(source, survey(source), 0.5)
     assert gone.startswith("All images of one are among the held-out ones")
     assert copies.startswith("1 held-out image is also, or nearly, among the training images")
+
+
+def test_images_too_large_for_the_memory_are_refused_with_the_remedy(monkeypatch):
+    job = QuickstartConfig().foundation
+    huge = Cost(1, 1.0, 1.0, 2.0**40)
+    monkeypatch.setattr(budget, "training_subject", lambda *arguments: Subject({}, 1, 1, 1, []))
+    monkeypatch.setattr(budget, "sweep", lambda *arguments, **options: [huge])
+    with pytest.raises(InputError, match=r"takes 1.0 TiB of memory, and 1.0 GiB are free. Give a smaller --size"):
+        budget.step_seconds(job, PlanConfig(), Machine(torch.device("cpu"), 2**30, 1e9), Inputs(PlanConfig()))
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.4, 1), (0.97, 0)])

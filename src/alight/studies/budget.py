@@ -15,10 +15,10 @@ from alight.config import (
 from alight.plan.estimate import open_machine
 from alight.plan.inputs import Inputs
 from alight.plan.measure import sweep
-from alight.plan.stages import stage_time
+from alight.plan.stages import job_of, stage_time
 from alight.plan.subject import Machine, TrainingRecipe, training_subject
 from alight.runtime.errors import InputError
-from alight.runtime.units import duration
+from alight.runtime.units import duration, size_text
 from alight.studies.quickstart import wire
 
 TrainConfig = TypeVar("TrainConfig", TrainFoundationConfig, TrainTokenizerConfig, TrainTransformerConfig)
@@ -79,6 +79,11 @@ def step_seconds(job: TrainingRecipe, config: PlanConfig, machine: Machine, inpu
     subject, training = training_subject(config, job, machine, inputs), job.training
     micro_batch = training.micro_batch_size or training.global_batch_size
     (cost,) = sweep(subject.works, subject.extent, [micro_batch], machine.memory, deadline=0.0)
+    if cost.activations > machine.memory:
+        raise InputError(
+            f"A step of {micro_batch} images of 'alight {job_of(job)}' takes {size_text(cost.activations)} of memory, "
+            f"and {size_text(machine.memory)} are free. Give a smaller --size."
+        )
     return training.micro_batches() * cost.seconds + cost.update
 
 

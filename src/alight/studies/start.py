@@ -46,6 +46,7 @@ WORTH_IT = 0.5  # share of a recipe's steps that must fit into the time, or a sm
 MEASURED_FROM = 0.25  # share of a recipe's minutes, below which it is not worth a measurement
 IN_RESERVE = 500 * 2**20  # bytes of disk for checkpoints, samples and reports of a small model
 LATENT_BYTES = 4  # of a number
+SAME_LENGTH = 0.2  # relative difference of steps, up to which the measured quality is to be expected
 QUIET = 0.8  # share of the cores' time, below which the plan mentions other programs
 
 
@@ -121,9 +122,9 @@ def prepare(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[
     more = [*split_remarks(source, found, held_out), *load_remarks(config)]
     plan = [*describe_plan(recipe, name, config.minutes, costs.seconds(recipe), [*proposal.remarks, *more])]
     if name in ON_GPU:
-        made = ON_GPU[name]
-        within = f"in {made.minutes} minutes: " if config.minutes != made.minutes else ""
-        plan.append(f"  {'expect':<12} {within}{made.expectation}")
+        share = recipe.transformer.training.steps / load_config(name).transformer.training.steps
+        steps = f", with {1 / share:.2g} times the steps" if abs(share - 1) > SAME_LENGTH else ""
+        plan.append(f"  {'expect':<12} {ON_GPU[name].expectation}{steps}")
     return recipe, tuple(plan)
 
 
