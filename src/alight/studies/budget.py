@@ -23,7 +23,7 @@ from alight.studies.quickstart import wire
 
 TrainConfig = TypeVar("TrainConfig", TrainFoundationConfig, TrainTokenizerConfig, TrainTransformerConfig)
 MEASURING = 4.0  # seconds of measuring a stage that does not train
-STEP_OF_A_RUN = 1.2  # times a step measured alone: reading, logging, pictures and checkpoints
+STEP_OF_A_RUN = 1.1  # times a step measured alone: reading, logging, pictures and checkpoints
 SETTING_UP = 3.0  # seconds of a stage for its start, pictures and files
 IN_RESERVE = 0.05  # share of the time, for looking at the images and for what else the machine does
 SHORTEST = 0.2  # of the recipe's steps, below which its networks learn next to nothing
