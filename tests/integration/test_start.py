@@ -261,7 +261,7 @@ def test_classes_and_copies_that_the_split_tears_apart_are_named(tmp_path):
     source = open_images(folder)
     held_out = source.held_out(0.5)
     for number in range(100):  # until the only image of the class is held out
-        (source.root / source.name(30)).rename(folder / "one" / f"{number}.png")
+        (folder / source.name(30)).rename(folder / "one" / f"{number}.png")
         source = open_images(folder)
         held_out = source.held_out(0.5)
         if held_out[30]:

@@ -3,11 +3,11 @@
 import functools
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 from torch import nn
 
-from alight.options import Precision
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.hardware import matrix_product_rate
@@ -36,7 +36,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def faster_precision(device: torch.device) -> Precision:
+def faster_precision(device: torch.device) -> Literal["fp32", "bf16"]:
     """`bf16` where the device multiplies matrices clearly faster in it, else `fp32`; measured, in about a second."""
     return "bf16" if bf16_advantage(device) >= CLEARLY_FASTER else "fp32"
 
