@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from alight.config.tokenizer import SMALLEST_DISCRIMINATED
 from alight.lineage import require_tokenizer_of
 from alight.options import EMBEDDED
 from alight.runtime.errors import InputError
+from alight.runtime.reading import read_json_object
 
 Following = tuple[str, dict[str, Any]] | None  # the command, and the fields of its configuration that are known
 
@@ -76,7 +78,7 @@ def _after_transformer(config: Any) -> Following:
 
 def _after_samples(config: Any) -> Following:
     known: dict[str, Any] = {"samples": config.output, "transformer": None, "tokenizer": config.tokenizer}
-    if not is_complete(config.transformer):  # a checkpoint of a run
+    if config.checkpoint is not None or not is_complete(config.transformer):  # a checkpoint of a run
         return None
     transformer = read_manifest(config.transformer)
     known["transformer"] = config.transformer
@@ -110,7 +112,8 @@ def _after_run(config: Any) -> Following:
 
 def _after_start(config: Any) -> Following:
     if config.plan_only:
-        return "start", {name: getattr(config, name) for name in config.model_fields_set - {"plan_only"}}
+        known = {name: getattr(config, name) for name in config.model_fields_set - {"plan_only"}}
+        return "start", known if _can_start(config) else known | {"output": _unused(config.folder)}
     find_pipeline(config.folder)  # or it refuses
     return "serve", {"pipeline": config.folder}
 
@@ -199,6 +202,19 @@ def _job(path: Path) -> str | None:
     with suppress(InputError):
         return read_recipe(path)[0]
     return None
+
+
+def _can_start(config: Any) -> bool:
+    """Tell if the folder of a start is new, or holds one with the same options."""
+    if not config.folder.exists():
+        return True
+    stored = read_json_object(config.folder / "start.json", "").get("request", {})
+    return not differences(stored, config.model_dump(mode="json", exclude={"output", "plan_only"}))
+
+
+def _unused(folder: Path) -> Path:
+    """The first folder with a number behind its name that does not exist."""
+    return next(place for number in count(2) if not (place := folder.with_name(f"{folder.name}-{number}")).exists())
 
 
 def _free(folder: Path, wanted: Section) -> Path:

@@ -12,14 +12,16 @@ import yaml
 from PIL import Image
 
 from alight.artifacts import read_artifact
-from alight.config import PlanConfig, QuickstartConfig, StartConfig
+from alight.config import ImagesConfig, PlanConfig, QuickstartConfig, StartConfig
+from alight.config.recipes import load_config
 from alight.data.loading import open_images
 from alight.data.survey import survey
 from alight.plan.inputs import Inputs
 from alight.plan.measure import Cost
 from alight.plan.subject import Machine, Subject
+from alight.runtime import hardware
 from alight.runtime.errors import InputError
-from alight.studies import budget, proposal, start
+from alight.studies import budget, proposal, quickstart, start
 from helpers import warm
 
 SHORT = {  # a whole arrow whose steps take milliseconds
@@ -285,8 +287,36 @@ def test_images_too_large_for_the_memory_are_refused_with_the_remedy(monkeypatch
 
 @pytest.mark.parametrize(("share", "count"), [(0.4, 1), (0.97, 0)])
 def test_the_plan_mentions_other_busy_programs(monkeypatch, share, count):
-    monkeypatch.setattr(start, "share_of_cores", lambda: share)
+    monkeypatch.setattr(start, "leave_busy_cores", lambda: share)
     assert len(start.load_remarks(StartConfig(source="digits", device="cpu"))) == count
+
+
+@pytest.mark.parametrize(("share", "threads"), [(1.0, 4), (0.9, 4), (0.7, 2), (0.26, 1), (0.05, 1)])
+def test_only_free_cores_are_computed_on(monkeypatch, share, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        monkeypatch.setattr(hardware, "share_of_cores", lambda: share)
+        assert hardware.leave_busy_cores() == share
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_time_that_the_plan_took_is_part_of_the_time():
+    stages = ("foundation", "tokenizer", "transformer")
+    costs = budget.Costs(dict.fromkeys(stages, 0.001), dict.fromkeys(quickstart.STAGES, 1.0))
+    steps = [budget.fit(QuickstartConfig(), costs, 10, spent).transformer.training.steps for spent in (0.0, 5.0)]
+    assert 0.45 < steps[1] / steps[0] < 0.5
+
+
+def test_the_recipe_of_a_run_names_its_own_images_alone(tmp_path):
+    images = ImagesConfig(source="images", size=64)
+    recipe = load_config("own_images/quick").model_copy(update={"images": images, "output": tmp_path})
+    start.write_recipe(tmp_path, recipe, ("the plan",))
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "digits" not in text
+    assert load_config(tmp_path / "recipe.yaml") == recipe
 
 
 def test_start_needs_images_that_exist(refused, tmp_path):

@@ -1,5 +1,6 @@
 """Configuration: strict keys, helpful complaints, numbers that are numbers."""
 
+import json
 import random
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from alight.config import OptimizerConfig, Section, ServeConfig, TrainingConfig, TrainTokenizerConfig
 from alight.config.commands import COMMANDS
-from alight.config.recipes import find_recipe, load_config, recipes_folder, validate
+from alight.config.recipes import changes, find_recipe, load_config, recipes_folder, shipped_recipes, validate
 from alight.runtime.errors import InputError
 
 FRAGMENTS = [  # of YAML, that make trouble
@@ -215,6 +216,13 @@ def test_every_recipe_loads_and_says_what_it_promises(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for promise in ("command", "hardware", "time", "expect"):
         assert any(line[1:].split()[:1] == [promise] for line in header), f"{path.name}: no '{promise}' in its header"
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_changes_of_the_defaults_are_the_whole_recipe(name, tmp_path):
+    recipe = load_config(name)
+    values = changes(recipe, type(recipe)())
+    assert validate(type(recipe), json.loads(json.dumps(values)), name) == recipe
 
 
 def test_unknown_recipe_names_the_nearest():

@@ -126,7 +126,17 @@ def test_images_beside_class_folders_are_ambiguous(pets):
     write_plain(pets / "loose.png")
     with pytest.raises(InputError) as error:
         ImageFolder(pets)
-    one_paragraph(error, "1 images beside 2 subfolders", "unconditional=True")
+    one_paragraph(error, "1 images beside 2 subfolders", "option unconditional")
+
+
+def test_a_few_strays_beside_many_images_in_class_folders_are_left_out(tmp_path, caplog):
+    for number in range(40):
+        write_plain(tmp_path / ("cat" if number % 2 else "dog") / f"{number}.png")
+    write_plain(tmp_path / "cover.png")
+    source = ImageFolder(tmp_path)
+    assert (source.class_names, len(source)) == (("cat", "dog"), 40)
+    assert "1 image beside the class folders (such as cover.png), which is left out" in caplog.text
+    assert len(ImageFolder(tmp_path, unconditional=True)) == 41
 
 
 def test_classes_that_look_like_splits_are_pointed_out(tmp_path, caplog):

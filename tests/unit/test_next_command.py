@@ -1,12 +1,13 @@
 """The proposed next command: recipe and folders of the user, images as they were given, quoted for a shell."""
 
+import json
 import shlex
 from pathlib import Path
 
 import pytest
 
 from alight import cli
-from alight.config import ImagesConfig, TrainFoundationConfig, TrainTokenizerConfig
+from alight.config import ImagesConfig, StartConfig, TrainFoundationConfig, TrainTokenizerConfig
 from alight.config.command_line import command_text, option_words
 from alight.config.commands import COMMANDS
 from alight.config.recipes import load_config
@@ -95,6 +96,20 @@ def test_small_images_go_on_without_a_discriminator(tmp_path, monkeypatch):
     config = TrainFoundationConfig(images=ImagesConfig(source="x", size=16))
     _, following = parsed(next_command("foundation train", config))
     assert following.reconstruction.adversarial_weight == 0
+
+
+def test_a_plan_goes_on_to_a_folder_that_it_can_start_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = StartConfig(source="images", plan_only=True)
+    assert next_command("start", config) == "alight start images"
+    plan = {"request": config.model_dump(mode="json", exclude={"output", "plan_only"})}
+    Path("runs/images-10min").mkdir(parents=True)
+    Path("runs/images-10min/start.json").write_text(json.dumps(plan))
+    assert next_command("start", config) == "alight start images"  # goes on in it
+    other = config.model_copy(update={"unconditional": True})
+    other.model_fields_set.add("unconditional")
+    assert next_command("start", other) == "alight start images --output runs/images-10min-2 --unconditional True"
+    assert "--minutes 60 " in next_command("start", StartConfig(source="images", plan_only=True, minutes=60)) + " "
 
 
 def test_nothing_is_proposed_where_the_records_are_gone(tmp_path):

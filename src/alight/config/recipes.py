@@ -167,6 +167,20 @@ def laid_over(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
     return merged
 
 
+def changes(config: Section, default: Section) -> dict[str, Any]:
+    """The values, as plain data, that turn the default into the configuration when they are laid over it."""
+    found: dict[str, Any] = {}
+    plain = config.model_dump(mode="json")
+    for name in type(config).model_fields:
+        value, usual = getattr(config, name), getattr(default, name)
+        if isinstance(value, Section) and isinstance(usual, Section):
+            if inner := changes(value, usual):
+                found[name] = inner
+        elif value != usual:
+            found[name] = plain[name]
+    return found
+
+
 # --- complaints ---------------------------------------------------------------------------------------------------
 
 

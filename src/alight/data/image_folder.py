@@ -15,6 +15,7 @@ from alight.runtime.errors import InputError
 
 _SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _SHOWN_EXTENSIONS = 5
+FEW_LOOSE = 0.05  # share of the images, up to which those beside class folders are left out
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ class ImageFolder(StoredImages):
         background: the colour behind transparent pixels.
 
     Raises:
-        InputError: the folder is missing or has no images; there are images both beside and in subfolders; a class has
-            no usable image; too many files are damaged.
+        InputError: the folder is missing or has no images; there are many images both beside and in subfolders; a
+            class has no usable image; too many files are damaged.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ImageFolder(StoredImages):
                 f"The folder {folder} holds no images{others}; it should hold files such as .jpg, .png or .webp, "
                 "either directly or in one subfolder per class."
             )
+        names = names if unconditional else _without_few_loose(folder, names)
         if unconditional or _is_flat(folder, names):
             classes = [readable(folder.resolve().name)] * len(names)
         else:
@@ -81,6 +83,18 @@ def _others(before: str, counts: dict[str, int]) -> str:
     return f"{before}{', '.join(shown)}{', ...' if len(counts) > len(shown) else ''}" if shown else ""
 
 
+def _without_few_loose(folder: Path, names: list[str]) -> list[str]:
+    """The images without those beside the class folders, where these are so few that they can only be strays."""
+    loose = [name for name in names if "/" not in name]
+    if not 0 < len(loose) <= FEW_LOOSE * len(names):
+        return names
+    logger.warning(
+        "%s holds %d image%s beside the class folders (such as %s), which %s left out.",
+        *(folder, len(loose), "s" * (len(loose) > 1), readable(loose[0]), "are" if len(loose) > 1 else "is"),
+    )
+    return [name for name in names if "/" in name]
+
+
 def _is_flat(folder: Path, names: list[str]) -> bool:
     """Tell if the images are directly in the folder rather than in class folders; an ambiguous layout is an error."""
     per_folder = Counter(name.split("/", 1)[0] for name in names if "/" in name)
@@ -91,7 +105,7 @@ def _is_flat(folder: Path, names: list[str]) -> bool:
         raise InputError(
             f"{folder} holds {loose:,} images beside {len(per_folder)} subfolders with images (such as "
             f"{readable(min(per_folder))}), so it is unclear if the subfolders are classes; move the loose images "
-            "into class folders or away, or take everything as one class with unconditional=True."
+            "into class folders or away, or take everything as one class with the option unconditional."
         )
     if empty := [name for name in visible_folders(folder) if name not in per_folder]:
         held = _others(", which holds ", count_other_files(folder / empty[0]))

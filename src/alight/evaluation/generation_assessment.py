@@ -108,6 +108,8 @@ def distance_evidence(found: Distances) -> Evidence:
         f"Distance from training images in {found.features}, of {found.images:,} images each: real ones "
         f"{found.real:.3f}, their reconstructions {found.reconstructed:.3f}, generated ones {found.generated:.3f}."
     )
+    if found.generated < found.real:
+        sentence += " Here real images are the farthest, so this distance says nothing against the generated ones."
     return Evidence(found.excess, found.tokenizer_share, level_of(found.excess, DISTANCES), sentence)
 
 
@@ -123,8 +125,9 @@ def accuracy_evidence(images: GeneratedImages, labels: LabelScores | None, found
     lost = max((real - decoded) / (real - chance), 0.0)
     share = min(lost / loss, 1.0) if loss > 0 else 1.0
     sentence = (
-        f"Label accuracy of an independent classifier: real images {real:.3f}, their reconstructions {decoded:.3f}, "
-        f"generated ones {labels.generated.value:.3f}; chance is {chance:.3f}."
+        f"Label accuracy of an independent classifier: real images, held-out ones in their own proportions, "
+        f"{real:.3f}, their reconstructions {decoded:.3f}, generated ones {labels.generated.value:.3f}; chance "
+        f"is {chance:.3f}."
     )
     return [Evidence(loss, share, level_of(loss, DEFICITS), sentence)]
 

@@ -93,16 +93,22 @@ def fitting_factor(recipe: QuickstartConfig, costs: Costs, minutes: float) -> fl
     return available / sum(costs.trained(recipe).values())
 
 
-def fit(recipe: QuickstartConfig, costs: Costs, minutes: float) -> QuickstartConfig:
+def fit(recipe: QuickstartConfig, costs: Costs, minutes: float, spent: float = 0.0) -> QuickstartConfig:
     """Scale the steps of every stage by one factor, so that all of it takes about the given time.
+
+    Args:
+        recipe: of the whole arrow.
+        costs: of its stages.
+        minutes: for all of it.
+        spent: minutes that have gone into the plan.
 
     Raises:
         InputError: the time is too short; says what would do.
     """
-    factor = fitting_factor(recipe, costs, minutes)
+    factor = fitting_factor(recipe, costs, minutes - spent)
     if factor < SHORTEST:
         trained = sum(costs.trained(recipe).values())
-        needed = (SHORTEST * trained + sum(costs.passing.values())) / (1 - IN_RESERVE)
+        needed = (SHORTEST * trained + sum(costs.passing.values())) / (1 - IN_RESERVE) + 60 * spent
         raise InputError(
             f"{minutes:g} minutes are too short for this machine: at {recipe.images.size} pixels, the shortest "
             f"training that shows anything takes about {duration(needed)}. Give --minutes {needed / 60 + 1:.0f}, or "

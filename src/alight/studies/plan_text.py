@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
+
 from alight.config import QuickstartConfig
 from alight.models.lightning_dit import PRESETS
 from alight.options import EMBEDDED
@@ -23,7 +25,10 @@ def describe_plan(
         remarks: on the images.
     """
     images, device = recipe.images, resolve_device(recipe.device)
-    where = f"{available_cores()} cores" if device.type == "cpu" else str(device)
+    threads, cores = torch.get_num_threads(), available_cores()
+    where = (
+        (f"{threads} of {cores} cores" if threads < cores else f"{cores} cores") if device.type == "cpu" else device
+    )
     precision = recipe.transformer.training.precision
     yield from remarks
     yield f"Plan for {minutes:g} minutes on {where} in {precision}, from the recipe {name}:"

@@ -1,15 +1,17 @@
 """`alight start`: from a folder of images to a report in a given time, by one command."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 
 from alight.artifacts import Artifact, differences
 from alight.config import ImagesConfig, Job, QuickstartConfig, StartConfig
-from alight.config.recipes import load_config, validate
+from alight.config.recipes import changes, load_config, validate
 from alight.data.loading import open_source
 from alight.data.survey import ImageSurvey, survey
 from alight.outputs import check_output, require_apart
@@ -18,7 +20,7 @@ from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors, locked_folder, write_text
-from alight.runtime.hardware import free_disk, share_of_cores
+from alight.runtime.hardware import QUIET, available_cores, free_disk, leave_busy_cores
 from alight.runtime.units import size_text
 from alight.studies import quickstart
 from alight.studies.budget import Costs, fit, fitting_factor, measure_costs
@@ -54,7 +56,7 @@ MEASURED_FROM = 0.25  # share of a recipe's minutes, below which it is not worth
 IN_RESERVE = 500 * 2**20  # bytes of disk for checkpoints, samples and reports of a small model
 LATENT_BYTES = 4  # of a number
 SAME_LENGTH = 0.2  # relative difference of steps, up to which the measured quality is to be expected
-QUIET = 0.8  # share of the cores' time, below which the plan mentions other programs
+MORE = 60  # minutes that are proposed after a shorter run
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def run(config: StartConfig) -> Started:
     """
     if config.source is None:
         raise InputError("'alight start' needs images: alight start FOLDER, with one subfolder per class or none.")
-    folder = config.folder
+    folder, load = config.folder, load_remarks(config)
     if (folder / PLAN).is_file() and not config.plan_only:
         recipe, plan = resume(config, folder)
     else:
@@ -99,17 +101,27 @@ def run(config: StartConfig) -> Started:
         if not config.plan_only:
             require_new(folder)
             check_output(folder / "foundation", {}, "foundation")
-        recipe, plan = prepare(config, folder)
+        recipe, plan = prepare(config, folder, load)
         if config.plan_only:
             return Started(folder, plan, None)
         recipe, plan = store(config, recipe, plan, folder)
     for line in plan:
         log.info(line)
-    return Started(folder, plan, quickstart.run(recipe))
+    started = Started(folder, plan, quickstart.run(recipe))
+    if config.minutes < MORE and config.recipe is None:
+        log.info("More time makes better images, such as --minutes %d.", MORE)
+    return started
 
 
-def prepare(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[str, ...]]:
-    """Look at images and machine, and make the recipe and the plan in words."""
+def prepare(config: StartConfig, folder: Path, load: Sequence[str]) -> tuple[QuickstartConfig, tuple[str, ...]]:
+    """Look at images and machine, and make the recipe and the plan in words.
+
+    Args:
+        config: of the command.
+        folder: of the run.
+        load: remarks on other programs.
+    """
+    started = time.perf_counter()
     recipes = candidates(config)
     looked_at = ImagesConfig(
         source=str(config.source),
@@ -124,25 +136,28 @@ def prepare(config: StartConfig, folder: Path) -> tuple[QuickstartConfig, tuple[
     require_trainable(found, str(config.source))
     held_out = choose_held_out(source, config.held_out_fraction)
     name, proposal, costs = choose(config, recipes, found, held_out, folder)
-    recipe = fit(proposal.recipe, costs, config.minutes).model_copy(update={"output": folder})
+    spent = (time.perf_counter() - started) / 60
+    recipe = fit(proposal.recipe, costs, config.minutes, spent).model_copy(update={"output": folder})
     require_disk(recipe, found.count, folder)
-    more = [*split_remarks(source, found, held_out), *load_remarks(config)]
+    more = [*split_remarks(source, found, held_out), *load]
     plan = [*describe_plan(recipe, name, config.minutes, costs.seconds(recipe), [*proposal.remarks, *more])]
     if name in ON_GPU:
         made, planned = ON_GPU[name], recipe.transformer.training.steps
         measured = made.steps * load_config(name).transformer.training.steps / planned
-        steps = f", with {measured:.2g} times the steps" if measured and abs(measured - 1) > SAME_LENGTH else ""
-        plan.append(f"  {'expect':<12} {made.expectation}{steps}")
+        differs = bool(measured) and abs(measured - 1) > SAME_LENGTH
+        than = "" if not differs else "less than: " if measured > 1 else "more than: "
+        steps = f", after {measured:.2g} times these steps" if differs else ""
+        plan.append(f"  {'expect':<12} {than}{made.expectation}{steps}")
     return recipe, tuple(plan)
 
 
 def load_remarks(config: StartConfig) -> list[str]:
-    """Remarks on other programs, beside which the steps of a plan were timed."""
-    if resolve_device(config.device).type != "cpu" or (share := share_of_cores()) > QUIET:
+    """Remarks on other programs, whose cores are left to them."""
+    if resolve_device(config.device).type != "cpu" or (share := leave_busy_cores()) >= QUIET:
         return []
     return [
-        f"Other programs leave {share:.0%} of the cores to this one. The steps were timed beside them; on a quiet "
-        "machine, more would fit."
+        f"Other programs leave {share:.0%} of the cores, so this one computes with {torch.get_num_threads()} of "
+        f"{available_cores()}. On a quiet machine, more steps would fit."
     ]
 
 
@@ -270,10 +285,10 @@ def store(
 
 
 def write_recipe(folder: Path, recipe: QuickstartConfig, plan: tuple[str, ...]) -> None:
-    """Write the recipe for people, with the plan above it."""
+    """Write for people what the recipe changes of the defaults, with the plan above it."""
     comment = "".join(f"# {line}\n" for line in plan)
     command = f"# Run it by hand, or change it and run it: alight quickstart --config {folder / RECIPE}\n"
-    values = {"job": "quickstart", **recipe.model_dump(mode="json")}
+    values = {"job": "quickstart", **changes(recipe, QuickstartConfig())}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     write_text(folder / RECIPE, f"{comment}#\n{command}{text}")
 
