@@ -222,7 +222,8 @@ def test_every_recipe_loads_and_says_what_it_promises(path):
 def test_changes_of_the_defaults_are_the_whole_recipe(name, tmp_path):
     recipe = load_config(name)
     values = changes(recipe, type(recipe)())
-    assert validate(type(recipe), json.loads(json.dumps(values)), name) == recipe
+    again = validate(type(recipe), json.loads(json.dumps(values)), name)
+    assert again.model_dump(mode="json") == recipe.model_dump(mode="json")
 
 
 def test_unknown_recipe_names_the_nearest():

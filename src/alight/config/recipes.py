@@ -169,15 +169,18 @@ def laid_over(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
 
 def changes(config: Section, default: Section) -> dict[str, Any]:
     """The values, as plain data, that turn the default into the configuration when they are laid over it."""
+    return _changed(config.model_dump(mode="json"), default.model_dump(mode="json"))
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    plain = config.model_dump(mode="json")
-    for name in type(config).model_fields:
-        value, usual = getattr(config, name), getattr(default, name)
-        if isinstance(value, Section) and isinstance(usual, Section):
-            if inner := changes(value, usual):
+    for name, value in values.items():
+        usual = defaults.get(name)
+        if isinstance(value, Mapping) and isinstance(usual, Mapping) and usual.keys() == value.keys():
+            if inner := _changed(value, usual):
                 found[name] = inner
         elif value != usual:
-            found[name] = plain[name]
+            found[name] = value
     return found
 
 
