@@ -36,6 +36,8 @@ HARMLESS = {  # what keeps a command without inputs from working for minutes
     "foundation train": ("--images.source", "{folder}"),
     "tokenizer train": ("--images.source", "{folder}"),
     "study alignment": ("--foundation.images.source", "{folder}"),
+    "study frontier": ("--images.source", "{folder}"),
+    "study ablation": ("--images.source", "{folder}"),
     "evaluate reference": ("--images.source", "{folder}"),
     "bench": ("--preset", "nothing"),
 }

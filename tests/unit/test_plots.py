@@ -8,6 +8,7 @@ import pytest
 
 from alight.reporting import plots
 from alight.reporting.plots import line_plot
+from alight.reporting.report import Bars
 
 
 def group(html: str, label: str) -> str:
@@ -50,6 +51,25 @@ def test_points_lie_where_the_ticks_say() -> None:
         drawn, [[at_x["0"], at_y["−1.0"]], [at_x["10"], at_y["0.0"]], [at_x["20"], at_y["3.0"]]], atol=0.11
     )
     assert at_y["3.0"] < at_y["−1.0"]  # up is more
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+def test_bars_reach_the_ends_of_their_intervals_and_labels_stand_beside_points(log_y: bool) -> None:
+    bars = {"a": [Bars(0, 0, 1.0, 100.0), Bars(8, 12, 10.0, 10.0), Bars(20, 20, math.nan, math.nan)]}
+    series = {"a": ([0, 10, 20], [10.0, 10.0, 10.0])}
+    html = line_plot("t", "x", "y", series, log_y=log_y, bars=bars, labels={"a": ["d8", "<d16>", "d32"]})
+    at_x, at_y = tick_positions(html, "x"), tick_positions(html, "y")
+    (path,) = re.findall(r'<path class="bar" d="([^"]*)"', html)
+    vertical, horizontal = path.split("M")[2], path.split("M")[3]
+    assert path.count("M") == 4  # nothing is drawn around the point without an interval
+    low, high = (float(value) for value in re.findall(r"[\d.]+", vertical)[1:])
+    assert high < low
+    assert high == pytest.approx(at_y["100"], abs=0.11)
+    left, _, right = (float(value) for value in re.findall(r"[\d.]+", horizontal))
+    assert left < at_x["10"] < right
+    assert right - left == pytest.approx((at_x["20"] - at_x["0"]) / 5, abs=0.21)
+    for text in (">d8<", "&lt;d16&gt;", ">d32<"):
+        assert text in html
 
 
 def test_logarithmic_axis_shows_equal_ratios_as_equal_distances() -> None:

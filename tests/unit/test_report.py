@@ -107,6 +107,8 @@ def test_json_takes_numpy_and_keeps_lists_of_numbers_on_one_line(tmp_path: Path)
         (lambda: Figure("a", "A", 1.0, digits=-1), "-1"),
         (lambda: Comparison(("one", "two"), {"PSNR": [None]}), "'PSNR'"),
         (lambda: Curve("c", "x", "y", {"loss": ([1, 2], [1.0])}), "'loss'"),
+        (lambda: Curve("c", "x", "y", {"loss": ([1, 2], [1, 2])}, labels={"loss": ["d8"]}), "2 points and 1 labels"),
+        (lambda: Curve("c", "x", "y", {"loss": ([1], [1])}, bars={"loss": []}), "1 points and 0 bars"),
         (lambda: Picture("p", "", np.zeros((4, 4, 3), dtype=np.float32)), "float32"),
         (lambda: Picture("p", "", np.zeros((4, 4), dtype=np.uint8)), "(4, 4)"),
         (lambda: Picture("p", "", np.zeros((4, 4, 3), dtype=np.uint8), magnify=0), "magnify=0"),
@@ -189,6 +191,17 @@ def test_page_shows_every_part(report: Report) -> None:
     shown += ("optimizer.lr 0.002", "optimizer.adam.betas 0.9, 0.95", "folder a/b", "seed 0", "torch 2.13.0")
     shown += ("Inception features were not measured.",)
     assert [part for part in shown if part not in text] == []
+
+
+def test_a_mean_shows_its_interval_or_that_there_is_none(tmp_path: Path) -> None:
+    mean = Figure("gain", "Gain", 0.12, digits=2, interval=(0.05, 0.19))
+    alone = Figure("alone", "Alone", 0.5, interval=(math.nan, math.nan))
+    write_report(tmp_path, Report("t", "s", figures=(mean, alone)))
+    page = (tmp_path / "report.html").read_text()
+    assert "0.05 to 0.19" in page
+    assert "one run" in page
+    stored = {figure["name"]: figure["interval"] for figure in read_json(tmp_path)["figures"]}
+    assert stored == {"gain": [0.05, 0.19], "alone": [None, None]}
 
 
 def test_only_headline_figures_are_cards(report: Report) -> None:

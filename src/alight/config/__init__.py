@@ -14,7 +14,14 @@ from alight.config.evaluation import (
 )
 from alight.config.latents import ExtractLatentsConfig, InspectLatentsConfig
 from alight.config.sampling import DrawConfig, SampleConfig, SolverConfig
-from alight.config.studies import AlignmentStudyConfig, QuickstartConfig, StartConfig
+from alight.config.studies import (
+    AblationStudyConfig,
+    AlignmentStudyConfig,
+    FrontierStudyConfig,
+    GridStudyConfig,
+    QuickstartConfig,
+    StartConfig,
+)
 from alight.config.tokenizer import (
     AlignmentConfig,
     FoundationModelConfig,
@@ -73,7 +80,10 @@ __all__ = [
     "StartConfig",
     "TokenizerModelConfig",
     "TokenizerPhaseConfig",
+    "AblationStudyConfig",
     "AlignmentStudyConfig",
+    "FrontierStudyConfig",
+    "GridStudyConfig",
     "TrainFoundationConfig",
     "TrainTokenizerConfig",
     "TrainTransformerConfig",

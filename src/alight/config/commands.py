@@ -114,6 +114,19 @@ COMMANDS = {
         "compare a plain and an aligned tokenizer",
         report="Report: {path}/report.html",
     ),
+    "study frontier": Command(
+        studies.FrontierStudyConfig,
+        "alight.studies.frontier",
+        "reconstruction against generation over latent widths, plain and aligned",
+        report="Report: {path}/report.html",
+        recipe="digits/frontier",
+    ),
+    "study ablation": Command(
+        studies.AblationStudyConfig,
+        "alight.studies.ablation",
+        "the effect of every ingredient, alone and cumulated",
+        report="Report: {path}/report.html",
+    ),
     "convert": Command(
         tools.ConvertConfig,
         "alight.stages.convert",

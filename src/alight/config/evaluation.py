@@ -38,6 +38,7 @@ class EvaluateTokenizerConfig(MeasureTokenizerConfig):
     compare: tuple[Path, ...] = ()  # further tokenizers, measured on the same crops
     linear_map_images: Positive = 2_000  # training crops that the linear map from latents to features is fitted to
     inception_weights: Path | None = None  # for rFID: pt_inception-2015-12-05-6726825d.pth, or "download"
+    observer: Source | None = None  # a model that took no part in training, for a Frechet distance in its features
 
 
 class FeatureNetworksConfig(Section):
@@ -49,6 +50,7 @@ class FeatureNetworksConfig(Section):
     inception_weights: Path | None = None  # for FID, sFID, ...: pt_inception-2015-12-05-6726825d.pth, or "download"
     dinov2: Source | None = None  # for FD-DINOv2: dinov2-large, as a short name, hub id or folder
     foundation: Source | None = None  # any vision transformer: folder, hub id or short name
+    observer: Source | None = None  # another one, that took no part in training
 
 
 class EvaluateConfig(FeatureNetworksConfig, MeasureTokenizerConfig):

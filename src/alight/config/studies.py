@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from alight.config.base import Colour, Device, ImagesConfig, Job, Section, Seed, Size, Source
+from alight.config.base import Colour, Device, ImagesConfig, Job, Positive, Section, Seed, Size, Source
 from alight.config.evaluation import EvaluateConfig, EvaluateTokenizerConfig
 from alight.config.latents import ExtractLatentsConfig
 from alight.config.sampling import SampleConfig
@@ -70,6 +70,67 @@ class StartConfig(Section):
         """The output, or its default."""
         name = Path((self.source or "images").removeprefix("hf:")).absolute().name.split(".")[0].split(":")[0]
         return self.output or Path("runs") / f"{name or 'images'}-{self.minutes:g}min"
+
+
+class GridStudyConfig(Job):
+    """The arrow that every run of a study takes; runs differ in their seed and in the settings under study."""
+
+    output: Path = Path("runs/study")
+    images: ImagesConfig = ImagesConfig()  # of every stage
+    public_foundation: Source | None = None  # align with this model, such as dinov2-base, instead of training one
+    foundation: TrainFoundationConfig = TrainFoundationConfig()  # that the aligned tokenizers are aligned with
+    observer: TrainFoundationConfig = TrainFoundationConfig(task="masked_autoencoder")  # measures, and trains nothing
+    tokenizer: TrainTokenizerConfig = TrainTokenizerConfig()
+    reconstruction: EvaluateTokenizerConfig = EvaluateTokenizerConfig()
+    latents: ExtractLatentsConfig = ExtractLatentsConfig()
+    transformer: TrainTransformerConfig = TrainTransformerConfig()
+    samples: SampleConfig = SampleConfig()
+    report: EvaluateConfig = EvaluateConfig()
+    measurements: Positive = 4  # of samples while a transformer trains, after even shares of its steps
+    seeds: Positive = 3  # runs of every setting, with the seeds from `seed` on
+    jobs: Positive = 1  # runs at once, each with its share of the cores, or with a GPU of its own
+    keep_checkpoints: bool = False  # of measured transformers; they take some gigabytes
+
+    @model_validator(mode="after")
+    def _measured_at_whole_steps(self) -> Self:
+        if self.transformer.training.steps % self.measurements:
+            raise ValueError(
+                f"transformer.training.steps {self.transformer.training.steps} is not a multiple of measurements "
+                f"{self.measurements}"
+            )
+        return self
+
+    @property
+    def measured_steps(self) -> tuple[int, ...]:
+        """Steps of a transformer after which samples of it are measured."""
+        each = self.transformer.training.steps // self.measurements
+        return tuple(each * number for number in range(1, self.measurements + 1))
+
+
+class FrontierStudyConfig(GridStudyConfig):
+    """Reconstruction against generation over latent widths, with and without alignment, in one report."""
+
+    output: Path = Path("runs/frontier")
+    latent_channels: Annotated[tuple[Size, ...], Field(min_length=1)] = (8, 16, 32, 64)
+    seeds_at_widest: Positive | None = None  # None = as elsewhere
+
+    @field_validator("latent_channels")
+    @classmethod
+    def _rising(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(channels)) < len(channels):
+            raise ValueError(f"latent_channels {', '.join(map(str, channels))} names a width twice")
+        return tuple(sorted(channels))
+
+
+Changes = dict[str, Any]  # dotted keys of a study's arrow, such as tokenizer.alignment.cosine_margin -> their values
+
+
+class AblationStudyConfig(GridStudyConfig):
+    """Named changes of one arrow, one at a time and one on top of the other, in one report."""
+
+    output: Path = Path("runs/ablation")
+    alone: dict[str, Changes] = {}  # name -> changes of the arrow, each against the arrow as it is
+    cumulated: dict[str, Changes] = {}  # likewise, each on top of those before
 
 
 class AlignmentStudyConfig(Job):

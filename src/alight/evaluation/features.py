@@ -24,6 +24,7 @@ from alight.runtime.distributed import Processes
 from alight.runtime.pixels import PixelArray
 
 INCEPTION, DINOV2, FOUNDATION, GREY_PIXELS = "inception", "dinov2", "foundation", "grey_pixels"
+OBSERVER = "observer"
 DINOV2_FEATURES = "DINOv2 ViT-L/14 class token, Pillow bicubic to 224 pixels"
 GREY_SIDE = 8
 
@@ -76,6 +77,7 @@ SPACES = {  # in the order of preference where one space must be chosen
         "dinov2",
         lambda name, size, device: DINOv2Features(DINOv2ClassToken.from_pretrained(name).to(device)),
     ),
+    OBSERVER: FeatureSpace("Frechet distance", "observer", foundation_extractor),
     FOUNDATION: FeatureSpace("Frechet distance", "foundation", foundation_extractor),
     GREY_PIXELS: FeatureSpace("Frechet distance", "", lambda name, size, device: GreyPixels(GREY_SIDE)),
 }
@@ -107,7 +109,7 @@ class FeatureNetworks:
     @property
     def nearest(self) -> str:
         """The space in which neighbours are sought."""
-        return next(key for key in (DINOV2, INCEPTION, FOUNDATION, GREY_PIXELS) if key in self.keys)
+        return next(key for key in (DINOV2, INCEPTION, OBSERVER, FOUNDATION, GREY_PIXELS) if key in self.keys)
 
 
 def open_feature_networks(config: FeatureNetworksConfig, image_size: int, device: torch.device) -> FeatureNetworks:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from alight.evaluation.batches import load_batches
-from alight.evaluation.features import DINOV2, INCEPTION, ImageFeatures
+from alight.evaluation.features import DINOV2, INCEPTION, OBSERVER, ImageFeatures
 from alight.evaluation.generated import GeneratedImages
 from alight.evaluation.generation import Generation
 from alight.evaluation.reference_set import ReferenceSet
@@ -22,6 +22,7 @@ from alight.reporting.report import Conditions, Figure, Measure, Picture
 PUBLISHED_COUNT = 50_000
 SHOWN_UNLABELLED = 50
 EVALUATOR = "Inception-v3 of 2015-12-05, TensorFlow resizing to 299, float64"
+MANIFOLD_SPACES = {DINOV2: "DINOv2", OBSERVER: "observer"}  # beside Inception's, with their names
 DGM_NEIGHBOUR = 5  # k of precision, recall, density and coverage beside FD-DINOv2
 FEWEST_FOR_MANIFOLDS = 6
 MEASURES = {
@@ -74,8 +75,8 @@ def generation_figures(
         if key in reference.statistics:
             distance = frechet_distance(generated.statistics[key], reference.statistics[key])
             figures.append(space_figure(key, distance, conditions, generated.statistics[key].features or key))
-        if key == DINOV2:
-            figures += dinov2_figures(generated, reference, conditions)
+        if key in MANIFOLD_SPACES:
+            figures += manifold_figures(key, generated, reference, conditions)
     return figures
 
 
@@ -148,14 +149,16 @@ def space_figure(key: str, distance: FrechetDistance, conditions: Conditions, fe
     return MEASURES["frechet_distance"].figure(f"frechet_distance_{key}", distance.value, conditions, label)
 
 
-def dinov2_figures(generated: ImageFeatures, reference: ReferenceSet, conditions: Conditions) -> list[Figure]:
-    """Precision, recall, density and coverage by the conventions of FD-DINOv2's evaluator."""
-    made, real = generated.features_of(DINOV2), reference.features.get(DINOV2)
+def manifold_figures(
+    key: str, generated: ImageFeatures, reference: ReferenceSet, conditions: Conditions
+) -> list[Figure]:
+    """Precision, recall, density and coverage in a space, by the conventions of FD-DINOv2's evaluator."""
+    made, real = generated.features_of(key), reference.features.get(key)
     if made is None or real is None or min(len(made), len(real)) < FEWEST_FOR_MANIFOLDS:
         return []
     manifold = precision_recall(real, made, k=DGM_NEIGHBOUR, border_inside=False)
     cover = density_coverage(real, made, k=DGM_NEIGHBOUR)
-    features = generated.statistics[DINOV2].features or ""
+    features = generated.statistics[key].features or ""
     conditions = {**conditions, "features": features, "k": DGM_NEIGHBOUR, "real images": len(real)}
     values = {
         "precision": manifold.precision,
@@ -167,7 +170,7 @@ def dinov2_figures(generated: ImageFeatures, reference: ReferenceSet, conditions
     return [
         MEASURES[name]
         ._replace(explanation=explanation)
-        .figure(f"dinov2_{name}", value, conditions, f"{MEASURES[name].label}, DINOv2")
+        .figure(f"{key}_{name}", value, conditions, f"{MEASURES[name].label}, {MANIFOLD_SPACES[key]}")
         for name, value in values.items()
     ]
 

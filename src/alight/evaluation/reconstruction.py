@@ -11,11 +11,11 @@ from alight.config import MeasureTokenizerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.evaluation.alignment import LinearMap, alignment_scores
 from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
+from alight.evaluation.features import foundation_features
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, applicable_projection
-from alight.metrics.features import ModelFeatures
+from alight.metrics.features import FeatureExtractor, ModelFeatures
 from alight.metrics.frechet import FeatureStatistics, FrechetDistance, frechet_distance
 from alight.metrics.reconstruction import image_scores
-from alight.models.inception import InceptionV3
 from alight.models.vavae import VAVAE
 from alight.runtime.console import progress_bar
 from alight.runtime.distributed import Processes
@@ -25,7 +25,8 @@ from alight.runtime.seeding import derive_seed, noise_of_seeds
 
 INCEPTION = "Inception-v3 of FID, pool 2048, resized as pytorch-fid does"  # as the published rFID
 STATISTICS_IMAGES = 64  # for a look at whether the recorded statistics are of the right kind
-INCEPTION_CHUNK = 1_000  # images summed at once, so that rounding does not depend on the batch size
+COMPARED = ("images", "reconstructions")
+CHUNK = 1_000  # images summed at once, so that rounding does not depend on the batch size
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Measurements:
         scores: name -> one number per image, (N,) float64, in the order of the images.
         linear_map: from its latents to the features of the foundation model, where it was fitted.
         fid: rFID, where the Inception network was given.
+        observed: the same distance in the features of the observer, where one was given.
     """
 
     tokenizer: EvaluatedTokenizer
     scores: dict[str, Tensor]
     linear_map: LinearMap | None = None
     fid: FrechetDistance | None = None
+    observed: FrechetDistance | None = None
 
     def mean(self, name: str) -> float:
         """The mean over all images."""
@@ -69,6 +72,7 @@ def measure_reconstruction(
     batches = index_batches(range(len(dataset)), config.batch_size)
     share = share_of(batches, processes)
     loaded = load_batches(dataset, share, config.images.workers)
+    extractors = _extractors(networks, config.images.size, processes.device)
     rows: list[dict[str, Tensor]] = []
     bar = progress_bar(zip(share, loaded, strict=True), total=len(share), desc=tokenizer.name, unit="batch")
     for indices, pixels in bar:
@@ -80,17 +84,18 @@ def measure_reconstruction(
             features = networks.foundation(images, grid=(raw_latents.shape[2], raw_latents.shape[3]))
             projection = applicable_projection(tokenizer, networks.foundation)
             row |= alignment_scores(raw_latents, features, projection, linear_map)
-        if networks.inception is not None:
-            row |= _inception_features(networks.inception, images, decoded)
+        for extractor in extractors:
+            row |= _features(extractor, images, decoded)
         rows.append(row)
     tokenizer.vae.to("cpu")  # so that several tokenizers never share the device
     gathered = gather_batches(rows, processes)
     columns = {name: torch.cat([row[name] for row in gathered]) for name in gathered[0]}
-    real, made = columns.pop("inception of images", None), columns.pop("inception of reconstructions", None)
-    fid = None
-    if real is not None and made is not None:
-        fid = frechet_distance(_inception_statistics(made), _inception_statistics(real))
-    return Measurements(tokenizer, columns, linear_map, fid)
+    distances = {}
+    for extractor in extractors:
+        real, made = (_statistics(columns.pop(f"{extractor.name} of {what}"), extractor.name) for what in COMPARED)
+        distances[extractor.name] = frechet_distance(made, real)
+    fid = distances.pop(INCEPTION, None)
+    return Measurements(tokenizer, columns, linear_map, fid, next(iter(distances.values()), None))
 
 
 @torch.no_grad()
@@ -148,14 +153,23 @@ def encode(vae: VAVAE, images: Tensor, indices: Sequence[int], config: MeasureTo
     return posterior.mean + posterior.std * noise_of_seeds(seeds, tuple(posterior.mean.shape[1:])).to(posterior.mean)
 
 
-def _inception_features(inception: InceptionV3, images: Tensor, decoded: Tensor) -> dict[str, Tensor]:
-    extractor = ModelFeatures(INCEPTION, 2048, lambda x: inception(x, resize="pytorch").pool, images.device)
-    pairs = {"inception of images": images, "inception of reconstructions": decoded}
-    return {name: extractor(to_uint8(batch)).cpu() for name, batch in pairs.items()}
+def _extractors(networks: MetricNetworks, image_size: int, device: torch.device) -> list[FeatureExtractor]:
+    """The networks in whose features images and reconstructions are compared as sets."""
+    found: list[FeatureExtractor] = []
+    if (inception := networks.inception) is not None:
+        found.append(ModelFeatures(INCEPTION, 2048, lambda x: inception(x, resize="pytorch").pool, device))
+    if networks.observer is not None:
+        found.append(foundation_features(networks.observer, networks.observer.name, image_size, device))
+    return found
 
 
-def _inception_statistics(features: Tensor) -> FeatureStatistics:
-    statistics = FeatureStatistics(features.shape[1], INCEPTION)
-    for chunk in features.split(INCEPTION_CHUNK):
+def _features(extractor: FeatureExtractor, images: Tensor, decoded: Tensor) -> dict[str, Tensor]:
+    pairs = zip(COMPARED, (images, decoded), strict=True)
+    return {f"{extractor.name} of {what}": extractor(to_uint8(batch)).cpu() for what, batch in pairs}
+
+
+def _statistics(features: Tensor, name: str) -> FeatureStatistics:
+    statistics = FeatureStatistics(features.shape[1], name)
+    for chunk in features.split(CHUNK):
         statistics.update(chunk)
     return statistics

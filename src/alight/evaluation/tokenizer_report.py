@@ -44,6 +44,11 @@ MEASURES = {
         "Frechet distance of Inception features of decoded images and originals; 0 is equal.",
         conditions={"network": "Inception-v3", "resize": "as pytorch-fid", "reference": "the same crops"},
     ),
+    "reconstruction_observed": Measure(
+        *("Frechet distance of reconstructions, observer", "", 3, "lower"),
+        "From the originals, in the features of a network that took no part in training; 0 is equal.",
+        headline=False,
+    ),
     "alignment_cosine": Measure(
         *("Alignment", "", 3, "higher"),
         "Mean cosine between projected latents and the foundation model's patch features.",
@@ -87,6 +92,8 @@ def tokenizer_figures(
     scores: dict[str, float] = {name: measured.mean(name) for name in known}
     if measured.fid is not None:
         scores["fid"] = measured.fid.value
+    if measured.observed is not None:
+        scores["observed"] = measured.observed.value
     anchors = F16D32._asdict() if isinstance(config, EvaluateTokenizerConfig) else {}
     figures = []
     for name, value in scores.items():

@@ -69,10 +69,11 @@ class MetricNetworks:
     lpips: LPIPS | None = None
     inception: InceptionV3 | None = None
     foundation: FoundationModel | None = None
+    observer: FoundationModel | None = None
 
     def to(self, device: torch.device) -> "MetricNetworks":
         """The same networks on a device."""
-        for network in (self.lpips, self.inception, self.foundation):
+        for network in (self.lpips, self.inception, self.foundation, self.observer):
             if network is not None:
                 network.to(device)
         return self
@@ -104,13 +105,15 @@ def open_metric_networks(
     Raises:
         InputError: a file is missing or damaged, or a foundation model that was asked for cannot be loaded.
     """
-    lpips = inception = None
+    lpips = inception = observer = None
     if config.vgg16_weights and config.lpips_weights:
         lpips = LPIPS.from_files(config.vgg16_weights, config.lpips_weights)
     if isinstance(config, EvaluateTokenizerConfig) and config.inception_weights:
         inception = InceptionV3.from_file(config.inception_weights).eval()
+    if isinstance(config, EvaluateTokenizerConfig) and config.observer:
+        observer = FoundationModel.from_pretrained(config.observer).eval()
     foundation, notes = _open_foundation(config.foundation, tokenizers)
-    return MetricNetworks(lpips, inception, foundation), notes
+    return MetricNetworks(lpips, inception, foundation, observer), notes
 
 
 def applicable_projection(tokenizer: EvaluatedTokenizer, foundation: FoundationModel) -> Projection | None:

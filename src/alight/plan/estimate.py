@@ -13,7 +13,7 @@ from alight.config.recipes import load_config
 from alight.plan.answer import MicroBatch, Plan
 from alight.plan.inputs import Inputs
 from alight.plan.measure import Cost, at_extent, sweep
-from alight.plan.stages import StagesPlan, job_of, stage_times, stages_of
+from alight.plan.stages import StagesPlan, job_of, repeats_of, stage_times, stages_of
 from alight.plan.subject import Machine, Subject, TrainingRecipe, training_subject
 from alight.plan.usable_precision import in_usable_precision
 from alight.plan.workload import BYTES
@@ -43,7 +43,7 @@ def run(config: PlanConfig) -> Plan | StagesPlan:
         return plan_training(config, recipe)
     machine = open_machine(config.device or recipe.device)
     log.info("plan: measuring for about %.0f s.", config.seconds)
-    stages = stage_times(stages_of(recipe), config, machine)
+    stages = stage_times(stages_of(recipe), config, machine, repeats=repeats_of(recipe))
     return StagesPlan(str(config.recipe), device_name(machine.device), config.processes, stages)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -32,17 +32,19 @@ class StageTime:
         job: the command that it is.
         parts: of its work.
         notes: what was taken for granted.
+        repeats: times that a study carries it out.
     """
 
     stage: str
     job: str
     parts: tuple[Part, ...]
     notes: tuple[str, ...]
+    repeats: int = 1
 
     @property
     def seconds(self) -> float:
-        """The seconds of all parts."""
-        return sum(part.seconds for part in self.parts)
+        """The seconds of all parts, over all repeats."""
+        return self.repeats * sum(part.seconds for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class StagesPlan:
     def as_data(self) -> dict[str, Any]:
         """For programs."""
         stages = [
-            {"stage": stage.stage, "job": stage.job, "seconds": stage.seconds}
+            {"stage": stage.stage, "job": stage.job, "seconds": stage.seconds, "repeats": stage.repeats}
             | {"parts": [part._asdict() | {"seconds": part.seconds} for part in stage.parts]}
             for stage in self.stages
         ]
@@ -78,7 +80,8 @@ class StagesPlan:
     def __str__(self) -> str:
         rows: list[tuple[str, float, str]] = []
         for stage in self.stages:
-            rows.append((stage.stage, stage.seconds, f"alight {stage.job}"))
+            repeated = f", {stage.repeats} times" if stage.repeats > 1 else ""
+            rows.append((stage.stage, stage.seconds, f"alight {stage.job}{repeated}"))
             rows += [
                 (f"  {part.name}", part.seconds, f"{part.times:,.0f} x {short(part.seconds_each)}")
                 for part in stage.parts
@@ -107,8 +110,18 @@ def stages_of(recipe: Job) -> Mapping[str, Job]:
     return module.wire(recipe) if hasattr(module, "wire") else {recipe.output.name: recipe}
 
 
+def repeats_of(recipe: Job) -> Mapping[str, int]:
+    """The number of times that a study carries out each of its stages; empty for other recipes."""
+    module = import_module(COMMANDS[job_of(recipe)].module)
+    return module.repeats(recipe) if hasattr(module, "repeats") else {}
+
+
 def stage_times(
-    stages: Mapping[str, Job], config: PlanConfig, machine: Machine, others: Iterable[Job] = ()
+    stages: Mapping[str, Job],
+    config: PlanConfig,
+    machine: Machine,
+    others: Iterable[Job] = (),
+    repeats: Mapping[str, int] | None = None,
 ) -> tuple[StageTime, ...]:
     """Measure every stage; each has an equal share of `config.seconds`.
 
@@ -117,13 +130,15 @@ def stage_times(
         config: seconds to measure for, and numbers of what is not there yet.
         machine: to measure on.
         others: further jobs, which make what the stages are made from.
+        repeats: times that a stage is carried out, by name, where it is more than once.
 
     Raises:
         InputError: a stage cannot be measured, or a part that it is made from cannot be used.
     """
     known = (*stages.values(), *others)
     shared = config.model_copy(update={"seconds": config.seconds / len(stages)})
-    return tuple(stage_time(name, job, shared, machine, Inputs(shared, known)) for name, job in stages.items())
+    times = (stage_time(name, job, shared, machine, Inputs(shared, known)) for name, job in stages.items())
+    return tuple(replace(time, repeats=(repeats or {}).get(time.stage, 1)) for time in times)
 
 
 def stage_time(name: str, job: Job, config: PlanConfig, machine: Machine, inputs: Inputs) -> StageTime:

@@ -34,6 +34,7 @@ def report_data(report: Report) -> dict[str, object]:
         "answer": asdict(report.answer) if report.answer else None,
         "comparison": asdict(report.comparison) if report.comparison else None,
         "stages": [asdict(stage) for stage in report.stages],
+        "results": [_curve_data(curve) for curve in report.results],
         "distributions": [_curve_data(curve) for curve in report.distributions],
         "curves": [_curve_data(curve) for curve in report.curves],
         "configuration": report.configuration,
@@ -44,8 +45,14 @@ def report_data(report: Report) -> dict[str, object]:
 
 
 def _curve_data(curve: Curve) -> dict[str, object]:
-    series = {name: {"x": list(x), "y": list(y)} for name, (x, y) in curve.series.items()}
+    series: dict[str, dict[str, list[object]]] = {
+        name: {"x": list(x), "y": list(y)} for name, (x, y) in curve.series.items()
+    }
     axes = {"x_label": curve.x_label, "y_label": curve.y_label, "log_y": curve.log_y}
+    for name, bars in curve.bars.items():
+        series[name]["bars"] = [list(each) for each in bars]
+    for name, labels in curve.labels.items():
+        series[name]["labels"] = list(labels)
     return {"title": curve.title, **axes, "series": series}
 
 

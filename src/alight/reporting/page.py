@@ -27,6 +27,7 @@ def render_page(report: Report) -> str:
     sections = (
         _section("figures", "", _cards(report)),
         _section("answer", report.answer.question if report.answer else "", _answer(report.answer)),
+        _section("results", "Result", _plots(report.results)),
         _section("pictures", "Pictures", "".join(map(_picture, report.pictures))),
         _section("comparison", report.comparison.title if report.comparison else "", _comparison(report.comparison)),
         _section("distributions", "Over the images", _plots(report.distributions)),
@@ -54,6 +55,18 @@ def number_text(value: float, digits: int, unit: str = "") -> str:
     """A number as the page writes it: thousands apart, a real minus, a thin space before the unit."""
     text = f"{value:,.{digits}f}".replace("-", "−") if math.isfinite(value) else NOT_FINITE
     return f'{text}<span class="unit">&thinsp;{escape(unit)}</span>' if unit and math.isfinite(value) else text
+
+
+def figure_text(figure: Figure) -> str:
+    """The value of a figure, with the interval of a mean behind it."""
+    text = number_text(figure.value, figure.digits, figure.unit)
+    if figure.interval is None:
+        return text
+    low, high = figure.interval
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return f'{text}<span class="interval"> one run</span>'
+    ends = f"{number_text(low, figure.digits)} to {number_text(high, figure.digits)}"
+    return f'{text}<span class="interval"> {ends}</span>'
 
 
 def duration_text(seconds: float) -> str:
@@ -86,7 +99,7 @@ def _cards(report: Report) -> str:
 
 def _card(figure: Figure) -> str:
     comparisons = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in _comparisons(figure))
-    value = number_text(figure.value, figure.digits, figure.unit)
+    value = figure_text(figure)
     finite = "" if math.isfinite(figure.value) else " undefined"
     return (
         f'<article class="card"><h3>{escape(figure.label)}</h3>'
@@ -141,7 +154,7 @@ def _comparison(comparison: Comparison | None) -> str:
 def _compared(figure: Figure | None, best: float | None) -> str:
     if figure is None:
         return '<td class="number quiet">–</td>'
-    text = number_text(figure.value, figure.digits, figure.unit)
+    text = figure_text(figure)
     is_best = best is not None and round(figure.value, figure.digits) == best
     return f'<td class="number">{f"<b>{text}</b>" if is_best else text}</td>'
 
@@ -171,7 +184,12 @@ def _plots(curves: Sequence[Curve]) -> str:
 
 
 def _plot(curve: Curve) -> str:
-    drawing = line_plot(curve.title, curve.x_label, curve.y_label, curve.series, log_y=curve.log_y)
+    drawing = line_plot(
+        *(curve.title, curve.x_label, curve.y_label, curve.series),
+        log_y=curve.log_y,
+        bars=curve.bars,
+        labels=curve.labels,
+    )
     return f"<figure><h3>{escape(curve.title)}</h3>{drawing}</figure>"
 
 
@@ -197,7 +215,7 @@ def _figure_row(figure: Figure) -> str:
         reference = f'<span class="quiet">{escape(label)} {number_text(value, figure.digits, figure.unit)}</span>'
     return (
         f'<tr><th scope="row">{escape(figure.label)}<code>{escape(figure.name)}</code></th>'
-        f'<td class="number">{number_text(figure.value, figure.digits, figure.unit)}{reference}</td>'
+        f'<td class="number">{figure_text(figure)}{reference}</td>'
         f"<td>{conditions}</td></tr>"
     )
 

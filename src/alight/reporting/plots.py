@@ -16,6 +16,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from alight.reporting.report import Bars
+
 Array = NDArray[np.float64]
 
 # One drawing unit is about a CSS pixel: on a phone 0.8 of one, in a column of a wide page 1.15.
@@ -215,6 +217,31 @@ def _draw(series: Series, x_axis: Axis, y_axis: Axis) -> str:
     return f'<g class="{series.css_class}"><title>{escape(series.label)}</title>{paths}</g>'
 
 
+def _draw_bars(curve: Series, bars: Sequence[Bars], x_axis: Axis, y_axis: Axis, log_y: bool) -> str:
+    """A cross of two intervals around every point that has some."""
+    parts = []
+    for bar in bars:
+        ends = np.array([bar.y_low, bar.y_high])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            y = y_axis.place(np.log10(ends) if log_y else ends)
+        x = x_axis.place(np.array([bar.x_low, bar.x_high]))
+        middle_x, middle_y = x.mean(), y.mean()
+        if np.isfinite([*x, *y]).all():
+            parts.append(f"M{x[0]:.1f} {middle_y:.1f}H{x[1]:.1f}M{middle_x:.1f} {y[0]:.1f}V{y[1]:.1f}")
+    return f'<g class="{curve.css_class}"><path class="bar" d="{"".join(parts)}"/></g>' if parts else ""
+
+
+def _draw_labels(curve: Series, labels: Sequence[str], x_axis: Axis, y_axis: Axis) -> str:
+    """A small text beside every point."""
+    x, y = x_axis.place(curve.x), y_axis.place(curve.displayed)
+    texts = [
+        f'<text x="{at + 5:.1f}" y="{height - 5:.1f}">{escape(label)}</text>'
+        for at, height, label in zip(x, y, labels, strict=True)
+        if math.isfinite(at) and math.isfinite(height)
+    ]
+    return f'<g class="{curve.css_class} point-labels">{"".join(texts)}</g>'
+
+
 def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> str:
     """Grid lines, ticks and the names of the axes."""
     parts = [f'<text class="axis-name" x="0" y="14">{escape(y_label)}</text>']
@@ -245,6 +272,14 @@ def _legend_entry(series: Series, log_y: bool) -> str:
     )
 
 
+def _bar_ends(bars: Mapping[str, Sequence[Bars]], log_y: bool) -> tuple[Array, Array]:
+    """The ends of all intervals in displayed space, for the axes to reach; those that cannot be shown are left out."""
+    every = np.array([bar for each in bars.values() for bar in each], dtype=np.float64).reshape(-1, 4)
+    x, y = every[:, :2].ravel(), every[:, 2:].ravel()
+    shown = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not log_y))
+    return x[shown], np.log10(y[shown]) if log_y else y[shown]
+
+
 def line_plot(
     title: str,
     x_label: str,
@@ -252,6 +287,8 @@ def line_plot(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
     log_y: bool = False,
+    bars: Mapping[str, Sequence[Bars]] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """Draws curves over one x axis as a piece of HTML: a legend with their last values, and a responsive SVG.
 
@@ -262,19 +299,26 @@ def line_plot(
         series: Name -> (x values, y values) of equal length. Values that are not finite leave a gap and are counted
             in the legend; on a logarithmic axis so are those that are not positive.
         log_y: Logarithmic vertical axis.
+        bars: Name -> intervals around every point, as of `Curve`.
+        labels: Name -> text beside every point, likewise.
 
     Returns:
         HTML text without references to anything outside it. All names are escaped.
     """
     curves = [Series.of(label, index, x, y, log_y) for index, (label, (x, y)) in enumerate(series.items())]
     points = [(curve.x[shown], curve.displayed[shown]) for curve in curves for shown in [np.isfinite(curve.displayed)]]
-    all_x = np.concatenate([x for x, _ in points] or [np.empty(0)])
-    all_y = np.concatenate([y for _, y in points] or [np.empty(0)])
+    ends = _bar_ends(bars or {}, log_y)
+    all_x = np.concatenate([x for x, _ in [*points, ends]])
+    all_y = np.concatenate([y for _, y in [*points, ends]])
     x_axis = Axis.around(all_x, LEFT, RIGHT, log=False, margin=0, intervals=5)
     y_axis = Axis.around(all_y, BOTTOM, TOP, log=log_y, margin=0.04, intervals=6)
 
     if all_y.size:
         body = _frame(x_axis, y_axis, x_label, y_label) + "".join(_draw(curve, x_axis, y_axis) for curve in curves)
+        for curve in curves:
+            body += _draw_bars(curve, (bars or {}).get(curve.label, ()), x_axis, y_axis, log_y)
+            if labels and curve.label in labels:
+                body += _draw_labels(curve, labels[curve.label], x_axis, y_axis)
     else:
         body = f'<text class="axis-name" x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no finite values</text>'
     legend = "".join(_legend_entry(curve, log_y) for curve in curves)

@@ -26,7 +26,7 @@ from alight.runtime.errors import InputError
 Conditions = dict[str, str | int | float]  # of a measurement, by name
 
 NAMES_OF_THE_REPORT = (
-    *("title", "summary", "figures", "answer", "comparison", "stages", "distributions", "curves"),
+    *("title", "summary", "figures", "answer", "comparison", "stages", "results", "distributions", "curves"),
     *("configuration", "versions", "notes"),
 )
 
@@ -47,6 +47,7 @@ class Figure:
         compare: The same measure of something real, such as held-out images.
         headline: True if it is also shown as a card at the top.
         better: The better direction: `higher`, `lower`, or empty where that is not settled.
+        interval: Of a mean over several runs, the interval that holds the true mean with a probability of 95 %.
 
     Raises:
         InputError: `name` is not an identifier, `value` is not a number, or `digits` is negative.
@@ -63,6 +64,7 @@ class Figure:
     compare: "Figure | None" = None
     headline: bool = True
     better: Literal["higher", "lower", ""] = ""
+    interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -140,6 +142,15 @@ class Picture:
             raise InputError(f"The picture {self.title!r} has magnify={self.magnify}; use 1 or more.")
 
 
+class Bars(NamedTuple):
+    """The intervals around a point of a curve, in values of its axes; without length where there is none."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+
 @dataclass(frozen=True)
 class Curve:
     """Curves over one x axis, such as the losses of a training stage.
@@ -150,9 +161,11 @@ class Curve:
         y_label: Name of the vertical axis.
         series: Name -> (x values, y values), equally long. Values that are not finite leave gaps.
         log_y: Logarithmic vertical axis.
+        bars: Name -> intervals around every point, for series of few points.
+        labels: Name -> text beside every point, likewise.
 
     Raises:
-        InputError: x and y of a series differ in length.
+        InputError: x and y of a series, or its bars or labels, differ in length.
     """
 
     title: str
@@ -160,6 +173,8 @@ class Curve:
     y_label: str
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     log_y: bool = False
+    bars: Mapping[str, Sequence[Bars]] = field(default_factory=dict)
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, (x, y) in self.series.items():
@@ -168,6 +183,11 @@ class Curve:
                     f"The series {name!r} of {self.title!r} has {len(x)} x values and {len(y)} y values; "
                     "they belong together in pairs."
                 )
+            for what, beside in (("bars", self.bars), ("labels", self.labels)):
+                if name in beside and len(beside[name]) != len(x):
+                    raise InputError(
+                        f"The series {name!r} of {self.title!r} has {len(x)} points and {len(beside[name])} {what}."
+                    )
 
 
 @dataclass(frozen=True)
@@ -240,6 +260,7 @@ class Report:
         answer: Their meaning.
         comparison: The same measures of several models.
         pictures: Samples, originals beside reconstructions.
+        results: Plots of the main result, shown first.
         distributions: Spread of scores over the images.
         curves: Losses.
         stages: Times, in the order in which the stages ran.
@@ -257,6 +278,7 @@ class Report:
     answer: Answer | None = None
     comparison: Comparison | None = None
     pictures: Sequence[Picture] = ()
+    results: Sequence[Curve] = ()
     distributions: Sequence[Curve] = ()
     curves: Sequence[Curve] = ()
     stages: Sequence[Stage] = ()

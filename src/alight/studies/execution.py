@@ -1,0 +1,155 @@
+"""The runs of a study, one after the other or several at once; one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from alight.artifacts import is_complete
+from alight.config import Job
+from alight.outputs import check_output
+from alight.runtime.console import log
+from alight.runtime.device import resolve_device
+from alight.runtime.errors import InputError
+from alight.runtime.hardware import available_cores
+from alight.runtime.units import duration
+from alight.studies.grid import Run, kind_of, module_of
+from alight.training.checkpoint import list_checkpoints
+from alight.training.longer import TRAINING_FOLDER
+
+_device: list[str] = []  # of a worker process; empty = that of the jobs
+
+
+def check(jobs: Mapping[str, Job]) -> None:
+    """Refuse folders that hold something else before any work starts.
+
+    Raises:
+        InputError: names the folder.
+    """
+    for name, job in jobs.items():
+        check_output(job.output, job.model_dump(mode="json"), kind_of(name))
+
+
+def carry_out(jobs: Mapping[str, Job]) -> None:
+    """Run jobs in their order; what is finished already is kept.
+
+    Raises:
+        InputError: a job cannot run.
+    """
+    for name, job in jobs.items():
+        if is_complete(job.output):
+            check_output(job.output, job.model_dump(mode="json"), kind_of(name))
+        else:
+            import_module(module_of(name)).run(job)
+
+
+def carry_out_run(run: Run, keep_checkpoints: bool) -> None:
+    """Run the jobs of a run, and remove the checkpoints that its samples were drawn from.
+
+    Raises:
+        InputError: a job cannot run.
+    """
+    carry_out(run.jobs)
+    if not keep_checkpoints:
+        for _, path in list_checkpoints(run.jobs["transformer"].output / TRAINING_FOLDER):
+            path.unlink()
+
+
+def carry_out_all(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> dict[str, str]:
+    """Run everything, and say how far it is.
+
+    Args:
+        runs: of the study.
+        jobs: that run at once, on several GPUs one on each.
+        keep_checkpoints: of measured transformers.
+
+    Returns:
+        The reason of failure by the name of the run; empty if all went well.
+    """
+    failed: dict[str, str] = {}
+    for common, reason in _outcomes(common_parts(runs), jobs, keep_checkpoints=True):
+        if reason:
+            log.warning("study: %s failed: %s", common.name, reason)  # and again in every run that needs it
+    open_runs = [run for run in runs if not run.is_finished]
+    done, started = len(runs) - len(open_runs), time.perf_counter()
+    for finished, (run, reason) in enumerate(_outcomes(open_runs, jobs, keep_checkpoints), start=1):
+        if reason:
+            failed[run.name] = reason
+            log.warning("study: %s failed and is left out: %s", run.name, reason)
+        passed = time.perf_counter() - started
+        left = passed / finished * (len(open_runs) - finished)
+        log.info(
+            "study: %d of %d runs done in %s; %s",
+            *(done + finished, len(runs), duration(passed)),
+            f"about {duration(left)} left." if left else "none left.",
+        )
+    return failed
+
+
+def common_parts(runs: Sequence[Run]) -> list[Run]:
+    """The unfinished jobs that several runs share, a part per seed: made first, no run waits for another."""
+    users = Counter(job.output for run in runs for job in run.jobs.values())
+    parts: dict[Path, Run] = {}
+    for run in runs:
+        jobs = {name: job for name, job in run.jobs.items() if users[job.output] > 1 and not is_complete(job.output)}
+        for folder in {job.output.parent for job in jobs.values()}:
+            parts.setdefault(folder, Run("latents of several settings", run.seed, folder, jobs))
+    return list(parts.values())
+
+
+def _outcomes(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> Iterator[tuple[Run, str]]:
+    """Every run that has ended, with the reason of its failure or nothing."""
+    if jobs == 1 or len(runs) <= 1:
+        for run in runs:
+            yield run, _attempt(run, keep_checkpoints)
+        return
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    devices = context.SimpleQueue()
+    for device in _devices_of(runs[0], jobs):
+        devices.put(device)
+    threads = max(available_cores() // jobs, 1)
+    level = logging.getLogger("alight").level
+    pool = ProcessPoolExecutor(jobs, context, initializer=_begin_worker, initargs=(devices, threads, level))
+    try:
+        futures: dict[Future[str], Run] = {pool.submit(_attempt, run, keep_checkpoints): run for run in runs}
+        for future in as_completed(futures):
+            error = future.exception()
+            yield futures[future], future.result() if error is None else f"its process ended: {error}"
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _devices_of(run: Run, jobs: int) -> list[str]:
+    """A device for every worker: the GPUs in turn, or that of the jobs."""
+    wanted = run.jobs["transformer"].device
+    if resolve_device(wanted).type != "cuda" or torch.cuda.device_count() < 2 or ":" in wanted:
+        return [wanted] * jobs
+    return [f"cuda:{number % torch.cuda.device_count()}" for number in range(jobs)]
+
+
+def _begin_worker(devices: multiprocessing.SimpleQueue[str], threads: int, level: int) -> None:
+    """Set up a worker process: its device, its threads, and warnings alone in the log."""
+    _device.append(devices.get())
+    torch.set_num_threads(threads)
+    logging.getLogger("alight").setLevel(max(level, logging.WARNING))
+
+
+def _attempt(run: Run, keep_checkpoints: bool) -> str:
+    """Carry a run out; the reason of its failure, or nothing."""
+    jobs = {name: job.model_copy(update={"device": _device[0]}) if _device else job for name, job in run.jobs.items()}
+    try:
+        carry_out_run(Run(run.setting, run.seed, run.folder, jobs), keep_checkpoints)
+    except InputError as error:
+        return str(error)
+    except Exception as error:  # of any library; the other runs go on, and the report names this one
+        log.debug("study: %s", run.name, exc_info=True)
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -1,0 +1,189 @@
+"""A grid of runs: settings of one arrow, several seeds of each, and the jobs that every run consists of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from alight.artifacts import is_complete
+from alight.config import GridStudyConfig, Job
+from alight.config.recipes import override, validate
+from alight.runtime.seeding import derive_seed
+
+Config = TypeVar("Config", bound=GridStudyConfig)
+MODULES = {  # the stage of every job, by the first word of its name
+    "foundation": "alight.stages.train_foundation",
+    "observer": "alight.stages.train_foundation",
+    "tokenizer": "alight.stages.train_tokenizer",
+    "reconstruction": "alight.stages.evaluate_tokenizer",
+    "latents": "alight.stages.extract_latents",
+    "transformer": "alight.stages.train_transformer",
+    "samples": "alight.stages.generate_samples",
+    "report": "alight.stages.evaluate",
+}
+KINDS = {"observer": "foundation", "reconstruction": "report"}  # of artifact, where the job's name does not say it
+RUNS, UNCHANGED = "runs", "unchanged"  # folders: of all runs, and of latents that no setting changes
+FIRST = ("tokenizer", "reconstruction", "latents")  # sections of what precedes a transformer
+
+
+class Setting(NamedTuple):
+    """A setting of the arrow.
+
+    Attributes:
+        name: of a few words.
+        changes: dotted keys of the study's configuration, and their values.
+        seeds: number of runs.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a setting with one seed.
+
+    Attributes:
+        setting: its name.
+        seed: of all its jobs.
+        folder: of all its artifacts.
+        jobs: by their names, in order; samples and reports carry the step behind a slash.
+    """
+
+    setting: str
+    seed: int
+    folder: Path
+    jobs: Mapping[str, Job]
+
+    @property
+    def name(self) -> str:
+        """Name in messages."""
+        return f"{self.setting}, seed {self.seed}"
+
+    @property
+    def is_finished(self) -> bool:
+        """True if every job has its artifact."""
+        return all(is_complete(job.output) for job in self.jobs.values())
+
+
+def shared_jobs(config: GridStudyConfig) -> dict[str, Job]:
+    """The models that all runs share: the foundation model, where none is given, and the observer.
+
+    The observer has another seed, so that not even its initial weights are those of the foundation model.
+    """
+    common: dict[str, Any] = {"device": config.device, "images": config.images}
+    jobs: dict[str, Job] = {}
+    if config.public_foundation is None:
+        own = {"output": config.output / "foundation", "seed": config.seed}
+        jobs["foundation"] = config.foundation.model_copy(update=common | own)
+    own = {"output": config.output / "observer", "seed": derive_seed(config.seed, "observer") % 2**31}
+    return jobs | {"observer": config.observer.model_copy(update=common | own)}
+
+
+def all_runs(config: GridStudyConfig, settings: Sequence[Setting]) -> list[Run]:
+    """Every run of a study: seed by seed, so that a study that was interrupted has all settings of some seeds.
+
+    Raises:
+        InputError: a change names no key, or has a value that does not fit.
+    """
+    most = max(setting.seeds for setting in settings)
+    return [
+        one_run(config, setting, config.seed + number)
+        for number in range(most)
+        for setting in settings
+        if number < setting.seeds
+    ]
+
+
+def one_run(config: GridStudyConfig, setting: Setting, seed: int) -> Run:
+    """The jobs of a run, with their folders joined up."""
+    own = changed(config, setting)
+    folder = config.output / RUNS / f"{slug(setting.name)}-seed{seed}"
+    first = config.output / RUNS / f"{UNCHANGED}-seed{seed}"  # made once for all settings that do not change it
+    latents = first if all(getattr(own, name) == getattr(config, name) for name in FIRST) else folder
+    return Run(setting.name, seed, folder, dict(wire(own, folder, latents, seed)))
+
+
+def changed(config: Config, setting: Setting) -> Config:
+    """The configuration of a study with the changes of a setting.
+
+    Raises:
+        InputError: a change names no key, or has a value that does not fit.
+    """
+    values = config.model_dump(mode="json")
+    for dotted, value in setting.changes.items():
+        override(values, dotted, value)
+    return validate(type(config), values, f"The setting '{setting.name}'")
+
+
+def wire(config: GridStudyConfig, folder: Path, first: Path, seed: int) -> Iterator[tuple[str, Job]]:
+    """The jobs of a run by name, from the tokenizer to the last report.
+
+    Args:
+        config: with the changes of the setting.
+        folder: of transformer, samples and reports.
+        first: of tokenizer, its report and latents.
+        seed: of all jobs.
+    """
+    foundation = config.public_foundation or str(config.output / "foundation")
+    observer, steps = str(config.output / "observer"), config.measured_steps
+    tokenizer, latents, transformer = first / "tokenizer", first / "latents", folder / "transformer"
+
+    def joined(job: Job, output: Path, **links: Any) -> Job:
+        pictures = {"images": config.images} if hasattr(job, "images") else {}
+        common = {"output": output, "seed": seed, "device": config.device}
+        return job.model_copy(update=pictures | common | links)
+
+    plain = config.tokenizer.alignment.foundation is None
+    alignment = config.tokenizer.alignment.model_copy(update={"foundation": None if plain else foundation})
+    yield "tokenizer", joined(config.tokenizer, tokenizer, alignment=alignment)
+    measured = {"tokenizer": tokenizer, "foundation": foundation, "observer": observer}
+    yield "reconstruction", joined(config.reconstruction, first / "reconstruction", **measured)
+    yield "latents", joined(config.latents, latents, tokenizer=tokenizer)
+    training = config.transformer.training.model_copy(update={"checkpoint_every": steps[0], "keep_every": steps[0]})
+    yield "transformer", joined(config.transformer, transformer, latents=latents, training=training)
+    for step in steps:
+        last = step == steps[-1]
+        samples = folder / "samples" / f"{step:07d}"
+        whose = {"transformer": transformer, "tokenizer": tokenizer, "checkpoint": None if last else str(step)}
+        yield f"samples/{step}", joined(config.samples, samples, **whose)
+        links: dict[str, Any] = {"samples": samples, "foundation": foundation, "observer": observer}
+        if last:
+            links |= {"tokenizer": tokenizer, "transformer": transformer, "latents": latents}
+        else:
+            links |= {"neighbours": 0, "density_runs": 0}
+        yield f"report/{step}", joined(config.report, folder / "report" / f"{step:07d}", **links)
+
+
+def typical_jobs(config: GridStudyConfig, settings: Sequence[Setting]) -> dict[str, Job]:
+    """The shared jobs and those of one run, of the last setting: all that a plan has to measure."""
+    return shared_jobs(config) | dict(one_run(config, settings[-1], config.seed).jobs)
+
+
+def repetitions(config: GridStudyConfig, settings: Sequence[Setting]) -> dict[str, int]:
+    """The number of times that each of the typical jobs is carried out in the whole study."""
+    runs = all_runs(config, settings)
+    return {
+        name: len({run.jobs[name].output for run in runs}) if name in runs[0].jobs else 1
+        for name in typical_jobs(config, settings)
+    }
+
+
+def module_of(job: str) -> str:
+    """The module that runs a job."""
+    return MODULES[job.partition("/")[0]]
+
+
+def kind_of(job: str) -> str:
+    """The kind of artifact that a job makes."""
+    stage = job.partition("/")[0]
+    return KINDS.get(stage, stage)
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-")

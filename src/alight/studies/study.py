@@ -1,0 +1,195 @@
+"""A study: its shared models, its runs, and one report of their figures."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from alight.artifacts import Artifact, library_versions, read_artifact, read_manifest, write_manifest
+from alight.config import GridStudyConfig
+from alight.evaluation.tokenizer_report import magnification
+from alight.outputs import check_output, claimed_output, writing_folder
+from alight.reporting.files import figure_lines, write_report
+from alight.reporting.pictures import image_grid
+from alight.reporting.report import Bars, Comparison, Conditions, Curve, Figure, Picture, Report, Stage
+from alight.runtime.console import log
+from alight.runtime.errors import InputError
+from alight.runtime.files import file_hash
+from alight.studies.execution import carry_out, carry_out_all, check
+from alight.studies.grid import Run, Setting, all_runs, shared_jobs
+from alight.studies.results import GENERATION, LABELS, OBSERVER, Results, StudyMeasure
+
+SHOWN_SAMPLES = 16  # of every setting, with the same labels and noise
+
+
+class Study(ABC):
+    """The parts of a report that differ from study to study."""
+
+    title: str
+
+    @abstractmethod
+    def summary(self, results: Results) -> str:
+        """The finding in a few sentences."""
+
+    @abstractmethod
+    def figures(self, results: Results, conditions: Mapping[str, Conditions]) -> Iterator[Figure]:
+        """Differences with their intervals."""
+
+    @abstractmethod
+    def plots(self, results: Results) -> Iterator[Curve]:
+        """Plots of settings against each other."""
+
+    @abstractmethod
+    def comparison(self, results: Results, conditions: Mapping[str, Conditions]) -> Comparison:
+        """A table of all settings."""
+
+
+def carry_out_study(config: GridStudyConfig, settings: Sequence[Setting], study: Study) -> Artifact:
+    """Train the shared models, carry out all runs, and write the report.
+
+    Args:
+        config: of the study.
+        settings: under study, the baseline first.
+        study: makes the report.
+
+    Raises:
+        InputError: no run can be carried out, or the folder holds another study.
+    """
+    shared, runs = shared_jobs(config), all_runs(config, settings)
+    report = config.output / "report"
+    resolved = config.model_dump(mode="json", exclude={"jobs"})
+    check_output(report, resolved, "report")
+    for jobs in (shared, *(run.jobs for run in runs)):
+        check(jobs)
+    log.info("study: %d settings, %d runs, into %s.", len(settings), len(runs), config.output)
+    carry_out(shared)
+    before = finished_runs(runs)
+    failed = carry_out_all(runs, config.jobs, config.keep_checkpoints)
+    results = Results.read(runs, config.measured_steps)
+    if not results.settings:
+        raise InputError(f"Not a single run of the study succeeded. The first reason: {next(iter(failed.values()))}")
+    with claimed_output(report, "report", resolved, renew=finished_runs(runs) != before) as finished:
+        if finished is None:
+            write(study, config, runs, results, failed, report)
+    return read_artifact(report, "report")
+
+
+def finished_runs(runs: Sequence[Run]) -> list[str]:
+    """The names of the runs of which every job is finished."""
+    return [run.name for run in runs if run.is_finished]
+
+
+def write(
+    study: Study,
+    config: GridStudyConfig,
+    runs: Sequence[Run],
+    results: Results,
+    failed: Mapping[str, str],
+    folder: Path,
+) -> None:
+    """Write the report artifact."""
+    started = time.perf_counter()
+    conditions = {run.setting: conditions_of(run, config) for run in runs}
+    described = describe(study, config, runs, results, failed, conditions)
+    with writing_folder(folder) as staging:
+        write_report(staging, described)
+        digest = file_hash(staging / "report.json")
+        resolved = config.model_dump(mode="json", exclude={"jobs"})
+        write_manifest(staging, "report", resolved, digest, seconds=time.perf_counter() - started)
+    for line in figure_lines(described):
+        log.info(line)
+
+
+def describe(
+    study: Study,
+    config: GridStudyConfig,
+    runs: Sequence[Run],
+    results: Results,
+    failed: Mapping[str, str],
+    conditions: Mapping[str, Conditions],
+) -> Report:
+    """The whole report."""
+    pictures = [samples_picture(runs, results)]
+    return Report(
+        title=study.title,
+        summary=study.summary(results),
+        figures=list(study.figures(results, conditions)),
+        comparison=study.comparison(results, conditions),
+        pictures=[picture for picture in pictures if picture is not None],
+        results=list(study.plots(results)),
+        curves=[learning_curves(results, measure) for measure in (LABELS, OBSERVER) if results.has(measure)],
+        stages=list(times(runs)),
+        configuration={"study": config.model_dump(mode="json", exclude={"jobs"})},
+        versions=library_versions(),
+        notes=list(notes(results, failed)),
+    )
+
+
+def conditions_of(run: Run, config: GridStudyConfig) -> Conditions:
+    """The budget of a run, which is the same for all settings but for what is under study."""
+    tokenizer, transformer = config.tokenizer.training, config.transformer.training
+    return {
+        "setting": run.setting,
+        "images": f"{config.images.source}, {config.images.size} pixels",
+        "tokenizer": f"{tokenizer.steps:,} steps of {tokenizer.global_batch_size}",
+        "transformer": f"{transformer.steps:,} steps of {transformer.global_batch_size}",
+        "sampling": str(config.samples.sampling),
+    }
+
+
+def learning_curves(results: Results, measure: StudyMeasure) -> Curve:
+    """A figure of samples over the steps of training, a line per setting with the intervals over seeds."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    bars: dict[str, list[Bars]] = {}
+    for setting in results.settings:
+        found = results.learning_curve(setting, measure)
+        if found:
+            series[setting] = [float(step) for step in found], [each.mean for each in found.values()]
+            bars[setting] = [Bars(step, step, each.low, each.high) for step, each in found.items()]
+    return Curve(f"{measure.label} while transformers train", "step", measure.label, series, bars=bars)
+
+
+def samples_picture(runs: Sequence[Run], results: Results) -> Picture | None:
+    """The first samples of every setting, of the same labels and noise."""
+    first = {run.setting: run for run in reversed(runs) if run.setting in results.values}
+    rows, names = [], []
+    for setting in results.settings:
+        images = first[setting].jobs[f"samples/{results.steps[-1]}"].output / "images"
+        files = sorted(images.rglob("*.png"))
+        if files:
+            spread = np.linspace(0, len(files) - 1, min(SHOWN_SAMPLES, len(files))).astype(int)
+            rows.append(np.stack([np.asarray(Image.open(files[number]).convert("RGB")) for number in spread]))
+            names.append(setting)
+    if not rows:
+        return None
+    width = min(map(len, rows))
+    grid = image_grid(np.concatenate([row[:width] for row in rows]), width)
+    caption = "Samples of every setting, without guidance, a row each: equal labels and equal noise in every column."
+    return Picture("Samples", caption, grid, magnification(rows[0]), names)
+
+
+def times(runs: Sequence[Run]) -> Iterator[Stage]:
+    """The time of every setting, over all its seeds."""
+    seconds: dict[str, float] = {}
+    for run in runs:
+        if run.is_finished:
+            spent = sum(read_manifest(job.output).seconds for job in run.jobs.values())
+            seconds[run.setting] = seconds.get(run.setting, 0.0) + spent
+    for setting, spent in seconds.items():
+        yield Stage(setting, spent)
+
+
+def notes(results: Results, failed: Mapping[str, str]) -> Iterator[str]:
+    """Failed runs, and what the figures do not say."""
+    for name, reason in failed.items():
+        yield f"{name} failed and is left out: {reason}"
+    yield "Intervals are Student's, over seeds, and hold the true mean with a probability of 95 %."
+    yield "Differences are paired: runs of the same seed share initial weights where shapes agree, batches and noise."
+    absent = [measure.label for measure in GENERATION if not results.has(measure)]
+    if absent:
+        yield f"Not measured: {', '.join(absent)}."

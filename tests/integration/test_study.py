@@ -1,0 +1,239 @@
+"""Studies over many runs: frontier and ablation, resumed, with failures, and several runs at once."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from alight.config import AblationStudyConfig, FrontierStudyConfig
+from alight.config.recipes import validate
+from alight.runtime.errors import InputError
+from alight.studies import ablation, frontier
+from alight.studies.grid import all_runs, shared_jobs
+from helpers import warm
+
+VIT = {"hidden_size": 24, "num_layers": 1, "num_heads": 2, "patch_size": 8}
+SHORT = {  # runs that take a second
+    "images": {"size": 32, "held_out_fraction": 0.3},
+    "foundation": {"model": VIT, "training": {"steps": 2, "global_batch_size": 8, "ema_decay": None}},
+    "observer": {
+        "task": "masked_autoencoder",
+        "model": VIT,
+        "training": {"steps": 2, "global_batch_size": 8, "ema_decay": None},
+    },
+    "tokenizer": {
+        "model": {
+            "block_out_channels": [8, 8, 8, 8],
+            "layers_per_block": 1,
+            "norm_num_groups": 2,
+            "level_attention": False,
+            "mid_block_attention": False,
+        },
+        "reconstruction": {"perceptual_weight": 0, "adversarial_weight": 0},
+        "training": {"steps": 3, "global_batch_size": 4, "ema_decay": None},
+        "preview_images": 0,
+    },
+    "latents": {"flips": False},
+    "transformer": {
+        "model": {"preset": None, "hidden_size": 24, "num_layers": 1, "num_heads": 2, "patch_size": 1},
+        "training": {"steps": 4, "global_batch_size": 4, "ema_decay": 0.5},
+        "sample_images": 0,
+    },
+    "samples": {"samples_per_class": 4, "sampling": {"num_inference_steps": 2}, "trajectory_images": 0},
+    "report": {"density_runs": 0, "neighbours": 0},
+    "measurements": 2,
+}
+FRONTIER = SHORT | {"job": "study frontier", "latent_channels": [4, 8], "seeds": 1, "seeds_at_widest": 2}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Bright and dark images, thirty of each."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for label, level in (("bright", 200), ("dark", 40)):
+        (folder / label).mkdir()
+        for number in range(30):
+            pixels = (level + rng.normal(0, 10, (32, 32, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path, pictures):
+    def write(values):
+        path = tmp_path / "recipe.yaml"
+        images = values["images"] | {"source": str(pictures)}
+        path.write_text(yaml.safe_dump(values | {"images": images}, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, pictures):
+    """The folder of a finished frontier."""
+    output = tmp_path_factory.mktemp("frontier") / "study"
+    images = FRONTIER["images"] | {"source": str(pictures)}
+    frontier.run(frontier_config(output=str(output), images=images))
+    return output
+
+
+def frontier_config(**changes):
+    values = {key: value for key, value in FRONTIER.items() if key != "job"}
+    return validate(FrontierStudyConfig, values | changes, "test")
+
+
+def without_times(folder):
+    report = json.loads((folder / "report" / "report.json").read_text())
+    return {key: value for key, value in report.items() if key not in ("stages", "seconds_total")}
+
+
+def test_a_frontier_has_both_kinds_of_every_width_and_more_seeds_at_the_widest():
+    config = frontier_config(output="runs/x")
+    runs = all_runs(config, frontier.settings(config))
+    assert [run.name for run in runs] == [
+        *("plain d4, seed 0", "aligned d4, seed 0", "plain d8, seed 0", "aligned d8, seed 0"),
+        *("plain d8, seed 1", "aligned d8, seed 1"),
+    ]
+    plain, aligned = runs[2].jobs, runs[3].jobs
+    assert plain["tokenizer"].alignment.foundation is None
+    assert aligned["tokenizer"].alignment.foundation == "runs/x/foundation"
+    for stage in ("tokenizer", "transformer"):  # paired in all else
+        same = {"output", "alignment", "latents"}
+        assert plain[stage].model_dump(exclude=same) == aligned[stage].model_dump(exclude=same)
+    outputs = [job.output for run in runs for job in run.jobs.values()]
+    assert len(outputs) == len(set(outputs))
+    assert shared_jobs(config)["observer"].seed != shared_jobs(config)["foundation"].seed
+
+
+def test_a_frontier_is_reported(finished):
+    report = json.loads((finished / "report" / "report.json").read_text())
+    assert report["comparison"]["columns"] == ["plain d4", "aligned d4", "plain d8", "aligned d8"]
+    for key in ("Reconstruction PSNR", "Label accuracy", "Frechet distance, observer", "Density, observer"):
+        assert key in report["comparison"]["rows"], key
+    gain = next(figure for figure in report["figures"] if figure["name"] == "generated_label_accuracy_gain_d8")
+    assert gain["conditions"]["seeds"] == 2
+    low, high = gain["interval"]
+    assert low <= gain["value"] <= high
+    assert not list(finished.glob("runs/*/transformer/training/step-*.pt"))
+    assert 'class="bar"' in (finished / "report" / "report.html").read_text()
+
+
+def test_a_finished_study_is_kept_and_one_of_other_options_refused(alight, refused, recipe, finished):
+    path, before = recipe(FRONTIER), (finished / "report" / "report.html").stat().st_mtime_ns
+    again = alight("study", "frontier", "--config", path, "--output", finished)
+    assert again.returncode == 0, again.stderr
+    assert "finished already" in again.stderr + again.stdout
+    message = refused("study", "frontier", "--config", path, "--output", finished, "--seed", "7")
+    assert "seed: 0 -> 7" in message
+    assert (finished / "report" / "report.html").stat().st_mtime_ns == before
+
+
+def test_a_study_that_is_killed_ends_with_the_same_report(alight, recipe, tmp_path, finished):
+    killed = tmp_path / "killed"
+    arguments = ["study", "frontier", "--config", str(recipe(FRONTIER)), "--output", str(killed)]
+    for pause in (3.0, 2.0, 4.0):
+        process = warm.AlightProcess(arguments)
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    result = alight(*arguments)
+    assert result.returncode == 0, result.stderr
+    first, second = (
+        json.loads(json.dumps(without_times(folder)).replace(str(folder), "FOLDER")) for folder in (finished, killed)
+    )
+    assert first == second
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(alight, recipe, tmp_path):
+    output, narrow = tmp_path / "study", {"latent_channels": [4], "seeds_at_widest": None}
+    config = frontier_config(output=str(output), **narrow)
+    broken = all_runs(config, frontier.settings(config))[0]
+    broken.jobs["latents"].output.parent.mkdir(parents=True)
+    arguments = ("study", "frontier", "--config", recipe(FRONTIER | narrow), "--output", output)
+    (broken.folder / "transformer").mkdir()
+    (broken.folder / "transformer" / "started.json").write_text('{"kind": "transformer"}')
+    (broken.folder / "transformer" / "training").write_text("a file in the way of the checkpoints")
+    result = alight(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "plain d4, seed 0 failed and is left out" in result.stderr
+    report = json.loads((output / "report" / "report.json").read_text())
+    assert report["comparison"]["columns"] == ["aligned d4"]
+    assert any(note.startswith("plain d4, seed 0 failed") for note in report["notes"])
+    (broken.folder / "transformer" / "training").unlink()  # repaired
+    result = alight(*arguments)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((output / "report" / "report.json").read_text())
+    assert "plain d4" in report["comparison"]["columns"]
+
+
+def test_several_runs_at_once_give_the_same_figures(alight, recipe, tmp_path, finished):
+    output = tmp_path / "study"
+    result = alight("study", "frontier", "--config", recipe(FRONTIER), "--output", output, "--jobs", "2")
+    assert result.returncode == 0, result.stderr
+    rows = [without_times(folder)["comparison"]["rows"] for folder in (finished, output)]
+    for label, figures in rows[0].items():
+        for first, second in zip(figures, rows[1][label], strict=True):
+            assert first["value"] == pytest.approx(second["value"], rel=0.05), label
+
+
+ABLATION = SHORT | {
+    "job": "study ablation",
+    "seeds": 2,
+    "alone": {
+        "no alignment": {"tokenizer.alignment.foundation": None},
+        "gelu": {"transformer.model.feed_forward": "gelu"},
+    },
+    "cumulated": {
+        "uniform times": {"transformer.flow.time_sampling": "uniform"},
+        "and no direction loss": {"transformer.flow.cosine_weight": 0},
+    },
+}
+
+
+def test_an_ablation_cumulates_and_trains_a_tokenizer_only_where_it_differs(tmp_path):
+    values = {key: value for key, value in ABLATION.items() if key != "job"}
+    config = validate(AblationStudyConfig, values | {"output": str(tmp_path)}, "test")
+    runs = [run for run in all_runs(config, ablation.settings(config)) if run.seed == 0]
+    assert [run.setting for run in runs] == ["unchanged", *ABLATION["alone"], *ABLATION["cumulated"]]
+    last = runs[-1].jobs["transformer"].flow
+    assert (last.time_sampling, last.cosine_weight) == ("uniform", 0)
+    assert len({run.jobs["tokenizer"].output for run in runs}) == 2
+    assert len({run.jobs["transformer"].output for run in runs}) == 5
+
+
+def test_an_ablation_is_carried_out(alight, recipe, tmp_path):
+    output = tmp_path / "study"
+    result = alight("study", "ablation", "--config", recipe(ABLATION), "--output", output)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((output / "report" / "report.json").read_text())
+    assert len(report["comparison"]["columns"]) == 5
+    labels = [figure["label"] for figure in report["figures"]]
+    assert "Label accuracy: and no direction loss - uniform times" in labels
+    assert len(list(output.glob("runs/*/tokenizer/alight.json"))) == 4  # two seeds of two tokenizers
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"latent_channels": [8, 8]}, "names a width twice"),
+        ({"latent_channels": [0, 8]}, "latent_channels"),
+        ({"latent_channels": []}, "latent_channels"),
+        ({"seeds": 0}, "seeds"),
+        ({"measurements": 3}, "is not a multiple of measurements 3"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(refused, recipe, tmp_path, changes, words):
+    assert words in refused("study", "frontier", "--config", recipe(FRONTIER | changes), cwd=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_change_is_refused_by_name():
+    values = {key: value for key, value in ABLATION.items() if key != "job"}
+    config = validate(AblationStudyConfig, values | {"alone": {"odd": {"tokenizer.alignmant.weight": 0}}}, "test")
+    with pytest.raises(InputError, match="alignmant"):
+        all_runs(config, ablation.settings(config))
