@@ -34,12 +34,15 @@ def options(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, tuple[
         option = f"{prefix}{name.replace('_', '-')}"
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from options(field.annotation, f"{option}.")
-        elif not _holds_sections(field.annotation):  # lists of sections are for recipes
+        elif not _is_for_recipes(field.annotation):
             yield f"--{option}", choices(field.annotation)
 
 
-def _holds_sections(annotation: Any) -> bool:
-    return any(isinstance(part, type) and issubclass(part, Section) for part in get_args(annotation))
+def _is_for_recipes(annotation: Any) -> bool:
+    """Tell if a value is nested too deeply for a command line: a list of sections, or a mapping of mappings."""
+    parts = get_args(annotation)
+    nested = get_origin(annotation) is dict and get_origin(parts[1]) is dict
+    return nested or any(isinstance(part, type) and issubclass(part, Section) for part in parts)
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
