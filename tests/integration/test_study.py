@@ -208,7 +208,7 @@ def test_an_ablation_cumulates_and_trains_a_tokenizer_only_where_it_differs(tmp_
 
 def test_an_ablation_is_carried_out(alight, recipe, tmp_path):
     output = tmp_path / "study"
-    result = alight("study", "ablation", "--config", recipe(ABLATION), "--output", output)
+    result = alight("study", "ablation", "--config", recipe(ABLATION), "--output", output, "--jobs", "2")
     assert result.returncode == 0, result.stderr
     report = json.loads((output / "report" / "report.json").read_text())
     assert len(report["comparison"]["columns"]) == 5

@@ -109,7 +109,7 @@ def distance_evidence(found: Distances) -> Evidence:
         f"{found.real:.3f}, their reconstructions {found.reconstructed:.3f}, generated ones {found.generated:.3f}."
     )
     if found.generated < found.real:
-        sentence += " Here real images are the farthest, so this distance says nothing against the generated ones."
+        sentence += " Real images are farther here, so this distance says nothing against the generated ones."
     return Evidence(found.excess, found.tokenizer_share, level_of(found.excess, DISTANCES), sentence)
 
 

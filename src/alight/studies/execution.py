@@ -129,7 +129,7 @@ def _outcomes(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> Iterato
 
 def _devices_of(run: Run, jobs: int) -> list[str]:
     """A device for every worker: the GPUs in turn, or that of the jobs."""
-    wanted = run.jobs["transformer"].device
+    wanted = next(iter(run.jobs.values())).device
     if resolve_device(wanted).type != "cuda" or torch.cuda.device_count() < 2 or ":" in wanted:
         return [wanted] * jobs
     return [f"cuda:{number % torch.cuda.device_count()}" for number in range(jobs)]
