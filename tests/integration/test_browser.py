@@ -9,18 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from helpers.browsing import needs_browser, open_browser
 from helpers.serving import serving, wait_until
 
 pytest.importorskip("gradio", reason="the browser app needs gradio: pip install 'alight[web]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="the tests in a browser need playwright")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium")
-
-OPTIONS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
-PATIENCE = 30_000  # milliseconds, on a machine that does other things as well
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +30,8 @@ def server(finished_quickstart, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    with playwright.sync_playwright() as driver:
-        profile = tmp_path_factory.mktemp("profile")
-        context = driver.chromium.launch_persistent_context(
-            profile, executable_path=BROWSER, args=list(OPTIONS), viewport={"width": 1280, "height": 900}
-        )
-        context.set_default_timeout(PATIENCE)
+    with open_browser(tmp_path_factory.mktemp("profile")) as context:
         yield context
-        context.close()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from alight.metrics import (
     ClassProbabilities,
     FeatureStatistics,
     InceptionSet,
+    authenticity,
     density_coverage,
     frechet_distance,
     inception_scores,
@@ -228,6 +229,26 @@ def test_a_memorised_set_has_density_one(generator):
     real = draw_features(generator, 200, 64, shift=2)
     copied = density_coverage(real, real[torch.randperm(200, generator=generator)])
     assert (copied.density, copied.coverage) == (1, 1)  # in each ball its centre and k - 1 others, not the k-th
+
+
+@pytest.mark.parametrize("block_size", [7, 1000])
+def test_authenticity_by_its_definition(generator, block_size):
+    real, generated = draw_features(generator, 40), draw_features(generator, 60, scale=0.9)
+    between = torch.cdist(generated.double(), real.double())
+    among = torch.cdist(real.double(), real.double()).fill_diagonal_(torch.inf).min(1).values
+    expected = sum(row.min() > among[row.argmin()] for row in between).item() / 60
+    assert authenticity(real, generated, block_size) == expected
+    assert 0 < expected < 1
+
+
+def test_authenticity_of_copies_of_new_images_and_of_others(generator):
+    real = draw_features(generator, 500)
+    assert authenticity(real, real[:50]) == 0
+    assert authenticity(real, real[:50] + 1e-3) == 0
+    assert 0.5 < authenticity(real, draw_features(generator, 500)) < 0.75  # the nearest of all has near neighbours
+    assert authenticity(real, draw_features(generator, 50, shift=100)) == 1
+    with pytest.raises(InputError):
+        authenticity(real[:1], real)
 
 
 def test_repeated_images_are_reported_as_collapsed(generator):

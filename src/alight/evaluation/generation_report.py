@@ -14,7 +14,7 @@ from alight.evaluation.tokenizer_report import magnification
 from alight.metrics.frechet import FrechetDistance, frechet_distance
 from alight.metrics.inception_score import InceptionScore
 from alight.metrics.inception_set import InceptionScores, inception_scores
-from alight.metrics.manifold import density_coverage, precision_recall
+from alight.metrics.manifold import authenticity, density_coverage, precision_recall
 from alight.reporting.class_rows import MOST_COLUMNS, class_rows, left_out
 from alight.reporting.pictures import image_grid
 from alight.reporting.report import Conditions, Figure, Measure, Picture
@@ -40,6 +40,11 @@ MEASURES = {
     ),
     "coverage": Measure(
         "Coverage", "", 3, "higher", "Share: real images with a generated one nearby.", headline=False
+    ),
+    "authenticity": Measure(
+        *("Authenticity", "", 3, "higher"),
+        "Share: generated images that copy no training image; more than 0.5 for new real ones.",
+        headline=False,
     ),
     "kid": Measure(
         *("KID", "", 5, "lower"), "Kernel distance of the pool features, without bias for few images.", headline=False
@@ -152,7 +157,7 @@ def space_figure(key: str, distance: FrechetDistance, conditions: Conditions, fe
 def manifold_figures(
     key: str, generated: ImageFeatures, reference: ReferenceSet, conditions: Conditions
 ) -> list[Figure]:
-    """Precision, recall, density and coverage in a space, by the conventions of FD-DINOv2's evaluator."""
+    """Precision, recall, density, coverage and authenticity in a space, as FD-DINOv2's evaluator takes them."""
     made, real = generated.features_of(key), reference.features.get(key)
     if made is None or real is None or min(len(made), len(real)) < FEWEST_FOR_MANIFOLDS:
         return []
@@ -165,12 +170,10 @@ def manifold_figures(
         "recall": manifold.recall,
         "density": cover.density,
         "coverage": cover.coverage,
+        "authenticity": authenticity(real, made),
     }
-    explanation = "Share: as the evaluator of FD-DINOv2 takes it."
     return [
-        MEASURES[name]
-        ._replace(explanation=explanation)
-        .figure(f"{key}_{name}", value, conditions, f"{MEASURES[name].label}, {MANIFOLD_SPACES[key]}")
+        MEASURES[name].figure(f"{key}_{name}", value, conditions, f"{MEASURES[name].label}, {MANIFOLD_SPACES[key]}")
         for name, value in values.items()
     ]
 

@@ -7,7 +7,7 @@ from alight.metrics.inception_score import ClassProbabilities, InceptionScore
 from alight.metrics.inception_set import InceptionScores, InceptionSet, inception_scores
 from alight.metrics.kernel_distance import KernelDistance, kernel_distance
 from alight.metrics.label_accuracy import DigitClassifier, LabelAccuracy, LabelClassifier
-from alight.metrics.manifold import DensityCoverage, PrecisionRecall, density_coverage, precision_recall
+from alight.metrics.manifold import DensityCoverage, PrecisionRecall, authenticity, density_coverage, precision_recall
 from alight.metrics.reconstruction import ReconstructionMetrics, ReconstructionScores, image_scores, psnr, ssim
 from alight.metrics.reference import Reference, read_images, read_reference
 from alight.metrics.ridge import RidgeRegression
@@ -35,6 +35,7 @@ __all__ = [
     "Reference",
     "RidgeRegression",
     "LabelClassifier",
+    "authenticity",
     "density_coverage",
     "feature_statistics",
     "frechet_distance",

@@ -1,6 +1,6 @@
-"""Precision and recall, density and coverage: the overlap of generated and real images in a feature space.
+"""Precision, recall, density, coverage and authenticity: the overlap of generated and real images in a feature space.
 
-All four describe a set of features by balls: around each feature vector, as large as the distance to its k-th
+All of them describe a set of features by balls: around each feature vector, as large as the distance to its k-th
 neighbour in its own set.
 """
 
@@ -139,6 +139,29 @@ def density_coverage(real: Features, generated: Features, k: int = 5, block_size
         n_generated=len(generated),
         collapsed_real=int((radii == 0).sum()),
     )
+
+
+def authenticity(real: Features, generated: Features, block_size: int = 1000) -> float:
+    """Share of generated images that are no copies: further from their nearest real image than its own neighbour is.
+
+    A generator that repeats its training images scores 0, new real images of the same kind more than one half
+    (Alaa et al. 2022; the AuthPct of Stein et al. 2023, as a share).
+
+    Args:
+        real: (N, D), the training images.
+        generated: (M, D).
+        block_size: rows of the distance matrix that are in memory at once, a few times 4 N bytes each.
+
+    Raises:
+        InputError: the features are not (N, D) and (M, D), not finite, or there are fewer than two real ones.
+    """
+    real, generated = _centred(*comparable_features(real, generated, at_least=2))
+    to_neighbour = _squared_radii(real, 1, squared_distances, block_size)
+    authentic = 0
+    for rows in _blocks(len(generated), block_size):
+        nearest = squared_distances(generated[rows], real).min(dim=1)
+        authentic += int((nearest.values > to_neighbour[nearest.indices]).sum())
+    return authentic / len(generated)
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import time
 from collections import Counter
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from importlib import import_module
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +29,18 @@ from alight.training.checkpoint import list_checkpoints
 from alight.training.longer import TRAINING_FOLDER
 
 _device: list[str] = []  # of a worker process; empty = that of the jobs
+
+
+class Outcome(NamedTuple):
+    """The end of a run.
+
+    Attributes:
+        reason: of its failure, or nothing.
+        seconds: that it took.
+    """
+
+    reason: str
+    seconds: float
 
 
 def check(jobs: Mapping[str, Job]) -> None:
@@ -75,23 +90,39 @@ def carry_out_all(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> dic
         The reason of failure by the name of the run; empty if all went well.
     """
     failed: dict[str, str] = {}
-    for common, reason in _outcomes(common_parts(runs), jobs, keep_checkpoints=True):
-        if reason:
-            log.warning("study: %s failed: %s", common.name, reason)  # and again in every run that needs it
+    for common, outcome in _outcomes(common_parts(runs), jobs, keep_checkpoints=True):
+        if outcome.reason:
+            log.warning("study: %s failed: %s", common.name, outcome.reason)  # and again in every run that needs it
     open_runs = [run for run in runs if not run.is_finished]
     done, started = len(runs) - len(open_runs), time.perf_counter()
-    for finished, (run, reason) in enumerate(_outcomes(open_runs, jobs, keep_checkpoints), start=1):
-        if reason:
-            failed[run.name] = reason
-            log.warning("study: %s failed and is left out: %s", run.name, reason)
+    seconds: list[float] = []
+    for run, outcome in _outcomes(open_runs, jobs, keep_checkpoints):
+        if outcome.reason:
+            failed[run.name] = outcome.reason
+            log.warning("study: %s failed and is left out: %s", run.name, outcome.reason)
+        seconds.append(outcome.seconds)
         passed = time.perf_counter() - started
-        left = passed / finished * (len(open_runs) - finished)
         log.info(
             "study: %d of %d runs done in %s; %s",
-            *(done + finished, len(runs), duration(passed)),
-            f"about {duration(left)} left." if left else "none left.",
+            *(done + len(seconds), len(runs), duration(passed)),
+            remaining(seconds, len(open_runs), jobs, passed),
         )
     return failed
+
+
+def remaining(seconds: Sequence[float], runs: int, jobs: int, passed: float) -> str:
+    """The time that a study still needs, in words.
+
+    Args:
+        seconds: of the runs that have ended.
+        runs: of this command, those that have ended among them.
+        jobs: that run at once; as many runs are on their way when one ends.
+        passed: seconds since the first of them began.
+    """
+    if len(seconds) == runs:
+        return "none left."
+    whole = fmean(seconds) * math.ceil(runs / jobs)
+    return f"about {duration(max(whole - passed, 1.0))} left."
 
 
 def common_parts(runs: Sequence[Run]) -> list[Run]:
@@ -105,8 +136,8 @@ def common_parts(runs: Sequence[Run]) -> list[Run]:
     return list(parts.values())
 
 
-def _outcomes(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> Iterator[tuple[Run, str]]:
-    """Every run that has ended, with the reason of its failure or nothing."""
+def _outcomes(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> Iterator[tuple[Run, Outcome]]:
+    """Every run that has ended, in the order of their ends."""
     if jobs == 1 or len(runs) <= 1:
         for run in runs:
             yield run, _attempt(run, keep_checkpoints)
@@ -119,10 +150,10 @@ def _outcomes(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> Iterato
     level = logging.getLogger("alight").level
     pool = ProcessPoolExecutor(jobs, context, initializer=_begin_worker, initargs=(devices, threads, level))
     try:
-        futures: dict[Future[str], Run] = {pool.submit(_attempt, run, keep_checkpoints): run for run in runs}
+        futures: dict[Future[Outcome], Run] = {pool.submit(_attempt, run, keep_checkpoints): run for run in runs}
         for future in as_completed(futures):
             error = future.exception()
-            yield futures[future], future.result() if error is None else f"its process ended: {error}"
+            yield futures[future], future.result() if error is None else Outcome(f"its process ended: {error}", 0.0)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -142,14 +173,15 @@ def _begin_worker(devices: multiprocessing.SimpleQueue[str], threads: int, level
     logging.getLogger("alight").setLevel(max(level, logging.WARNING))
 
 
-def _attempt(run: Run, keep_checkpoints: bool) -> str:
-    """Carry a run out; the reason of its failure, or nothing."""
+def _attempt(run: Run, keep_checkpoints: bool) -> Outcome:
+    """Carry a run out."""
+    started, reason = time.perf_counter(), ""
     jobs = {name: job.model_copy(update={"device": _device[0]}) if _device else job for name, job in run.jobs.items()}
     try:
         carry_out_run(Run(run.setting, run.seed, run.folder, jobs), keep_checkpoints)
     except InputError as error:
-        return str(error)
+        reason = str(error)
     except Exception as error:  # of any library; the other runs go on, and the report names this one
         log.debug("study: %s", run.name, exc_info=True)
-        return f"{type(error).__name__}: {error}"
-    return ""
+        reason = f"{type(error).__name__}: {error}"
+    return Outcome(reason, time.perf_counter() - started)

@@ -86,15 +86,17 @@ class FrontierStudy(Study):
 
     def _dilemma(self, results: Results) -> Iterator[str]:
         narrow, wide = name("plain", self.widths[0]), name("plain", self.widths[-1])
-        for measure, better in ((PSNR, "reconstruction"), (LABELS, "generation")):
+        generation = LABELS if results.has(LABELS) else OBSERVER
+        for measure, half in ((PSNR, "reconstruction"), (generation, "generation")):
             low, high = results.interval(narrow, measure), results.interval(wide, measure)
             if low is None or high is None or narrow == wide:
                 continue
-            sure = "" if low.apart_from(high) else " (the intervals overlap)"
-            direction = "rises" if high.mean > low.mean else "falls"
+            sure = "" if low.n == 1 or low.apart_from(high) else " (the intervals overlap)"
+            better = (high.mean > low.mean) == (measure.better == "higher")
             yield (
-                f"Without alignment, {better} from {self.widths[0]} to {self.widths[-1]} channels {direction}: "
-                f"{measure.label} {in_words(low, measure)} and {in_words(high, measure)}{sure}."
+                f"Without alignment, {half} {'improves' if better else 'worsens'} from {self.widths[0]} to "
+                f"{self.widths[-1]} channels: {measure.label} {in_words(low, measure)} and "
+                f"{in_words(high, measure)}{sure}."
             )
 
     def _remedy(self, results: Results) -> Iterator[str]:
@@ -103,11 +105,11 @@ class FrontierStudy(Study):
             difference = results.difference(wide, plain, measure)
             if difference is None:
                 continue
-            sure = "" if difference.excludes_zero else ", which is not told from zero"
+            sure = "" if difference.n == 1 or difference.excludes_zero else ", which is not told from zero"
             change = f"{in_words(difference, measure)}{sure}"
             yield f"At {self.widths[-1]} channels, alignment changes {measure.label} by {change}."
         ours, observed = (results.difference(wide, plain, measure) for measure in (FOUNDATION, OBSERVER))
-        if ours is not None and observed is not None and (ours.mean < 0) != (observed.mean < 0):
+        if ours is not None and observed is not None and ours.n > 1 and (ours.mean < 0) != (observed.mean < 0):
             yield "The foundation model's own distance disagrees with the observer's; trust the observer's."
 
     def figures(self, results: Results, conditions: Mapping[str, Conditions]) -> Iterator[Figure]:

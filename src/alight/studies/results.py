@@ -39,7 +39,7 @@ RECONSTRUCTION = (
     PSNR,
     StudyMeasure("reconstruction_ssim", "Reconstruction SSIM", "higher", 4, "", "Of held-out images."),
     StudyMeasure(
-        *("reconstruction_observed", "Frechet distance of reconstructions, observer", "lower", 3, ""),
+        *("reconstruction_observed", "Frechet distance of reconstructions, observer", "lower", 4, ""),
         "Of held-out images and their reconstructions.",
     ),
     StudyMeasure(
@@ -52,7 +52,7 @@ LABELS = StudyMeasure(
     "Share of samples in which a classifier that was fitted to real images sees the class that was asked for.",
 )
 OBSERVER = StudyMeasure(
-    *("frechet_distance_observer", "Frechet distance, observer", "lower", 3, ""),
+    *("frechet_distance_observer", "Frechet distance, observer", "lower", 4, ""),
     "Of samples and training images, in the features of a network that took no part in training.",
 )
 FOUNDATION = StudyMeasure(
@@ -64,6 +64,10 @@ GENERATION = (
     OBSERVER,
     StudyMeasure("observer_density", "Density, observer", "higher", 3, "", "Real neighbourhoods around samples."),
     StudyMeasure("observer_coverage", "Coverage, observer", "higher", 3, "", "Real images with a sample nearby."),
+    StudyMeasure(
+        *("observer_authenticity", "Authenticity, observer", "higher", 3, ""),
+        "Share of samples that copy no training image; more than 0.5 for new real ones.",
+    ),
     StudyMeasure("frechet_distance_grey_pixels", "Frechet distance, 8x8 grey pixels", "lower", 3),
     FOUNDATION,
 )
