@@ -13,6 +13,7 @@ from alight.config import AblationStudyConfig, FrontierStudyConfig
 from alight.config.recipes import validate
 from alight.runtime.errors import InputError
 from alight.studies import ablation, frontier
+from alight.studies.execution import remaining
 from alight.studies.grid import all_runs, shared_jobs
 from helpers import warm
 
@@ -133,10 +134,11 @@ def test_a_finished_study_is_kept_and_one_of_other_options_refused(alight, refus
     assert (finished / "report" / "report.html").stat().st_mtime_ns == before
 
 
-def test_a_study_that_is_killed_ends_with_the_same_report(alight, recipe, tmp_path, finished):
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
+def test_a_study_that_is_killed_ends_with_the_same_report(alight, recipe, tmp_path, finished, kills):
     killed = tmp_path / "killed"
     arguments = ["study", "frontier", "--config", str(recipe(FRONTIER)), "--output", str(killed)]
-    for pause in (3.0, 2.0, 4.0):
+    for pause in np.random.default_rng(kills).uniform(1, 5, kills):
         process = warm.AlightProcess(arguments)
         time.sleep(pause)
         process.send_signal(signal.SIGKILL)
@@ -169,6 +171,20 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(alight, recipe, tmp_path
     assert result.returncode == 0, result.stderr
     report = json.loads((output / "report" / "report.json").read_text())
     assert "plain d4" in report["comparison"]["columns"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "runs", "jobs", "passed", "words"),
+    [
+        ([60], 4, 1, 60, "about 3 min 00 s left."),
+        ([60], 4, 2, 60, "about 1 min 00 s left."),  # the other worker is about to end its run, too
+        ([60, 60], 4, 2, 60, "about 1 min 00 s left."),
+        ([60, 80, 70], 5, 2, 140, "about 1 min 10 s left."),
+        ([60, 60], 2, 2, 60, "none left."),
+    ],
+)
+def test_the_rest_of_a_study_is_estimated_from_whole_runs(seconds, runs, jobs, passed, words):
+    assert remaining(seconds, runs, jobs, passed) == words
 
 
 def test_several_runs_at_once_give_the_same_figures(alight, recipe, tmp_path, finished):
