@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from alight.studies import ablation, frontier
 from alight.studies.execution import remaining
 from alight.studies.grid import all_runs, shared_jobs
 from helpers import warm
+from helpers.serving import wait_until
 
 VIT = {"hidden_size": 24, "num_layers": 1, "num_heads": 2, "patch_size": 8}
 SHORT = {  # runs that take a second
@@ -171,6 +173,29 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(alight, recipe, tmp_path
     assert result.returncode == 0, result.stderr
     report = json.loads((output / "report" / "report.json").read_text())
     assert "plain d4" in report["comparison"]["columns"]
+
+
+def lives(process):
+    """True if a process of this number runs; one that has ended may wait for its parent as a zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no list of processes here")
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_its_study(recipe, tmp_path, ending):
+    output = tmp_path / "study"
+    endless = {"training": {"steps": 1_000_000, "global_batch_size": 4, "ema_decay": None}}
+    path = recipe(FRONTIER | {"transformer": FRONTIER["transformer"] | endless})
+    process = warm.AlightProcess(["study", "frontier", "--config", str(path), "--output", str(output), "--jobs", "2"])
+    wait_until(lambda: len(list(output.glob("runs/*/transformer"))) == 2, 120)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert sum(map(lives, children)) >= 2
+    process.send_signal(ending)
+    process.communicate(timeout=60)
+    wait_until(lambda: not any(map(lives, children)), 60)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
+import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from importlib import import_module
+from multiprocessing import connection
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -167,10 +170,19 @@ def _devices_of(run: Run, jobs: int) -> list[str]:
 
 
 def _begin_worker(devices: multiprocessing.SimpleQueue[str], threads: int, level: int) -> None:
-    """Set up a worker process: its device, its threads, and warnings alone in the log."""
+    """Set up a worker process: its device, its threads, and warnings alone in the log; it ends with the study."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _device.append(devices.get())
     torch.set_num_threads(threads)
     logging.getLogger("alight").setLevel(max(level, logging.WARNING))
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the study's has ended, however: what it holds is free for the next command."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _attempt(run: Run, keep_checkpoints: bool) -> Outcome:
