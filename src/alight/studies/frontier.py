@@ -6,7 +6,7 @@ moves the frontier, and makes training converge faster.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from alight.artifacts import Artifact
@@ -108,9 +108,25 @@ class FrontierStudy(Study):
             sure = "" if difference.n == 1 or difference.excludes_zero else ", which is not told from zero"
             change = f"{in_words(difference, measure)}{sure}"
             yield f"At {self.widths[-1]} channels, alignment changes {measure.label} by {change}."
+        yield from self._convergence(results, wide, plain)
         ours, observed = (results.difference(wide, plain, measure) for measure in (FOUNDATION, OBSERVER))
         if ours is not None and observed is not None and ours.n > 1 and (ours.mean < 0) != (observed.mean < 0):
             yield "The foundation model's own distance disagrees with the observer's; trust the observer's."
+
+    def _convergence(self, results: Results, wide: str, plain: str) -> Iterator[str]:
+        """The difference after half of the steps, and the steps that plain needs to catch up."""
+        measure, half = (LABELS if results.has(LABELS) else OBSERVER), results.steps[-1] // 2
+        difference = results.difference_after(wide, plain, measure, half)
+        found = results.speedup(wide, plain, measure, half)
+        if difference is None or found is None:
+            return
+        factor = found.factor
+        interval = "" if factor.n == 1 else f" ({factor.low:.2f} to {factor.high:.2f})"
+        bound = "at least " if found.unreached else ""
+        yield (
+            f"After half of the training steps the difference is {in_words(difference, measure)}, and plain needs "
+            f"{bound}{factor.mean:.2f} times the steps{interval} to come as far."
+        )
 
     def figures(self, results: Results, conditions: Mapping[str, Conditions]) -> Iterator[Figure]:
         """Paired differences at every width, and the factors of convergence."""
@@ -123,29 +139,23 @@ class FrontierStudy(Study):
                     shown = figure(f"{measure.key}_gain_d{channels}", measure, difference, conditions[aligned], label)
                     yield headline(shown, channels == self.widths[-1] and measure in (LABELS, OBSERVER, PSNR))
             for measure in (LABELS, OBSERVER):
-                yield from self._speedups(results, aligned, plain, channels, measure, conditions[aligned])
+                yield from self._on_the_way(results, channels, measure, conditions[aligned])
 
-    def _speedups(
-        self,
-        results: Results,
-        aligned: str,
-        plain: str,
-        channels: int,
-        measure: StudyMeasure,
-        conditions: Conditions,
+    def _on_the_way(
+        self, results: Results, channels: int, measure: StudyMeasure, conditions: Conditions
     ) -> Iterator[Figure]:
-        last = results.steps[-1]
-        for share, words in ((3, "a third"), (2, "half"), (1, "all")):
-            if last // share not in results.steps:
-                continue
-            found = results.speedup(aligned, plain, measure, last // share)
+        """Paired differences before the end of training, and factors of convergence."""
+        aligned, plain = name("aligned", channels), name("plain", channels)
+        for step, words in shares(results.steps):
+            own: Conditions = {**conditions, "steps of the aligned run": step}
+            label = f"{measure.label}, d{channels}, after {words} of the steps: aligned - plain"
+            difference = results.difference_after(aligned, plain, measure, step)
+            if difference is not None and step != results.steps[-1]:
+                yield figure(f"{measure.key}_gain_d{channels}_{step}", measure, difference, own, label)
+            found = results.speedup(aligned, plain, measure, step)
             if found is not None:
-                yield speedup_figure(
-                    f"{measure.key}_speedup_d{channels}_{last // share}",
-                    f"Steps that plain needs for the {measure.label.lower()} of aligned after {words}, d{channels}",
-                    found,
-                    {**conditions, "steps of the aligned run": last // share},
-                )
+                label = f"Steps that plain needs for the {measure.label.lower()} of aligned after {words}, d{channels}"
+                yield speedup_figure(f"{measure.key}_speedup_d{channels}_{step}", label, found, own)
 
     def plots(self, results: Results) -> Iterator[Curve]:
         """The frontier, as the paper draws it, and how evenly filled latents are against generation."""
@@ -181,6 +191,13 @@ class FrontierStudy(Study):
     def comparison(self, results: Results, conditions: Mapping[str, Conditions]) -> Comparison:
         """Every figure of every setting."""
         return Comparison(results.settings, columns(results, MEASURES, conditions), "Every setting")
+
+
+def shares(steps: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """A third, half and all of the steps of training, as far as samples were measured there."""
+    for share, words in ((3, "a third"), (2, "half"), (1, "all")):
+        if steps[-1] % share == 0 and steps[-1] // share in steps:
+            yield steps[-1] // share, words
 
 
 def headline(shown: Figure, wanted: bool) -> Figure:

@@ -133,6 +133,18 @@ class Results:
         shared = measure not in GENERATION and own == others
         return None if shared else paired_difference(own, others)
 
+    def difference_after(self, setting: str, baseline: str, measure: StudyMeasure, step: int) -> Interval | None:
+        """The paired difference of a figure of samples after some steps of training."""
+        own, others = (
+            {
+                seed: curve[step]
+                for seed, curve in self.curves.get(name, {}).get(measure.key, {}).items()
+                if step in curve
+            }
+            for name in (setting, baseline)
+        )
+        return paired_difference(own, others)
+
     def speedup(self, setting: str, baseline: str, measure: StudyMeasure, after: int) -> Speedup | None:
         """The factor of steps at which the baseline has what the setting has after some."""
         own, others = (self.curves.get(name, {}).get(measure.key, {}) for name in (setting, baseline))
