@@ -10,9 +10,8 @@
     alight study frontier --config digits/frontier --jobs 2
     python docs/pictures.py
 
-The first three runs take some ten minutes on two quiet cores, the frontier more than an hour. `--only flow guidance`
-makes some of the pictures alone; the names are those of the functions below. What is quoted from the paper says so in
-the picture.
+The frontier takes more than an hour on two quiet cores, the others ten minutes. `--only flow guidance` makes the
+pictures of these functions alone. Pictures of quoted figures say so.
 """
 
 import argparse
@@ -255,13 +254,9 @@ def frontier(runs: Runs) -> Figure:
             axes.errorbar(*means[:2], ends[:, 1], ends[:, 0], "o-", markersize=4, elinewidth=0.8, label=kind)
             for *point, text in zip(*means[:2], line.get("labels", ()), strict=False):
                 axes.annotate(text, point, (5, 5), textcoords="offset points", color=QUIET)
-    titles = ("label accuracy", "Frechet distance, observer", "label accuracy, d64")
-    for axes, title in zip(panels, titles, strict=True):
-        axes.set_title(title)
-        axes.set_xlabel("reconstruction: PSNR in dB")
-    panels[0].set_ylabel("better above")
-    panels[1].set_ylabel("better below")
-    panels[2].set_xlabel("step of the transformer")
+    panels[0].set(title="label accuracy", xlabel="PSNR in dB", ylabel="better above")
+    panels[1].set(title="Frechet distance, observer", xlabel="PSNR in dB", ylabel="better below")
+    panels[2].set(title="label accuracy, d64", xlabel="step of the transformer")
     panels[0].legend()
     return figure
 

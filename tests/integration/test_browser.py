@@ -111,7 +111,10 @@ def test_watch_and_stop(page):
     assert page.locator("#generate-images a").count() == 0
     set_steps(page, "generate", 2)  # and the next request is served
     page.fill("#generate-count input", "1")
-    page.click("#generate-start")
+    stopped = page.locator("#generate-status:has-text('Stopped')")
+    while stopped.count():  # Gradio ignores the button until its cancellation has been answered
+        page.click("#generate-start")
+        page.wait_for_timeout(200)
     done(page, "generate")
     assert page.locator("#generate-images figure").count() == 10
 

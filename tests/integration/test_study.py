@@ -1,8 +1,9 @@
 """Studies over many runs: frontier and ablation, resumed, with failures, and several runs at once."""
 
 import json
+import os
 import signal
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from PIL import Image
 
 from alight.config import AblationStudyConfig, FrontierStudyConfig
 from alight.config.recipes import validate
+from alight.metrics.intervals import speedup
 from alight.runtime.errors import InputError
 from alight.studies import ablation, frontier
 from alight.studies.execution import remaining
+from alight.studies.frontier import speedup_figure
 from alight.studies.grid import all_runs, shared_jobs
 from helpers import warm
 from helpers.serving import wait_until
@@ -95,6 +98,36 @@ def without_times(folder):
     return {key: value for key, value in report.items() if key not in ("stages", "seconds_total")}
 
 
+def files_of(folder):
+    return sum(1 for _ in folder.rglob("*"))
+
+
+def children_of(process):
+    """The numbers of a process's children, of whichever thread."""
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    return [child for each in lists for child in each.read_text().split()]
+
+
+@contextmanager
+def running(*arguments):
+    """A command in a process of its own, which does not outlive the block."""
+    process = warm.AlightProcess([str(argument) for argument in arguments])
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.communicate(timeout=60)
+
+
+def lives(process):
+    """True if a process of this number runs; one that has ended may wait for its parent as a zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_frontier_has_both_kinds_of_every_width_and_more_seeds_at_the_widest():
     config = frontier_config(output="runs/x")
     runs = all_runs(config, frontier.settings(config))
@@ -138,13 +171,12 @@ def test_a_finished_study_is_kept_and_one_of_other_options_refused(alight, refus
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
 def test_a_study_that_is_killed_ends_with_the_same_report(alight, recipe, tmp_path, finished, kills):
-    killed = tmp_path / "killed"
+    killed, files = tmp_path / "killed", files_of(finished)
     arguments = ["study", "frontier", "--config", str(recipe(FRONTIER)), "--output", str(killed)]
-    for pause in np.random.default_rng(kills).uniform(1, 5, kills):
-        process = warm.AlightProcess(arguments)
-        time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+    for share in sorted(np.random.default_rng(kills).uniform(0, 0.95, kills)):
+        with running(*arguments) as process:  # killed at the end of the block
+            wait_until(lambda share=share: process.poll() is not None or files_of(killed) > share * files, 120)  # noqa: B023
+            assert process.poll() is None, "it ended before it was killed"
     result = alight(*arguments)
     assert result.returncode == 0, result.stderr
     first, second = (
@@ -175,27 +207,57 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(alight, recipe, tmp_path
     assert "plain d4" in report["comparison"]["columns"]
 
 
-def lives(process):
-    """True if a process of this number runs; one that has ended may wait for its parent as a zombie."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no list of processes here")
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_outlives_its_study(recipe, tmp_path, ending):
     output = tmp_path / "study"
     endless = {"training": {"steps": 1_000_000, "global_batch_size": 4, "ema_decay": None}}
     path = recipe(FRONTIER | {"transformer": FRONTIER["transformer"] | endless})
-    process = warm.AlightProcess(["study", "frontier", "--config", str(path), "--output", str(output), "--jobs", "2"])
-    wait_until(lambda: len(list(output.glob("runs/*/transformer"))) == 2, 120)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert sum(map(lives, children)) >= 2
-    process.send_signal(ending)
-    process.communicate(timeout=60)
-    wait_until(lambda: not any(map(lives, children)), 60)
+    with running("study", "frontier", "--config", path, "--output", output, "--jobs", 2) as process:
+        wait_until(lambda: len(list(output.glob("runs/*/transformer"))) == 2, 120)
+        children = children_of(process.pid)
+        assert sum(map(lives, children)) >= 2
+        process.send_signal(ending)
+        process.communicate(timeout=60)
+        wait_until(lambda: not any(map(lives, children)), 60)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no list of processes here")
+def test_a_worker_that_is_killed_takes_no_other_run_with_it(recipe, tmp_path):
+    output = tmp_path / "study"
+    slow = {"training": {"steps": 400, "global_batch_size": 4, "ema_decay": None}}
+    path = recipe(FRONTIER | {"transformer": FRONTIER["transformer"] | slow})
+    with running("study", "frontier", "--config", path, "--output", output, "--jobs", 2) as process:
+        wait_until(lambda: list(output.glob("runs/*/tokenizer/started.json")), 120)
+        children = children_of(process.pid)
+        workers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        os.kill(int(workers[0]), signal.SIGKILL)
+        _, messages = process.communicate(timeout=280)
+    assert process.returncode == 0, messages
+    report = json.loads((output / "report" / "report.json").read_text())
+    assert len([note for note in report["notes"] if "its process was killed" in note]) == 1
+    assert len(report["stages"]) >= 3  # of four settings
+
+
+def test_checkpoints_that_a_killed_study_left_are_removed(alight, recipe, finished):
+    left = next(finished.glob("runs/*/transformer")) / "training" / "step-00000002.pt"
+    left.write_bytes(b"as large as a checkpoint")
+    result = alight("study", "frontier", "--config", recipe(FRONTIER), "--output", finished)
+    assert result.returncode == 0, result.stderr
+    assert not left.exists()
+
+
+def test_a_factor_that_is_a_lower_bound_has_no_interval():
+    curves = {seed: {10: 0.5, 20: 0.8} for seed in (0, 1)}
+    found = speedup(curves, {0: {10: 0.2, 20: 0.8}, 1: {10: 0.2, 20: 0.4}}, 10, higher_is_better=True)
+    bound = speedup_figure("factor", "Steps", found, {})
+    assert (bound.label, bound.interval, bound.conditions["plain runs that never reach it"]) == (
+        "Steps, at least",
+        None,
+        1,
+    )
+    found = speedup(curves, {0: {10: 0.2, 20: 0.8}, 1: {10: 0.2, 20: 0.7}}, 10, higher_is_better=True)
+    assert speedup_figure("factor", "Steps", found, {}).interval == (found.factor.low, found.factor.high)
 
 
 @pytest.mark.parametrize(

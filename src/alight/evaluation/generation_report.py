@@ -43,7 +43,7 @@ MEASURES = {
     ),
     "authenticity": Measure(
         *("Authenticity", "", 3, "higher"),
-        "Share: generated images that copy no training image; more than 0.5 for new real ones.",
+        "Share: generated images that copy no image of the reference; above 0.5 for new real ones.",
         headline=False,
     ),
     "kid": Measure(

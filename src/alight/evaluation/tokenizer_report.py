@@ -45,7 +45,7 @@ MEASURES = {
         conditions={"network": "Inception-v3", "resize": "as pytorch-fid", "reference": "the same crops"},
     ),
     "reconstruction_observed": Measure(
-        *("Frechet distance of reconstructions, observer", "", 3, "lower"),
+        *("Frechet distance of reconstructions, observer", "", 4, "lower"),
         "From the originals, in the features of a network that took no part in training; 0 is equal.",
         headline=False,
     ),

@@ -66,7 +66,7 @@ class AblationStudy(Study):
         self.before = dict.fromkeys(config.alone, BASELINE) | dict(zip(rungs[1:], rungs, strict=False))
 
     def summary(self, results: Results) -> str:
-        """The changes whose effect is told from zero, and those whose effect is not."""
+        """The changes whose effect is significant, its interval excluding zero, and those whose effect is not."""
         sentences = []
         for measure in (LABELS, OBSERVER, PSNR):
             known: list[tuple[str, Interval]] = []
@@ -77,10 +77,10 @@ class AblationStudy(Study):
                     (known if difference.excludes_zero else unknown).append((setting, difference))
             if known:
                 told = "; ".join(f"{setting} {in_words(change, measure)}" for setting, change in known)
-                sentences.append(f"{measure.label} is changed by: {told}.")
+                sentences.append(f"{measure.label} changes significantly with: {told}.")
             if unknown:
                 names = ", ".join(setting for setting, _ in unknown)
-                sentences.append(f"{measure.label} is not told from that before by: {names}.")
+                sentences.append(f"{measure.label} does not change significantly with: {names}.")
         return " ".join(sentences)
 
     def figures(self, results: Results, conditions: Mapping[str, Conditions]) -> Iterator[Figure]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import multiprocessing
-import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
-from multiprocessing import connection
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -28,10 +24,9 @@ from alight.runtime.errors import InputError
 from alight.runtime.hardware import available_cores
 from alight.runtime.units import duration
 from alight.studies.grid import Run, kind_of, module_of
+from alight.studies.workers import Workers, own_device
 from alight.training.checkpoint import list_checkpoints
 from alight.training.longer import TRAINING_FOLDER
-
-_device: list[str] = []  # of a worker process; empty = that of the jobs
 
 
 class Outcome(NamedTuple):
@@ -69,14 +64,9 @@ def carry_out(jobs: Mapping[str, Job]) -> None:
             import_module(module_of(name)).run(job)
 
 
-def carry_out_run(run: Run, keep_checkpoints: bool) -> None:
-    """Run the jobs of a run, and remove the checkpoints that its samples were drawn from.
-
-    Raises:
-        InputError: a job cannot run.
-    """
-    carry_out(run.jobs)
-    if not keep_checkpoints:
+def remove_checkpoints(run: Run) -> None:
+    """Remove the checkpoints of a finished run's transformer, which its samples were drawn from."""
+    if run.is_finished:
         for _, path in list_checkpoints(run.jobs["transformer"].output / TRAINING_FOLDER):
             path.unlink()
 
@@ -93,16 +83,21 @@ def carry_out_all(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> dic
         The reason of failure by the name of the run; empty if all went well.
     """
     failed: dict[str, str] = {}
-    for common, outcome in _outcomes(common_parts(runs), jobs, keep_checkpoints=True):
+    for common, outcome in _outcomes(common_parts(runs), jobs):
         if outcome.reason:
             log.warning("study: %s failed: %s", common.name, outcome.reason)  # and again in every run that needs it
     open_runs = [run for run in runs if not run.is_finished]
+    if not keep_checkpoints:
+        for run in runs:  # of which a command that was killed may have left some
+            remove_checkpoints(run)
     done, started = len(runs) - len(open_runs), time.perf_counter()
     seconds: list[float] = []
-    for run, outcome in _outcomes(open_runs, jobs, keep_checkpoints):
+    for run, outcome in _outcomes(open_runs, jobs):
         if outcome.reason:
             failed[run.name] = outcome.reason
             log.warning("study: %s failed and is left out: %s", run.name, outcome.reason)
+        if not keep_checkpoints:
+            remove_checkpoints(run)
         seconds.append(outcome.seconds)
         passed = time.perf_counter() - started
         log.info(
@@ -139,26 +134,20 @@ def common_parts(runs: Sequence[Run]) -> list[Run]:
     return list(parts.values())
 
 
-def _outcomes(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> Iterator[tuple[Run, Outcome]]:
+def _outcomes(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, Outcome]]:
     """Every run that has ended, in the order of their ends."""
     if jobs == 1 or len(runs) <= 1:
         for run in runs:
-            yield run, _attempt(run, keep_checkpoints)
+            yield run, _attempt(run)
         return
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    devices = context.SimpleQueue()
-    for device in _devices_of(runs[0], jobs):
-        devices.put(device)
-    threads = max(available_cores() // jobs, 1)
-    level = logging.getLogger("alight").level
-    pool = ProcessPoolExecutor(jobs, context, initializer=_begin_worker, initargs=(devices, threads, level))
-    try:
-        futures: dict[Future[Outcome], Run] = {pool.submit(_attempt, run, keep_checkpoints): run for run in runs}
-        for future in as_completed(futures):
-            error = future.exception()
-            yield futures[future], future.result() if error is None else Outcome(f"its process ended: {error}", 0.0)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with Workers(_devices_of(runs[0], jobs), max(available_cores() // jobs, 1)) as workers:
+        waiting = ThreadPoolExecutor(jobs)
+        try:
+            futures = {waiting.submit(_attempt_apart, workers, run): run for run in runs}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            waiting.shutdown(cancel_futures=True)
 
 
 def _devices_of(run: Run, jobs: int) -> list[str]:
@@ -169,28 +158,23 @@ def _devices_of(run: Run, jobs: int) -> list[str]:
     return [f"cuda:{number % torch.cuda.device_count()}" for number in range(jobs)]
 
 
-def _begin_worker(devices: multiprocessing.SimpleQueue[str], threads: int, level: int) -> None:
-    """Set up a worker process: its device, its threads, and warnings alone in the log; it ends with the study."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _device.append(devices.get())
-    torch.set_num_threads(threads)
-    logging.getLogger("alight").setLevel(max(level, logging.WARNING))
+def _attempt_apart(workers: Workers, run: Run) -> Outcome:
+    """Carry a run out in a process of its own."""
+    started = time.perf_counter()
+    try:
+        return workers.call(_attempt, run)
+    except BrokenProcessPool:
+        reason = "its process was killed, most often because the memory was full. Fewer --jobs need less of it."
+        return Outcome(reason, time.perf_counter() - started)
 
 
-def _end_with_parent() -> None:
-    """End this process as soon as the study's has ended, however: what it holds is free for the next command."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _attempt(run: Run, keep_checkpoints: bool) -> Outcome:
+def _attempt(run: Run) -> Outcome:
     """Carry a run out."""
     started, reason = time.perf_counter(), ""
-    jobs = {name: job.model_copy(update={"device": _device[0]}) if _device else job for name, job in run.jobs.items()}
+    device = own_device()
+    here = {"device": device} if device is not None else {}
     try:
-        carry_out_run(Run(run.setting, run.seed, run.folder, jobs), keep_checkpoints)
+        carry_out({name: job.model_copy(update=here) for name, job in run.jobs.items()})
     except InputError as error:
         reason = str(error)
     except Exception as error:  # of any library; the other runs go on, and the report names this one

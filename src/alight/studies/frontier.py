@@ -105,7 +105,7 @@ class FrontierStudy(Study):
             difference = results.difference(wide, plain, measure)
             if difference is None:
                 continue
-            sure = "" if difference.n == 1 or difference.excludes_zero else ", which is not told from zero"
+            sure = "" if difference.n == 1 or difference.excludes_zero else ", an interval that includes zero"
             change = f"{in_words(difference, measure)}{sure}"
             yield f"At {self.widths[-1]} channels, alignment changes {measure.label} by {change}."
         yield from self._convergence(results, wide, plain)
@@ -121,7 +121,7 @@ class FrontierStudy(Study):
         if difference is None or found is None:
             return
         factor = found.factor
-        interval = "" if factor.n == 1 else f" ({factor.low:.2f} to {factor.high:.2f})"
+        interval = "" if factor.n == 1 or found.unreached else f" ({factor.low:.2f} to {factor.high:.2f})"
         bound = "at least " if found.unreached else ""
         yield (
             f"After half of the training steps the difference is {in_words(difference, measure)}, and plain needs "
@@ -206,16 +206,14 @@ def headline(shown: Figure, wanted: bool) -> Figure:
 
 
 def speedup_figure(name: str, label: str, found: Speedup, conditions: Conditions) -> Figure:
-    """A factor of convergence; a lower bound where a baseline never came there."""
-    bound = f"at least: {found.unreached} of {found.factor.n} plain runs never reach it"
+    """A factor of convergence; where a baseline never came there, a lower bound, which has no interval."""
+    conditions = {**conditions, "seeds": found.factor.n}
+    if found.unreached:
+        label = f"{label}, at least"
+        conditions["plain runs that never reach it"] = found.unreached
     return Figure(
-        name,
-        label,
-        found.factor.mean,
-        "x",
-        2,
-        {**conditions, "seeds": found.factor.n} | ({"bound": bound} if found.unreached else {}),
+        *(name, label, found.factor.mean, "x", 2, conditions),
         explanation="Steps of the plain run, as a multiple of those of the aligned one; geometric mean.",
         headline=False,
-        interval=(found.factor.low, found.factor.high),
+        interval=None if found.unreached else (found.factor.low, found.factor.high),
     )

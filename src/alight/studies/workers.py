@@ -1,0 +1,85 @@
+"""Worker processes that take calls, each on a device of its own; one that is killed takes no other with it."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from queue import SimpleQueue
+from typing import Self, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+_device: list[str] = []  # of this process, if it is a worker
+
+
+class Workers:
+    """As many processes as devices, which are started when they are needed and end with the block.
+
+    Args:
+        devices: one per worker.
+        threads: of each.
+    """
+
+    def __init__(self, devices: Sequence[str], threads: int) -> None:
+        self._threads, self._level = threads, logging.getLogger("alight").level
+        self._free: SimpleQueue[tuple[str, ProcessPoolExecutor | None]] = SimpleQueue()
+        for device in devices:
+            self._free.put((device, None))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while not self._free.empty():
+            _, process = self._free.get()
+            if process is not None:
+                process.shutdown()
+
+    def call(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Call a function in a free worker, and wait for its result; may be called from several threads.
+
+        Raises:
+            BrokenProcessPool: the worker was killed; the next call gets a new one.
+        """
+        device, process = self._free.get()
+        try:
+            process = process or self._start(device)
+            return process.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            process = None
+            raise
+        finally:
+            self._free.put((device, process))
+
+    def _start(self, device: str) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        return ProcessPoolExecutor(1, context, initializer=_begin, initargs=(device, self._threads, self._level))
+
+
+def own_device() -> str | None:
+    """The device of this process, if it is a worker."""
+    return _device[0] if _device else None
+
+
+def _begin(device: str, threads: int, level: int) -> None:
+    """Set up a worker: its device, its threads, warnings alone in the log, and an end with its parent's."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _device.append(device)
+    torch.set_num_threads(threads)
+    logging.getLogger("alight").setLevel(max(level, logging.WARNING))
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent has ended, however: what it holds is free for the next command."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
