@@ -105,7 +105,7 @@ def test_watch_and_stop(page):
     set_steps(page, "generate", 250)
     page.click("#generate-start")
     page.wait_for_selector("#generate-images img[src^='data:image/webp']")
-    assert page.locator("#generate-status progress").count() == 1
+    page.wait_for_selector("#generate-status progress")
     page.click("#generate-stop")
     page.wait_for_selector("#generate-status:has-text('Stopped')")
     assert page.locator("#generate-images a").count() == 0
