@@ -40,6 +40,8 @@ _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had b
     "optimizer.name": "adamw",
     "images.background": "white",
     "model.initial_encoder": "random",
+    **{"sampling.time_warp": None, "sampling.kappa": 0.5, "sampling.last_step_size": 0.04},
+    **{"time_warps": [None], "kappas": [0.5], "within": 0.0},
     **{"grid_classes": 50, "shown_classes": 50},
 }
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched

@@ -46,7 +46,8 @@ SDEMethod = Literal["euler", "heun"]
 LastStep = Literal["mean", "tweedie", "euler"]
 
 ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "explicit_adams", "implicit_adams")
-ODE_SOLVERS = ("euler", "midpoint", "heun2", "heun3", "rk4", "rk4_classic", "heun", "ab2", *ADAPTIVE_SOLVERS)
+ODE_SOLVERS = ("euler", "midpoint", "heun2", "heun3", "rk4", "rk4_classic", "heun", "ab2", "ucgm", *ADAPTIVE_SOLVERS)
+PUBLISHED_KAPPA, PUBLISHED_WARP = 0.5, (1.17, 0.8, 1.1)  # of ucgm, for LightningDiT
 SDE_SOLVERS = tuple(f"sde_{method}" for method in get_args(SDEMethod))
 
 

@@ -206,7 +206,8 @@ def test_autoguidance(configure, models, tmp_path):
 
 
 def test_stochastic_and_adaptive_solvers(configure, tmp_path):
-    stochastic = configure(tmp_path / "sde", sampling={"solver": "sde_heun", "num_inference_steps": 4})
+    shifted = {"solver": "sde_heun", "num_inference_steps": 4, "timestep_shift": 0.4, "last_step_size": 0.01}
+    stochastic = configure(tmp_path / "sde", sampling=shifted)
     settings = settings_of(run(stochastic).path)
     assert (settings["nfe"], settings["sampling"]["last_step"]) == (3 * 2 + 1, "mean")
     adaptive = configure(tmp_path / "ode", batch_size=5, sampling={"solver": "dopri5", "num_inference_steps": 4})
@@ -224,7 +225,10 @@ def test_stochastic_and_adaptive_solvers(configure, tmp_path):
         ({"num_samples": 5}, "give samples_per_class"),
         ({"class_counts": {"cats": 2}, "classes": ["cats"]}, "leave out classes"),
         ({"sampling": {"solver": "sde_euler", "num_inference_steps": 1}}, "at least 2"),
-        ({"sampling": {"solver": "sde_euler", "timestep_shift": 0.3}}, "even steps"),
+        ({"sampling": {"solver": "sde_euler", "time_warp": (1.17, 0.8, 1.1)}}, "no timestep_shift and no sde_ solver"),
+        ({"sampling": {"timestep_shift": 0.3, "time_warp": (1.17, 0.8, 1.1)}}, "no timestep_shift and no sde_ solver"),
+        ({"sampling": {"kappa": 0.3}}, "belongs to the solver ucgm"),
+        ({"sampling": {"solver": "ucgm", "kappa": 1.5}}, "less than or equal to 1"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_before_any_work(configure, models, tmp_path, values, message):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from alight.flow import SOLVERS, LinearPath, VPPath, sample, solve_ode, solve_sde, time_interval
+from alight.flow import SOLVERS, LinearPath, SolverOptions, VPPath, sample, solve_ode, solve_sde, time_interval
 from alight.flow.solvers import FIXED_STEP
 from alight.options import ADAPTIVE_SOLVERS, ODE_SOLVERS, SDE_SOLVERS
 from alight.runtime.errors import InputError
@@ -25,7 +25,7 @@ def test_every_name_has_a_solver_and_every_solver_a_name():
 @pytest.mark.parametrize("solver", ODE_SOLVERS)
 @pytest.mark.parametrize("shift", [None, 1.0, 0.3])
 def test_the_ode_is_that_of_its_solver(solver, shift):
-    found = sample(field, noise(), 6, solver, path=LinearPath(), timestep_shift=shift)
+    found = sample(field, noise(), 6, solver, SolverOptions(shift), path=LinearPath())
     expected = solve_ode(field, noise(), 6, solver, None if shift == 1 else shift)
     assert torch.equal(found.x, expected.x)
     assert found.nfe == expected.nfe
@@ -41,13 +41,15 @@ def test_a_singular_end_is_left_out():
 
 @pytest.mark.parametrize("solver", SDE_SOLVERS)
 def test_the_sde_is_that_of_its_method(solver):
-    options = {"path": LinearPath(), "diffusion_form": "linear", "last_step": "tweedie"}
+    chosen = {"timestep_shift": 0.4, "diffusion_form": "linear", "last_step": "tweedie", "last_step_size": 0.004}
+    path = LinearPath()
     generators = [[torch.Generator().manual_seed(seed) for seed in (1, 2)] for _ in range(2)]
-    found = sample(field, noise(), 6, solver, generator=generators[0], **options)
-    expected = solve_sde(field, noise(), 6, solver.removeprefix("sde_"), generator=generators[1], **options)
+    found = sample(field, noise(), 6, solver, SolverOptions(**chosen), path=path, generator=generators[0])
+    method = solver.removeprefix("sde_")
+    expected = solve_sde(field, noise(), 6, method, path=path, generator=generators[1], **chosen)
     assert torch.equal(found.x, expected.x)
-    with pytest.raises(InputError, match="even steps"):
-        sample(field, noise(), 6, solver, timestep_shift=0.5, path=LinearPath())
+    with pytest.raises(InputError, match="time warp"):
+        sample(field, noise(), 6, solver, SolverOptions(time_warp=(1.17, 0.8, 1.1)), path=path)
 
 
 def test_a_misspelt_solver_is_answered_with_the_nearest():

@@ -65,10 +65,24 @@ def test_stochastic_solvers_take_their_settings():
         {"diffusion_form": "linear", "last_step": "tweedie"},
         {"last_step": "euler"},
         {"solver": "sde_heun"},
+        {"timestep_shift": 0.4},
+        {"last_step_size": 0.1},
     ):
         assert not torch.equal(plain, sample(**settings))
     # sigma = 1 - t on the linear path, so these are two names of one diffusion
     torch.testing.assert_close(plain, sample(diffusion_form="linear"))
+
+
+def test_history_extrapolation_takes_its_settings():
+    def sample(**settings):
+        settings = {"solver": "ucgm", "num_inference_steps": 5, "output_type": "latent"} | settings
+        return pipeline()([1], seeds=[0], **settings).images
+
+    assert not torch.equal(sample(), sample(kappa=1 / 3))
+    assert not torch.equal(sample(), sample(time_warp=(1.17, 0.8, 1.1)))
+    torch.testing.assert_close(sample(kappa=0), sample(solver="euler"))
+    with pytest.raises(InputError, match="linear path"):
+        pipeline(path="gvp")([1], solver="ucgm")
 
 
 def test_autoguidance_pushes_away_from_the_guide():
@@ -127,7 +141,9 @@ def test_a_guide_replaces_the_null_class():
         ({"timestep_shift": -1.0}, "must be positive"),
         ({"solver": "eulr"}, "Did you mean 'euler'"),
         ({"guidance_scale": 2.0, "guidance_channels": 5}, "only 4 channels"),
-        ({"solver": "sde_heun", "timestep_shift": 0.3}, "even steps"),
+        ({"solver": "sde_heun", "time_warp": (1.17, 0.8, 1.1)}, "no time warp"),
+        ({"timestep_shift": 0.3, "time_warp": (1.17, 0.8, 1.1)}, "no timestep shift"),
+        ({"time_warp": (1.17, 0.8, -1.1)}, "three positive numbers"),
         ({"output_type": "jpeg"}, "Unknown output_type"),
         ({"seeds": [1, 2]}, "as many seeds"),
     ],

@@ -8,6 +8,11 @@ from alight.tune.progress import expected_work, standing, time_left
 from alight.tune.record import Trial
 from alight.tune.settings import nearest_first
 from alight.tune.strategy import planned, search
+from alight.tune.trial import preferred
+
+
+def trial_of(distance, nfe):
+    return Trial(SolverConfig(num_inference_steps=int(nfe)), distance, nfe, 1.0)
 
 
 def tried(config, distance):
@@ -57,10 +62,25 @@ def test_values_that_are_not_listed_are_never_tried(kind):
     assert {each.guidance_interval for each in found if each.guidance_scale != 1} == {(0.2, 0.9)}
 
 
+def test_kappa_is_tried_with_ucgm_alone_and_a_time_warp_takes_the_place_of_a_shift():
+    lists = {"solvers": ("euler", "ucgm"), "kappas": (0.0, 0.5), "time_warps": (None, (1.17, 0.8, 1.1))}
+    config = TuneConfig(search="grid", steps=(10,), timestep_shifts=(1.0, 0.3), **lists)
+    found = tried(config, lambda settings: 1.0)
+    assert {(each.solver, each.kappa) for each in found} == {("euler", 0.5), ("ucgm", 0.0), ("ucgm", 0.5)}
+    assert {each.timestep_shift for each in found if each.time_warp} == {None}
+    assert {each.timestep_shift for each in found if not each.time_warp} == {None, 0.3}
+
+
+def test_the_cheapest_settings_within_a_share_of_the_best_are_taken():
+    trials = [trial_of(distance, nfe) for distance, nfe in ((1.0, 100.0), (1.04, 50.0), (1.05, 20.0), (1.2, 10.0))]
+    chosen = [preferred(trials, within) for within in (0.0, 0.04, 0.05, 0.3)]
+    assert [trial.nfe for trial in chosen] == [100, 50, 20, 10]
+
+
 def test_lists_of_which_nothing_goes_together_are_refused():
     for kind in ("stepwise", "grid"):
         with pytest.raises(InputError, match="go together"):
-            planned(TuneConfig(search=kind, solvers=("sde_euler",), timestep_shifts=(0.5,)), {})
+            planned(TuneConfig(search=kind, solvers=("sde_euler",), time_warps=((1.17, 0.8, 1.1),)), {})
 
 
 def test_the_search_begins_with_the_listed_values_nearest_to_the_asked_ones():

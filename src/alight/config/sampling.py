@@ -7,12 +7,22 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from alight.config.base import ClassName, Fraction, Job, NonNegative, Positive, Section
-from alight.options import SDE_SOLVERS, DiffusionForm, GuidanceName, LabelProtocol, LastStep, Precision, require_solver
+from alight.config.base import ClassName, Fraction, Job, NonNegative, Positive, PositiveReal, Section
+from alight.options import (
+    PUBLISHED_KAPPA,
+    SDE_SOLVERS,
+    DiffusionForm,
+    GuidanceName,
+    LabelProtocol,
+    LastStep,
+    Precision,
+    require_solver,
+)
 
 Checkpoint = Annotated[str, Field(pattern=r"^(latest|\d{1,8})$", coerce_numbers_to_str=True)]
 GuidanceScale = Annotated[float, Field(ge=0, le=100)]  # 100 is far beyond all that makes images
 TimestepShift = Annotated[float, Field(ge=1e-3, le=1e3)]
+TimeWarp = tuple[PositiveReal, PositiveReal, PositiveReal]
 Steps = Annotated[int, Field(ge=1, le=100_000)]
 
 
@@ -26,14 +36,19 @@ class SolverConfig(Section):
     guidance_interval: tuple[Fraction, Fraction] | None = None  # in model time; None = everywhere
     guidance_channels: Positive | None = None  # None = all; 3 = how the published figures were made
     timestep_shift: TimestepShift | None = None  # s of t' = s t / (1 + (s-1) t); None = off
+    time_warp: TimeWarp | None = None  # UCGM's time grid, published: 1.17, 0.8, 1.1; in place of a shift
+    kappa: Fraction = PUBLISHED_KAPPA  # extrapolation of ucgm alone: 1/3 = second order, 0.5 = published
     diffusion_form: DiffusionForm = "sigma"
-    last_step: LastStep = "mean"  # the end without noise; both of the sde_ solvers alone
+    last_step: LastStep = "mean"  # the end without noise
+    last_step_size: Annotated[float, Field(gt=0, lt=1)] = 0.04  # this and the two above: of the sde_ solvers alone
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         require_solver(self.solver)
-        if self.stochastic and self.timestep_shift is not None:
-            raise ValueError(f"{self.solver} takes even steps; set timestep_shift to null, or choose an ODE solver")
+        if self.time_warp is not None and (self.stochastic or self.timestep_shift is not None):
+            raise ValueError("time_warp goes with no timestep_shift and no sde_ solver; leave one of them out")
+        if self.kappa != PUBLISHED_KAPPA and self.solver != "ucgm":
+            raise ValueError(f"kappa belongs to the solver ucgm, not to {self.solver}; leave one of them out")
         if self.stochastic and self.num_inference_steps < 2:
             raise ValueError(f"{self.solver} needs num_inference_steps of at least 2: a noisy step and the last one")
         if self.guidance_interval and self.guidance_interval[0] >= self.guidance_interval[1]:
@@ -47,12 +62,14 @@ class SolverConfig(Section):
 
     def effective(self) -> dict[str, Any]:
         """The settings that take part in sampling, for records: an ODE solver has no noise to describe."""
-        without = set() if self.stochastic else {"diffusion_form", "last_step"}
-        return self.model_dump(exclude=without if self.guidance else without | {"guidance"})
+        without = set() if self.stochastic else {"diffusion_form", "last_step", "last_step_size"}
+        unused = {"guidance": self.guidance, "time_warp": self.time_warp, "kappa": self.solver == "ucgm"}
+        return self.model_dump(exclude=without | {name for name, used in unused.items() if not used})
 
     def __str__(self) -> str:
         """The settings in a line, such as "euler, 50 steps, guidance 1.5 on t in [0.1, 1], shift 0.3"."""
-        words = [self.solver, f"{self.num_inference_steps} steps"]
+        extrapolation = f" with kappa {self.kappa:.3g}" if self.solver == "ucgm" else ""
+        words = [f"{self.solver}{extrapolation}", f"{self.num_inference_steps} steps"]
         if self.guidance_scale == 1:
             words.append("no guidance")
         else:
@@ -62,6 +79,8 @@ class SolverConfig(Section):
             words.append(f"guidance {self.guidance_scale:g}{strategy}{interval}")
         if self.timestep_shift not in (None, 1):
             words.append(f"shift {self.timestep_shift:g}")
+        if self.time_warp is not None:
+            words.append(f"time warp {', '.join(f'{number:g}' for number in self.time_warp)}")
         return ", ".join(words)
 
 

@@ -15,6 +15,7 @@ from alight.config.base import (
     ImagesConfig,
     Job,
     NonNegative,
+    NonNegativeReal,
     Positive,
     PositiveReal,
     Section,
@@ -22,8 +23,8 @@ from alight.config.base import (
     Source,
 )
 from alight.config.evaluation import FeatureNetworksConfig
-from alight.config.sampling import DrawConfig, GuidanceScale, Steps, TimestepShift
-from alight.options import Precision, require_solver
+from alight.config.sampling import DrawConfig, GuidanceScale, Steps, TimestepShift, TimeWarp
+from alight.options import PUBLISHED_KAPPA, Precision, require_solver
 
 
 class TuneConfig(FeatureNetworksConfig, Job):
@@ -42,9 +43,12 @@ class TuneConfig(FeatureNetworksConfig, Job):
     guidance_scales: tuple[GuidanceScale, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
     guidance_intervals: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 1.0), (0.1, 1.0), (0.2, 1.0))
     timestep_shifts: tuple[TimestepShift, ...] = (1.0, 0.5, 0.3)
+    time_warps: tuple[TimeWarp | None, ...] = (None,)  # in place of the shifts; None = the shifts
     solvers: tuple[str, ...] = ("euler", "heun")
+    kappas: tuple[Fraction, ...] = (PUBLISHED_KAPPA,)  # of ucgm alone
     steps: tuple[Steps, ...] = (10, 25, 50)
     search: Literal["stepwise", "grid"] = "stepwise"  # one setting after the other, keeping the best; or all together
+    within: NonNegativeReal = 0.0  # take the cheapest settings whose distance is at most this share above the lowest
     store: bool = True  # write the best settings into the pipeline, where from_pretrained finds them
     batch_size: Positive = 64
 
@@ -52,8 +56,8 @@ class TuneConfig(FeatureNetworksConfig, Job):
     def _something_to_try(self) -> Self:
         for solver in self.solvers:
             require_solver(solver)
-        grids = (self.guidance_scales, self.guidance_intervals, self.timestep_shifts, self.solvers, self.steps)
-        if not all(grids):
+        grids = (self.guidance_scales, self.guidance_intervals, self.timestep_shifts, self.time_warps)
+        if not all((*grids, self.solvers, self.kappas, self.steps)):
             raise ValueError("every list of settings needs at least one entry; give the one value to keep")
         return self
 

@@ -1,16 +1,17 @@
 """Flow matching: paths from noise to data, training times and objective, guidance, and the solvers that sample."""
 
 from alight.flow.diffusion import diffusion_coefficient
+from alight.flow.extrapolation import history_extrapolation
 from alight.flow.guidance import GUIDANCES, AutoGuidance, ClassifierFreeGuidance, Guidance, GuidedVelocity
 from alight.flow.interval import TimeInterval, default_eps, time_interval
 from alight.flow.likelihood import LogLikelihood, log_likelihood, standard_normal_log_density
 from alight.flow.objective import FlowMatchingLoss, flow_matching_loss
 from alight.flow.path import PATHS, GVPPath, LinearPath, Path, PathSample, VPPath
 from alight.flow.predictions import VelocityField, to_data, to_noise, to_score, to_velocity
-from alight.flow.sampling import sample
+from alight.flow.sampling import SolverOptions, sample
 from alight.flow.sde import SDESolution, solve_sde
 from alight.flow.solvers import SOLVERS, ODESolution, euler, solve_ode
-from alight.flow.timesteps import dimension_aware_shift, sample_timesteps, shift_timesteps, time_grid
+from alight.flow.timesteps import dimension_aware_shift, kumaraswamy_grid, sample_timesteps, shift_timesteps, time_grid
 from alight.options import DiffusionForm, LastStep, LossWeight, Prediction, SDEMethod, TimeDistribution
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Prediction",
     "SDEMethod",
     "SDESolution",
+    "SolverOptions",
     "TimeDistribution",
     "TimeInterval",
     "VPPath",
@@ -43,6 +45,8 @@ __all__ = [
     "dimension_aware_shift",
     "euler",
     "flow_matching_loss",
+    "history_extrapolation",
+    "kumaraswamy_grid",
     "log_likelihood",
     "sample",
     "sample_timesteps",

@@ -1,12 +1,14 @@
 """The network evaluations that sampling costs, known without a network."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from alight.flow.guidance import GuidedVelocity
 from alight.flow.path import LinearPath
-from alight.flow.sampling import sample
-from alight.options import ADAPTIVE_SOLVERS, DiffusionForm, LastStep
+from alight.flow.sampling import SolverOptions, sample
+from alight.options import ADAPTIVE_SOLVERS
 
 ADAPTIVE_STEPS = 100  # evaluations of an adaptive solver, about; the real number depends on the network
 MOST_COUNTED = 50  # more steps are not counted one by one
@@ -17,11 +19,9 @@ def expected_evaluations(
     solver: str = "euler",
     guidance_scale: float = 1.0,
     guidance_interval: tuple[float, float] | None = None,
-    timestep_shift: float | None = None,
-    diffusion_form: DiffusionForm = "sigma",
-    last_step: LastStep = "mean",
+    **options: Any,
 ) -> float:
-    """Evaluations per image (NFE), counted on a field of zeros; see `alight.flow.sampling.sample`.
+    """Evaluations per image (NFE), counted on a field of zeros; the arguments are those of a pipeline call.
 
     Raises:
         InputError: settings that do not go together.
@@ -39,10 +39,8 @@ def expected_evaluations(
         torch.zeros(1, 1, 1, 1),
         counted,
         "euler" if adaptive else solver,
+        SolverOptions() if adaptive else SolverOptions(**options),
         path=LinearPath(),
-        timestep_shift=None if adaptive else timestep_shift,
-        diffusion_form=diffusion_form,
-        last_step=last_step,
         generator=torch.Generator().manual_seed(0),
     )
     return made.nfe * steps / counted

@@ -4,18 +4,40 @@ Pipelines, previews during training, interpolation and tuning all come through h
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor
 
 from alight.flow.interval import time_interval
-from alight.flow.path import Path
+from alight.flow.path import LinearPath, Path
 from alight.flow.predictions import VelocityField
 from alight.flow.randomness import Generators
-from alight.flow.sde import SDESolution, solve_sde
+from alight.flow.sde import LAST_STEP_SIZE, SDESolution, solve_sde
 from alight.flow.solvers import Field, ODESolution, solve_ode
-from alight.options import SDE_SOLVERS, DiffusionForm, LastStep, Prediction, SDEMethod, require_solver
+from alight.options import PUBLISHED_KAPPA, SDE_SOLVERS, DiffusionForm, LastStep, Prediction, SDEMethod, require_solver
 from alight.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """The settings of a solver beside its name and its number of steps.
+
+    Attributes:
+        timestep_shift: warp of the time grid (`shift_timesteps`); None and 1 are even steps.
+        time_warp: (a, b, c) of `kumaraswamy_grid`, in place of the shift; not of the SDE.
+        kappa: of the solver `ucgm`, see `history_extrapolation`.
+        diffusion_form: of the SDE, see `diffusion_coefficient`.
+        last_step: of the SDE, see `solve_sde`.
+        last_step_size: of the SDE.
+    """
+
+    timestep_shift: float | None = None
+    time_warp: tuple[float, float, float] | None = None
+    kappa: float = PUBLISHED_KAPPA
+    diffusion_form: DiffusionForm = "sigma"
+    last_step: LastStep = "mean"
+    last_step_size: float = LAST_STEP_SIZE
 
 
 def sample(
@@ -23,12 +45,10 @@ def sample(
     noise: Tensor,
     num_inference_steps: int,
     solver: str = "euler",
+    options: SolverOptions = SolverOptions(),  # noqa: B008 (frozen)
     *,
     path: Path,
     prediction: Prediction = "velocity",
-    timestep_shift: float | None = None,
-    diffusion_form: DiffusionForm = "sigma",
-    last_step: LastStep = "mean",
     generator: Generators = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> ODESolution | SDESolution:
@@ -39,11 +59,9 @@ def sample(
         noise: (B, C, h, w) in float32, the state at t = 0.
         num_inference_steps: steps really taken.
         solver: a name that `solve_ode` knows, `sde_euler` or `sde_heun`.
+        options: the other settings of the solver.
         path: the path that the network was trained on.
         prediction: of the field: velocity, noise or score.
-        timestep_shift: warp of the time grid (`shift_timesteps`); None and 1 are even steps.
-        diffusion_form: of the SDE, see `diffusion_coefficient`.
-        last_step: of the SDE, see `solve_sde`.
         generator: of the SDE's noise: one for the batch, or one per sample.
         on_step: called after each step with (steps done, latents).
 
@@ -51,22 +69,31 @@ def sample(
         InputError: an unknown solver, or settings that do not go together.
     """
     require_solver(solver)
-    shift = None if timestep_shift == 1 else timestep_shift
-    if solver not in SDE_SOLVERS:
-        start, end = time_interval(path, prediction)
-        velocity = VelocityField(field, path, prediction)
-        return solve_ode(velocity, noise, num_inference_steps, solver, shift, t_0=start, t_1=end, on_step=on_step)
-    if shift is not None:
-        raise InputError(f"{solver} takes even steps, but the timestep shift is {shift}. Set it to 1.")
-    return solve_sde(
-        field,
-        noise,
-        num_inference_steps,
-        cast(SDEMethod, solver.removeprefix("sde_")),
-        path=path,
-        prediction=prediction,
-        diffusion_form=diffusion_form,
-        last_step=last_step,
-        generator=generator,
+    if solver == "ucgm" and not isinstance(path, LinearPath):
+        raise InputError(
+            f"The solver ucgm follows the linear path, and not the {type(path).__name__}. Choose another."
+        )
+    shift = None if options.timestep_shift == 1 else options.timestep_shift
+    if solver in SDE_SOLVERS:
+        if options.time_warp is not None:
+            raise InputError(f"{solver} takes no time warp. Give a timestep shift, or choose an ODE solver.")
+        method = cast(SDEMethod, solver.removeprefix("sde_"))
+        return solve_sde(
+            *(field, noise, num_inference_steps, method, shift),
+            path=path,
+            prediction=prediction,
+            diffusion_form=options.diffusion_form,
+            last_step=options.last_step,
+            last_step_size=options.last_step_size,
+            generator=generator,
+            on_step=on_step,
+        )
+    start, end = time_interval(path, prediction)
+    return solve_ode(
+        *(VelocityField(field, path, prediction), noise, num_inference_steps, solver, shift),
+        time_warp=options.time_warp,
+        kappa=options.kappa,
+        t_0=start,
+        t_1=end,
         on_step=on_step,
     )

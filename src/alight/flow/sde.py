@@ -20,6 +20,8 @@ from alight.flow.timesteps import time_grid
 from alight.options import DiffusionForm, LastStep, Prediction, SDEMethod, names_of, require_known
 from alight.runtime.errors import InputError
 
+LAST_STEP_SIZE = 0.04
+
 
 @dataclass(frozen=True)
 class SDESolution:
@@ -101,26 +103,28 @@ def solve_sde(
     x: Tensor,
     num_inference_steps: int,
     method: SDEMethod = "euler",
+    timestep_shift: float | None = None,
     *,
     path: Path,
     prediction: Prediction = "velocity",
     diffusion_form: DiffusionForm = "sigma",
     diffusion_norm: float = 1.0,
     last_step: LastStep | None = "mean",
-    last_step_size: float = 0.04,
+    last_step_size: float = LAST_STEP_SIZE,
     eps: float | None = None,
     noise: Sequence[Tensor] | Tensor | None = None,
     generator: Generators = None,
     return_trajectory: bool = False,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> SDESolution:
-    """Simulates dx = (velocity + D score) dt + sqrt(2 D) dW from noise to data in steps of equal length.
+    """Simulates dx = (velocity + D score) dt + sqrt(2 D) dW from noise to data.
 
     Args:
         field: `field(x, t) -> output`, for example a `GuidedVelocity`.
         x: (B, ...) noise at t = 0, float32.
         num_inference_steps: steps really taken, the last one included.
         method: "euler" (Euler-Maruyama, one evaluation per step) or "heun" (two).
+        timestep_shift: warp of the time grid (`shift_timesteps`); None for even steps.
         path: the path that the network was trained on.
         prediction: kind of the output of `field`: "velocity", "noise" or "score".
         diffusion_form: of D, see `diffusion_coefficient`.
@@ -148,7 +152,7 @@ def solve_sde(
         raise InputError(f"num_inference_steps={num_inference_steps} leaves no noisy step. {remedy}")
     counted = CountedField(field)
     sde = ReverseSDE(counted, path, prediction, diffusion_form, diffusion_norm)
-    times = time_grid(noisy_steps, None, interval.start, interval.end).tolist()
+    times = time_grid(noisy_steps, timestep_shift, interval.start, interval.end).tolist()
     solver = euler_maruyama if method == "euler" else stochastic_heun
     noisy_states = solver(sde, x, times, _noise_draws(x, noisy_steps, noise, generator))
     states = _finish(sde, noisy_states, interval.end, last_step, last_step_size)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from alight.flow.adaptive import TORCHDIFFEQ_METHODS, ErrorNorm, integrate_with_torchdiffeq
+from alight.flow.extrapolation import history_extrapolation
 from alight.flow.timesteps import time_grid
-from alight.options import require_known
+from alight.options import PUBLISHED_KAPPA, require_known
 
 Field = Callable[[Tensor, float], Tensor]
 """field(x, t) -> a tensor in the shape of x, with t a Python float."""
@@ -117,6 +118,7 @@ FIXED_STEP: dict[str, Callable[[Field, Tensor, Sequence[float], Sequence[float]]
     **{name: partial(runge_kutta, tableau=tableau) for name, tableau in RUNGE_KUTTA.items()},
     "heun": partial(runge_kutta, tableau=RUNGE_KUTTA["heun2"]),
     "ab2": adams_bashforth2,
+    "ucgm": history_extrapolation,
 }
 """solver(velocity, x, times, breakpoints) -> the state after every step; breakpoints are where the field jumps."""
 
@@ -130,6 +132,8 @@ def solve_ode(
     solver: str = "euler",
     timestep_shift: float | None = None,
     *,
+    time_warp: tuple[float, float, float] | None = None,
+    kappa: float = PUBLISHED_KAPPA,
     t_0: float = 0.0,
     t_1: float = 1.0,
     atol: float = 1e-6,
@@ -148,10 +152,13 @@ def solve_ode(
         num_inference_steps: steps really taken. Adaptive solvers choose their own; they use it for the points of the
             trajectory only.
         solver: fixed steps: "euler", "midpoint", "heun" (= "heun2", the trapezoidal rule), "heun3", "rk4" (the 3/8
-            rule), "rk4_classic", "ab2" (Adams-Bashforth: second order at one evaluation per step). Through
-            torchdiffeq: adaptive "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", and the fixed-step
+            rule), "rk4_classic", and at one evaluation per step "ab2" (Adams-Bashforth, second order) and "ucgm"
+            (`history_extrapolation`, for the linear path). Through torchdiffeq:
+            adaptive "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", and the fixed-step
             "explicit_adams", "implicit_adams".
         timestep_shift: warp of the time grid (`shift_timesteps`); 0.3 as published, None for even steps.
+        time_warp: (a, b, c) of `kumaraswamy_grid`, in place of the shift.
+        kappa: of "ucgm", in [0, 1].
         t_0: start time.
         t_1: end time.
         atol: absolute error allowed per step, adaptive solvers only.
@@ -165,15 +172,15 @@ def solve_ode(
         The final state with its cost.
 
     Raises:
-        InputError: an unknown solver, fewer than one step, a bad time range or a shift that is not positive.
+        InputError: an unknown solver, fewer than one step, a bad time range or warp.
     """
     require_known(solver, SOLVERS, "solver")
-    grid = time_grid(num_inference_steps, timestep_shift, t_0, t_1)
-    field = CountedField(velocity)
-    steps = num_inference_steps
+    grid = time_grid(num_inference_steps, timestep_shift, t_0, t_1, time_warp)
+    field, steps = CountedField(velocity), num_inference_steps
     breakpoints: Sequence[float] = getattr(velocity, "breakpoints", ())
     if solver in FIXED_STEP:
-        states = FIXED_STEP[solver](field, x, grid.tolist(), breakpoints)
+        step = partial(FIXED_STEP[solver], kappa=kappa) if solver == "ucgm" else FIXED_STEP[solver]
+        states = step(field, x, grid.tolist(), breakpoints)
     else:
         result = integrate_with_torchdiffeq(field, x, grid, solver, atol, rtol, error_norm, breakpoints)
         states, steps = iter(result.states), result.steps

@@ -11,6 +11,8 @@ from alight.flow.randomness import Generators, standard_normal, uniform
 from alight.options import TimeDistribution, names_of, require_known
 from alight.runtime.errors import InputError
 
+PUBLISHED_GAPS = (0.001, 0.001)  # of UCGM's grid for LightningDiT
+
 
 def shift_timesteps(t: Tensor, s: float | None) -> Tensor:
     """Warps time, t' = s t / (1 + (s - 1) t), to spend more of it near noise (s < 1) or near data (s > 1).
@@ -132,7 +134,43 @@ def _first_inside(rounds: Iterator[Tensor], bounds: tuple[float, float], batch: 
     )
 
 
-def time_grid(num_inference_steps: int, shift: float | None = None, t_0: float = 0.0, t_1: float = 1.0) -> Tensor:
+def kumaraswamy_grid(points: int, a: float, b: float, c: float, gaps: tuple[float, float] = PUBLISHED_GAPS) -> Tensor:
+    """The time grid of UCGM: even times u between two gaps, warped by t = (1 - (1 - u^a)^b)^c.
+
+    With c = 1 the warp is the distribution function of Kumaraswamy's distribution. The published (1.17, 0.8, 1.1)
+    takes more of its steps near noise and, less so, near data (UCGM, arXiv 2505.07447).
+
+    Args:
+        points: number of times.
+        a: > 0; more than 1 takes more steps near noise.
+        b: > 0; less than 1 takes more steps near data.
+        c: > 0; as `a`.
+        gaps: distances of the first u from 0 and of the last from 1. With a gap of 0 at the end, the last time is left
+            out, because it is where sampling arrives: the grid is that of points + 1 times without it.
+
+    Returns:
+        (points,) float32 times on the CPU, increasing.
+
+    Raises:
+        InputError: no points, an exponent that is not positive, or gaps that leave nothing between them.
+    """
+    if points < 1 or not all(exponent > 0 for exponent in (a, b, c)) or not (0 <= min(gaps) and sum(gaps) < 1):
+        raise InputError(
+            f"A time warp needs at least one point, three positive numbers and gaps that add up to less than 1, but "
+            f"it was given points={points}, ({a}, {b}, {c}) and gaps={gaps}. The published warp is (1.17, 0.8, 1.1)."
+        )
+    first, last = gaps
+    u = torch.linspace(first, 1 - last, points + (last == 0), dtype=torch.float64).to(torch.float32)[:points]
+    return (1 - (1 - u**a) ** b) ** c
+
+
+def time_grid(
+    num_inference_steps: int,
+    shift: float | None = None,
+    t_0: float = 0.0,
+    t_1: float = 1.0,
+    warp: tuple[float, float, float] | None = None,
+) -> Tensor:
     """The time grid of a sampler: evenly spaced from `t_0` to `t_1`, then warped by `shift_timesteps`.
 
     Args:
@@ -140,12 +178,15 @@ def time_grid(num_inference_steps: int, shift: float | None = None, t_0: float =
         shift: timestep shift; the grid is even in unwarped time and still starts at `t_0` and ends at `t_1`.
         t_0: start; 0 is noise.
         t_1: end; 1 is data. Less than `t_0` to go from data back to noise.
+        warp: (a, b, c) of `kumaraswamy_grid`, whose times are followed by 1; in place of the shift, and from noise to
+            data alone.
 
     Returns:
         (num_inference_steps + 1,) float32 times on the CPU.
 
     Raises:
-        InputError: fewer than one step, a range that is empty or leaves [0, 1], or a shift that is not positive.
+        InputError: fewer than one step, a range that is empty or leaves [0, 1], a shift that is not positive, or a
+            warp beside a shift or another range.
     """
     if num_inference_steps < 1:
         raise InputError(f"A sampler needs at least one step, but num_inference_steps is {num_inference_steps}.")
@@ -154,6 +195,13 @@ def time_grid(num_inference_steps: int, shift: float | None = None, t_0: float =
             f"Sampling must go between two different times in [0, 1], but it goes from t_0={t_0} to t_1={t_1}. "
             "Use 0 to 1 for noise to data."
         )
+    if warp is not None:
+        if shift is not None or (t_0, t_1) != (0, 1):
+            raise InputError(
+                f"A time warp goes with no timestep shift, and from t=0 to 1, but the shift is {shift}, and t goes "
+                f"from {t_0} to {t_1}. Leave one of them out."
+            )
+        return torch.cat([kumaraswamy_grid(num_inference_steps, *warp), torch.ones(1)])
     if shift is None:
         return torch.linspace(t_0, t_1, num_inference_steps + 1, dtype=torch.float32)
     _require_positive(shift)

@@ -19,12 +19,13 @@ from typing_extensions import TypedDict
 
 from alight.artifacts import MANIFEST, read_artifact, verify_folder
 from alight.data.class_names import class_index, readable_class_names
-from alight.flow import GUIDANCES, PATHS, DiffusionForm, GuidedVelocity, LastStep, sample
+from alight.flow import GUIDANCES, PATHS, DiffusionForm, GuidedVelocity, LastStep, SolverOptions, sample
+from alight.flow.sde import LAST_STEP_SIZE
 from alight.models.lightning_dit import LightningDiT
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.pretrained import is_hub_id
 from alight.models.vavae import VAVAE
-from alight.options import GuidanceName, require_known, require_solver
+from alight.options import PUBLISHED_KAPPA, GuidanceName, require_known, require_solver
 from alight.pipelines.call_arguments import (
     as_labels,
     as_seeds,
@@ -198,6 +199,10 @@ class LightningDiTPipeline(DiffusionPipeline):
         """The timestep shift of the scheduler, which counts where a call gives none; 1 = even steps."""
         return 1.0 / self.scheduler.config.shift
 
+    def shift_of_call(self, timestep_shift: float | None, time_warp: tuple[float, ...] | None) -> float | None:
+        """The timestep shift of a call: the given one, or the scheduler's unless a time warp takes its place."""
+        return self.default_shift if timestep_shift is None and time_warp is None else timestep_shift
+
     @property
     def recommended_sampling(self) -> dict[str, Any]:
         """Arguments of a call that 'alight tune' found to be good; empty before a search.
@@ -216,8 +221,11 @@ class LightningDiTPipeline(DiffusionPipeline):
         guidance_channels: int | None = None,
         timestep_shift: float | None = None,
         solver: str = "euler",
+        time_warp: tuple[float, float, float] | None = None,
+        kappa: float = PUBLISHED_KAPPA,
         diffusion_form: DiffusionForm = "sigma",
         last_step: LastStep = "mean",
+        last_step_size: float = LAST_STEP_SIZE,
         guide: LightningDiT | None = None,
         guidance: GuidanceName | None = None,
         seeds: Sequence[int] | int | None = None,
@@ -239,8 +247,11 @@ class LightningDiTPipeline(DiffusionPipeline):
             guidance_channels: number of channels that are guided; None = all.
             timestep_shift: s of t' = s t / (1 + (s-1) t); None = the scheduler's.
             solver: a name that `alight.flow.solve_ode` knows; `sde_euler` and `sde_heun` add noise on the way.
+            time_warp: (a, b, c) of `alight.flow.kumaraswamy_grid`, in place of the shift.
+            kappa: of the solver `ucgm`, see `alight.flow.history_extrapolation`.
             diffusion_form: of the noise that SDE solvers add; see `alight.flow.diffusion_coefficient`.
             last_step: end of the SDE solvers; see `alight.flow.solve_sde`.
+            last_step_size: of the SDE solvers.
             guide: a weaker transformer on the same latents: autoguidance (arXiv 2406.02507), not the null class.
             guidance: a strategy of `alight.flow.GUIDANCES`; None = autoguidance with a guide, else classifier-free.
             seeds: one per image; a number for one image.
@@ -259,10 +270,11 @@ class LightningDiTPipeline(DiffusionPipeline):
         labels = self.resolve_labels(class_labels).to(self.transformer.device)
         velocity = self._velocity(labels, guidance_scale, guidance_interval, guidance_channels, guide, guidance)
         noise, generator = self._noise(len(labels), seeds, generator, latents)
+        shift = self.shift_of_call(timestep_shift, time_warp)
+        options = SolverOptions(shift, time_warp, kappa, diffusion_form, last_step, last_step_size)
         flow: dict[str, Any] = {"path": PATHS[self.config.path](), "prediction": self.config.prediction}
-        flow["timestep_shift"] = self.default_shift if timestep_shift is None else timestep_shift
-        sde: dict[str, Any] = {"diffusion_form": diffusion_form, "last_step": last_step, "generator": generator}
-        x = sample(velocity, noise, num_inference_steps, solver, **flow, **sde, on_step=on_step).x
+        chosen = (num_inference_steps, solver, options)
+        x = sample(velocity, noise, *chosen, **flow, generator=generator, on_step=on_step).x
         settings = {"guidance_scale": guidance_scale, "solver": solver, "num_inference_steps": num_inference_steps}
         return LightningDiTOutput(images=self._output(x, output_type, settings), nfe=velocity.nfe)
 

@@ -38,8 +38,8 @@ def describe(
     conditions = {**images.conditions, "comparable": f"no: {doubt}" if doubt else search.comparable}
     return Report(
         title=f"Sampling settings of {config.pipeline.name}",
-        summary=f"{len(trials)} settings were tried on the same {images.count:,} labels and noises. The best: "
-        f"{best.settings}. {storing}",
+        summary=f"{len(trials)} settings were tried on the same {images.count:,} labels and noises. "
+        f"{chosen_as(config.within)}: {best.settings}. {storing}",
         figures=best_figures(search.measure, conditions, trials[0], best, measure),
         pictures=[
             Picture(
@@ -56,6 +56,11 @@ def describe(
             f"The cheapest settings for every quality: {cheapest}.",
         ],
     )
+
+
+def chosen_as(within: float) -> str:
+    """The rule by which settings were chosen, in words."""
+    return f"The cheapest within {within:.0%} of the lowest distance" if within else "The best"
 
 
 def best_figures(measure: Measure, conditions: Conditions, first: Trial, best: Trial, name: str) -> list[Figure]:

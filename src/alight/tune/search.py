@@ -19,7 +19,7 @@ from alight.tune.measure import open_measure
 from alight.tune.record import PROGRESS, Trial
 from alight.tune.report import TABLE, describe, table
 from alight.tune.storing import stored_settings, storing_note, warn_if_not_to_be_stored, write_settings
-from alight.tune.trial import SettingsSearch
+from alight.tune.trial import SettingsSearch, preferred
 from alight.tune.trust import reason_against_comparing
 
 
@@ -67,7 +67,7 @@ def write(
     Raises:
         InputError: the disk refuses.
     """
-    best = min(trials, key=lambda trial: trial.distance)
+    best = preferred(trials, config.within)
     if math.isinf(best.distance):
         doubt = "no settings gave images that are finite"
     stored = config.store and doubt is None and stored_settings(config.pipeline, best.settings)

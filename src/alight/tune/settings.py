@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from alight.config import SolverConfig, TuneConfig
+from alight.options import PUBLISHED_KAPPA
 from alight.runtime.errors import InputError
 
 Choice = dict[str, object]  # one listed value of every setting, by its name
@@ -15,7 +16,9 @@ def choices(config: TuneConfig) -> dict[str, Sequence[object]]:
         "guidance_scale": config.guidance_scales,
         "guidance_interval": config.guidance_intervals,
         "timestep_shift": config.timestep_shifts,
+        "time_warp": config.time_warps,
         "solver": config.solvers,
+        "kappa": config.kappas,
         "num_inference_steps": config.steps,
     }
 
@@ -31,7 +34,9 @@ def starting_choice(config: TuneConfig) -> Choice:
         "guidance_scale": wanted.guidance_scale,
         "guidance_interval": wanted.guidance_interval or (0.0, 1.0),
         "timestep_shift": wanted.timestep_shift or 1.0,
+        "time_warp": wanted.time_warp,
         "solver": wanted.solver,
+        "kappa": wanted.kappa,
         "num_inference_steps": wanted.num_inference_steps,
     }
     ordered = {name: nearest_first(values, values_near[name]) for name, values in choices(config).items()}
@@ -39,8 +44,8 @@ def starting_choice(config: TuneConfig) -> Choice:
         if settings_of(wanted, choice) is not None:
             return choice
     raise InputError(
-        "No settings of the lists go together: stochastic solvers need at least 2 steps and a timestep shift of 1, "
-        "and a guidance interval has its lower end first. Add such values to the lists."
+        "No settings of the lists go together: stochastic solvers need at least 2 steps and no time warp, and a "
+        "guidance interval has its lower end first. Add such values to the lists."
     )
 
 
@@ -53,16 +58,19 @@ def combinations(values: Mapping[str, Sequence[object]]) -> Iterator[Choice]:
 def settings_of(base: SolverConfig, choice: Choice) -> SolverConfig | None:
     """The settings of a choice; None where its values do not go together.
 
-    Without guidance an interval means nothing, so it is left out, as are an interval of all times and a shift of 1.
+    A value without an effect is left out: an interval without guidance or of all times, a shift of 1 or beside a time
+    warp, and kappa of other solvers than ucgm.
     """
     merged = base.model_dump() | choice
     if merged["guidance_scale"] == 1 or merged["guidance_interval"] == (0.0, 1.0):
         merged["guidance_interval"] = None
-    if merged["timestep_shift"] == 1:
+    if merged["timestep_shift"] == 1 or merged["time_warp"] is not None:
         merged["timestep_shift"] = None
+    if merged["solver"] != "ucgm":
+        merged["kappa"] = PUBLISHED_KAPPA
     try:
         return SolverConfig.model_validate(merged)
-    except ValueError:  # such as a stochastic solver with a shift
+    except ValueError:  # such as a stochastic solver with a time warp
         return None
 
 

@@ -94,6 +94,13 @@ class SettingsSearch:
         return planned(self.config, {settings: trial.distance for settings, trial in self._trials.items()})
 
 
+def preferred(trials: Sequence[Trial], within: float) -> Trial:
+    """The cheapest trial whose distance is at most a share `within` above the lowest; of equal cost, the best."""
+    lowest = min(trial.distance for trial in trials)
+    good = [trial for trial in trials if trial.distance <= lowest * (1 + within)]
+    return min(good, key=lambda trial: (trial.nfe, trial.distance))
+
+
 def front(trials: Sequence[Trial]) -> list[Trial]:
     """The trials that no other beats at the same or a lower cost, the cheapest first."""
     kept: list[Trial] = []

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from alight.options import ODE_SOLVERS, SDE_SOLVERS
+from alight.options import ODE_SOLVERS, PUBLISHED_WARP, SDE_SOLVERS
 from alight.web.sampling import MAX_GUIDANCE, MAX_STEPS
 from alight.web.served import ServedPipeline
 from alight.web.uploads import SUFFIXES
@@ -10,7 +10,7 @@ from alight.web.uploads import SUFFIXES
 CLASSES_AT_FIRST = 10  # where there are no more, all are chosen
 SUGGESTED = 4  # otherwise the first of them
 MAX_SHIFT = 5.0
-SOLVER_NOTE = "euler and ab2 evaluate once a step, heun twice, rk4 four times; sde_ solvers add noise"
+SOLVER_NOTE = "euler, ab2 and ucgm evaluate once a step, heun twice, rk4 four times; sde_ solvers add noise"
 
 
 class SolverControls(NamedTuple):
@@ -23,6 +23,8 @@ class SolverControls(NamedTuple):
     shift: Any
     solver: Any
     channels: Any
+    kappa: Any
+    ucgm_grid: Any
 
 
 def fragment(content: str, element: str | None = None) -> Any:
@@ -92,10 +94,16 @@ def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
             0.05, MAX_SHIFT, shift, step=0.05, label="Timestep shift", info="1 = even steps; less = more near noise"
         )
         solver = gr.Dropdown([*ODE_SOLVERS, *SDE_SOLVERS], value=start.solver, label="Solver", info=SOLVER_NOTE)
+        kappa = gr.Slider(
+            0, 1, start.kappa, label="Extrapolation (kappa)", info="of ucgm alone: 0.33 is second order, 0.5 published"
+        )
+        ucgm_grid = gr.Checkbox(
+            start.time_warp is not None, label="Time grid of UCGM", info="in place of the timestep shift"
+        )
         channels = gr.Number(
             start.guidance_channels or 0, label="Guided channels", precision=0, info="0 = all of the latent's"
         )
-    return SolverControls(steps, guidance, low_slider, high_slider, shift_slider, solver, channels)
+    return SolverControls(steps, guidance, low_slider, high_slider, shift_slider, solver, channels, kappa, ucgm_grid)
 
 
 def settings(values: tuple[Any, ...]) -> dict[str, Any]:
@@ -105,10 +113,11 @@ def settings(values: tuple[Any, ...]) -> dict[str, Any]:
         "num_inference_steps": now.steps,
         "guidance_scale": now.guidance,
         "guidance_interval": None if (now.low, now.high) == (0, 1) else (now.low, now.high),
-        "timestep_shift": now.shift,
+        "timestep_shift": None if now.ucgm_grid else now.shift,
+        "time_warp": PUBLISHED_WARP if now.ucgm_grid else None,
         "solver": now.solver,
         "guidance_channels": now.channels or None,
     }
-    if now.solver in SDE_SOLVERS and now.shift == 1:
-        chosen["timestep_shift"] = None  # these solvers take even steps only
+    if now.solver == "ucgm":
+        chosen["kappa"] = now.kappa
     return chosen

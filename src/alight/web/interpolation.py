@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from alight.config import SolverConfig
-from alight.flow import PATHS, GuidedVelocity, sample
+from alight.flow import PATHS, GuidedVelocity, SolverOptions, sample
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import latent_shape
 from alight.runtime.errors import InputError
@@ -45,15 +45,15 @@ def between_classes(
         guided.append(GuidedVelocity(transformer, labels, null, *guidance))
     noise = noise_of_seeds([seed], latent_shape(transformer)).to(transformer.device).repeat(frames, 1, 1, 1)
     mixed = MixedVelocity(guided[0], guided[1], _weights(frames, noise))
-    shift = pipeline.default_shift if sampling.timestep_shift is None else sampling.timestep_shift
+    shift = pipeline.shift_of_call(sampling.timestep_shift, sampling.time_warp)
     return sample(
         mixed,
         noise,
         sampling.num_inference_steps,
         sampling.solver,
+        SolverOptions(shift, sampling.time_warp, sampling.kappa),
         path=PATHS[pipeline.config.path](),
         prediction=pipeline.config.prediction,
-        timestep_shift=shift,
     ).x
 
 
