@@ -8,7 +8,7 @@ from alight.flow.likelihood import LogLikelihood, log_likelihood, standard_norma
 from alight.flow.objective import FlowMatchingLoss, flow_matching_loss
 from alight.flow.path import PATHS, GVPPath, LinearPath, Path, PathSample, VPPath
 from alight.flow.predictions import VelocityField, to_data, to_noise, to_score, to_velocity
-from alight.flow.sampling import SolverOptions, sample
+from alight.flow.sampling import SolverOptions, SolverSettings, sample
 from alight.flow.sde import SDESolution, solve_sde
 from alight.flow.solvers import SOLVERS, ODESolution, euler, solve_ode
 from alight.flow.timesteps import dimension_aware_shift, kumaraswamy_grid, sample_timesteps, shift_timesteps, time_grid
@@ -36,6 +36,7 @@ __all__ = [
     "SDEMethod",
     "SDESolution",
     "SolverOptions",
+    "SolverSettings",
     "TimeDistribution",
     "TimeInterval",
     "VPPath",

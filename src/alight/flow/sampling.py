@@ -5,7 +5,7 @@ Pipelines, previews during training, interpolation and tuning all come through h
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import TypedDict, cast
 
 from torch import Tensor
 
@@ -17,6 +17,16 @@ from alight.flow.sde import LAST_STEP_SIZE, SDESolution, solve_sde
 from alight.flow.solvers import Field, ODESolution, solve_ode
 from alight.options import PUBLISHED_KAPPA, SDE_SOLVERS, DiffusionForm, LastStep, Prediction, SDEMethod, require_solver
 from alight.runtime.errors import InputError
+
+
+class SolverSettings(TypedDict, total=False):
+    """Keyword arguments for the settings of a solver that few calls give, see `SolverOptions`."""
+
+    time_warp: tuple[float, float, float] | None
+    kappa: float
+    diffusion_form: DiffusionForm
+    last_step: LastStep
+    last_step_size: float
 
 
 @dataclass(frozen=True)

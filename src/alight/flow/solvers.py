@@ -153,9 +153,8 @@ def solve_ode(
             trajectory only.
         solver: fixed steps: "euler", "midpoint", "heun" (= "heun2", the trapezoidal rule), "heun3", "rk4" (the 3/8
             rule), "rk4_classic", and at one evaluation per step "ab2" (Adams-Bashforth, second order) and "ucgm"
-            (`history_extrapolation`, for the linear path). Through torchdiffeq:
-            adaptive "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", and the fixed-step
-            "explicit_adams", "implicit_adams".
+            (`history_extrapolation`, for the linear path). Through torchdiffeq: adaptive "dopri5", "dopri8", "bosh3",
+            "fehlberg2", "adaptive_heun", and the fixed-step "explicit_adams", "implicit_adams".
         timestep_shift: warp of the time grid (`shift_timesteps`); 0.3 as published, None for even steps.
         time_warp: (a, b, c) of `kumaraswamy_grid`, in place of the shift.
         kappa: of "ucgm", in [0, 1].
@@ -168,9 +167,6 @@ def solve_ode(
         on_step: called after every grid point with (points done, state), for progress bars and previews; with the
             solvers of torchdiffeq only when all is done.
 
-    Returns:
-        The final state with its cost.
-
     Raises:
         InputError: an unknown solver, fewer than one step, a bad time range or warp.
     """
@@ -178,9 +174,10 @@ def solve_ode(
     grid = time_grid(num_inference_steps, timestep_shift, t_0, t_1, time_warp)
     field, steps = CountedField(velocity), num_inference_steps
     breakpoints: Sequence[float] = getattr(velocity, "breakpoints", ())
-    if solver in FIXED_STEP:
-        step = partial(FIXED_STEP[solver], kappa=kappa) if solver == "ucgm" else FIXED_STEP[solver]
-        states = step(field, x, grid.tolist(), breakpoints)
+    if solver == "ucgm":
+        states = history_extrapolation(field, x, grid.tolist(), breakpoints, kappa=kappa)
+    elif solver in FIXED_STEP:
+        states = FIXED_STEP[solver](field, x, grid.tolist(), breakpoints)
     else:
         result = integrate_with_torchdiffeq(field, x, grid, solver, atol, rtol, error_norm, breakpoints)
         states, steps = iter(result.states), result.steps

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, JsonValue, with_config
 from typing_extensions import TypedDict
 
 from alight.artifacts import PIPELINE_INDEX
-from alight.flow import PATHS
+from alight.flow import PATHS, SolverSettings
 from alight.options import Prediction, names_of
 from alight.runtime.errors import InputError
 from alight.runtime.reading import read_json
@@ -77,7 +77,11 @@ def check_pipeline_folder(folder: Path, given: Collection[str], call: Callable[.
             f"{path} has the path {index.get('path')!r} and the prediction {index.get('prediction')!r}; known are "
             f"{', '.join(PATHS)} and {', '.join(PREDICTIONS)}. {_REMEDY}"
         )
-    unknown = set(index.get("recommended_sampling") or ()) - set(inspect.signature(call).parameters)
+    unknown = (
+        set(index.get("recommended_sampling") or ())
+        - set(inspect.signature(call).parameters)
+        - SolverSettings.__optional_keys__
+    )
     if unknown:
         raise InputError(f"{path} recommends the settings {', '.join(sorted(unknown))}, which do not exist. {_REMEDY}")
     if "scheduler" not in given:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any, NotRequired, Unpack
 
 import numpy as np
 import torch
@@ -19,13 +19,12 @@ from typing_extensions import TypedDict
 
 from alight.artifacts import MANIFEST, read_artifact, verify_folder
 from alight.data.class_names import class_index, readable_class_names
-from alight.flow import GUIDANCES, PATHS, DiffusionForm, GuidedVelocity, LastStep, SolverOptions, sample
-from alight.flow.sde import LAST_STEP_SIZE
+from alight.flow import GUIDANCES, PATHS, GuidedVelocity, SolverOptions, SolverSettings, sample
 from alight.models.lightning_dit import LightningDiT
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.pretrained import is_hub_id
 from alight.models.vavae import VAVAE
-from alight.options import PUBLISHED_KAPPA, GuidanceName, require_known, require_solver
+from alight.options import GuidanceName, require_known, require_solver
 from alight.pipelines.call_arguments import (
     as_labels,
     as_seeds,
@@ -221,11 +220,6 @@ class LightningDiTPipeline(DiffusionPipeline):
         guidance_channels: int | None = None,
         timestep_shift: float | None = None,
         solver: str = "euler",
-        time_warp: tuple[float, float, float] | None = None,
-        kappa: float = PUBLISHED_KAPPA,
-        diffusion_form: DiffusionForm = "sigma",
-        last_step: LastStep = "mean",
-        last_step_size: float = LAST_STEP_SIZE,
         guide: LightningDiT | None = None,
         guidance: GuidanceName | None = None,
         seeds: Sequence[int] | int | None = None,
@@ -233,11 +227,11 @@ class LightningDiTPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
         on_step: Callable[[int, Tensor], None] | None = None,
+        **solver_settings: Unpack[SolverSettings],
     ) -> LightningDiTOutput:
         """Generate one image per class label.
 
-        With `seeds`, image i depends on seed i alone; on the batch only as far as the rounding of matrix products
-        does, and with adaptive solvers, whose steps are the batch's.
+        With `seeds`, image i depends on seed i alone, but for rounding and the steps of adaptive solvers.
 
         Args:
             class_labels: indices or names; one alone for one image.
@@ -247,11 +241,6 @@ class LightningDiTPipeline(DiffusionPipeline):
             guidance_channels: number of channels that are guided; None = all.
             timestep_shift: s of t' = s t / (1 + (s-1) t); None = the scheduler's.
             solver: a name that `alight.flow.solve_ode` knows; `sde_euler` and `sde_heun` add noise on the way.
-            time_warp: (a, b, c) of `alight.flow.kumaraswamy_grid`, in place of the shift.
-            kappa: of the solver `ucgm`, see `alight.flow.history_extrapolation`.
-            diffusion_form: of the noise that SDE solvers add; see `alight.flow.diffusion_coefficient`.
-            last_step: end of the SDE solvers; see `alight.flow.solve_sde`.
-            last_step_size: of the SDE solvers.
             guide: a weaker transformer on the same latents: autoguidance (arXiv 2406.02507), not the null class.
             guidance: a strategy of `alight.flow.GUIDANCES`; None = autoguidance with a guide, else classifier-free.
             seeds: one per image; a number for one image.
@@ -259,6 +248,8 @@ class LightningDiTPipeline(DiffusionPipeline):
             latents: the noise itself, (B, C, h, w), instead of both.
             output_type: `pil`, `uint8` (NHWC tensor), `pt` (NCHW in [-1, 1]) or `latent` (normalised latents).
             on_step: called after each step with (steps done, latents).
+            **solver_settings: `time_warp`, and those of single solvers: `kappa`, `diffusion_form`, `last_step` and
+                `last_step_size`; see `alight.flow.SolverOptions`.
 
         Raises:
             InputError: an unknown name, settings out of range, or latents or images that are not finite.
@@ -270,10 +261,9 @@ class LightningDiTPipeline(DiffusionPipeline):
         labels = self.resolve_labels(class_labels).to(self.transformer.device)
         velocity = self._velocity(labels, guidance_scale, guidance_interval, guidance_channels, guide, guidance)
         noise, generator = self._noise(len(labels), seeds, generator, latents)
-        shift = self.shift_of_call(timestep_shift, time_warp)
-        options = SolverOptions(shift, time_warp, kappa, diffusion_form, last_step, last_step_size)
+        shift = self.shift_of_call(timestep_shift, solver_settings.get("time_warp"))
+        chosen = (num_inference_steps, solver, SolverOptions(shift, **solver_settings))
         flow: dict[str, Any] = {"path": PATHS[self.config.path](), "prediction": self.config.prediction}
-        chosen = (num_inference_steps, solver, options)
         x = sample(velocity, noise, *chosen, **flow, generator=generator, on_step=on_step).x
         settings = {"guidance_scale": guidance_scale, "solver": solver, "num_inference_steps": num_inference_steps}
         return LightningDiTOutput(images=self._output(x, output_type, settings), nfe=velocity.nfe)
