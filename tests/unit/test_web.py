@@ -22,6 +22,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.web import markup, served
 from alight.web.compare_tab import labels_of
+from alight.web.controls import SolverControls, settings
 from alight.web.interpolation import MixedVelocity, between_latents
 from alight.web.jobs import Jobs, Stopped, stream
 from alight.web.latent_views import channel_maps, pca_pictures
@@ -180,6 +181,22 @@ def test_image_i_has_the_ith_seed_whatever_its_class():
     for count in (None, 0, 1.5, float("nan"), float("inf")):
         with pytest.raises(InputError, match="number of images"):
             sample_request([3], count, 7, {}, max_images=10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"timestep_shift": 0.5, "time_warp": None, "kappa": 0.5}),
+        ({"solver": "sde_euler"}, {"timestep_shift": 0.5, "solver": "sde_euler"}),
+        ({"solver": "ucgm"}, {"solver": "ucgm", "kappa": 0.3}),
+        ({"ucgm_grid": True}, {"timestep_shift": None, "time_warp": (1.17, 0.8, 1.1)}),
+    ],
+)
+def test_the_controls_of_a_solver_are_settings_that_go_together(changes, expected):
+    values = {"steps": 5, "guidance": 1.5, "low": 0, "high": 1, "shift": 0.5, "solver": "euler", "channels": 0}
+    chosen = SolverControls(**values | {"kappa": 0.3, "ucgm_grid": False} | changes)
+    found = SolverConfig.model_validate(settings(chosen))
+    assert {name: getattr(found, name) for name in expected} == expected
 
 
 def test_the_page_begins_with_what_a_search_has_found_else_with_the_runs_own_settings(tmp_path):

@@ -147,3 +147,9 @@ def test_a_value_of_another_type_is_refused_and_named(calls, position, value, sa
 def test_a_seed_of_hundreds_of_digits_is_an_ordinary_mistake():
     with pytest.raises(InputError, match="seed"):
         sample_request([0], 1, 10**400, {}, 10)
+
+
+@pytest.mark.parametrize(("value", "accepted"), [(True, True), (False, True), (1, False), ("yes", False), ([], False)])
+def test_a_checkbox_takes_true_and_false_alone(calls, value, accepted):
+    gr = pytest.importorskip("gradio", reason="the browser app needs gradio: pip install 'alight[web]'")
+    assert (calls.complaint(gr.Checkbox(render=False), value) == "") is accepted

@@ -87,6 +87,8 @@ class Calls:
             return ""
         if isinstance(component, gr.Number):
             return _number_complaint(component, value)
+        if isinstance(component, gr.Checkbox):
+            return "" if isinstance(value, bool) else f"Give true or false, not {_short(value)}."
         if isinstance(component, gr.File):
             return self._files_complaint(component, value)
         if isinstance(component, gr.Dropdown) and component.multiselect:
