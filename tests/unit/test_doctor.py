@@ -64,6 +64,20 @@ def test_values_that_are_not_finite_are_holes_in_the_log():
     assert sick(lines) == [("problem", "not finite")]
 
 
+@pytest.mark.parametrize("since", [20, 85])
+def test_a_gradient_that_vanishes_while_the_loss_stands_still_is_a_problem(since):
+    def until(value, after):
+        return lambda i: value(i) if i < since else after
+
+    stuck = log_of(until(falling, 0.4), grad_norm=until(lambda i: 0.5, 0.0))
+    assert ("problem", "gradient") in sick(stuck)
+    assert f"after step {100 * since:,}" in next(f.sentence for f in symptoms(stuck) if f.subject == "gradient")
+    learns = log_of(falling, grad_norm=lambda i: 5 * math.exp(-i / 20))  # only smaller
+    assert sick(learns) == []
+    solved = log_of(lambda i: math.exp(-i), grad_norm=lambda i: math.exp(-i))  # with the loss itself
+    assert sick(solved) == []
+
+
 def test_a_collapsed_posterior_is_a_problem():
     assert sick(log_of(falling, kl=lambda i: 5000 * math.exp(-i / 5))) == [("problem", "KL")]
 

@@ -1,4 +1,4 @@
-"""Symptoms in the log of a training run: non-finite values, a rising loss, KL collapse, a one-sided discriminator."""
+"""Symptoms in the log of a training run: bad values, a rising loss, collapsed gradients or KL, one-sided networks."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +14,14 @@ MAIN_LOSSES = ("mse", "l1", "loss")  # the first of them in the log is used
 PARTS, RISE = 10, 1.2  # of the log; the last part may have at most 1.2 times the lowest loss before it
 FIRST_MSE = 3.0  # an untrained velocity network has 1 + size^2, so 2 on normalised latents
 FEW_STEPS = 200  # after which a network is still untrained
+GRADIENT_SHARE = 1e-3  # of its highest median before, below which the gradient moves nothing
+STANDSTILL = 0.02  # share of itself by which the loss still changes when it stands still
 KL_SHARE = 0.01  # of its highest value, below which the latent carries no information
 
 
 def symptoms(lines: Sequence[Line]) -> Iterator[Finding]:
     """All symptoms in the lines of a log, oldest first."""
-    for look in (non_finite, rising_loss, kl_collapse, one_sided_discriminator, first_loss):
+    for look in (non_finite, rising_loss, collapsed_gradient, kl_collapse, one_sided_discriminator, first_loss):
         yield from look(lines)
 
 
@@ -31,6 +33,12 @@ def series(lines: Sequence[Line], name: str) -> list[tuple[int, float]]:
 def main_loss(lines: Sequence[Line]) -> str:
     """The name of the loss to check."""
     return next((name for name in MAIN_LOSSES if series(lines, name)), MAIN_LOSSES[-1])
+
+
+def medians(values: Sequence[float]) -> list[float]:
+    """The median of every part of the values."""
+    ends = [round(part * len(values) / PARTS) for part in range(PARTS + 1)]
+    return [median(values[start:stop]) for start, stop in pairwise(ends)]
 
 
 def non_finite(lines: Sequence[Line]) -> Iterator[Finding]:
@@ -56,8 +64,7 @@ def rising_loss(lines: Sequence[Line]) -> Iterator[Finding]:
     if len(values) < 2 * PARTS:
         yield Finding("ok", "loss", f"{len(values)} values of {name} are too few to see a trend.")
         return
-    ends = [round(part * len(values) / PARTS) for part in range(PARTS + 1)]
-    parts = [median(values[start:stop]) for start, stop in pairwise(ends)]
+    parts = medians(values)
     lowest, last = min(parts[:-1]), parts[-1]
     if last > RISE * lowest:
         yield Finding(
@@ -68,6 +75,31 @@ def rising_loss(lines: Sequence[Line]) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "loss", f"{name} went from {parts[0]:.4g} to {last:.4g}.")
+
+
+def collapsed_gradient(lines: Sequence[Line]) -> Iterator[Finding]:
+    """Find a gradient that has vanished while the loss stands still, as after underflow in half precision.
+
+    A gradient that vanishes because the loss does is no symptom.
+    """
+    norms, losses = series(lines, "grad_norm"), dict(series(lines, main_loss(lines)))
+    if len(norms) < 2 * PARTS:
+        return
+    last = len(norms) // PARTS
+    before, recent = norms[:-last], norms[-last:]
+    usual = max(medians([value for _, value in norms])[:-1])
+    values = [losses[step] for step, _ in recent if step in losses]
+    if max(value for _, value in recent) > GRADIENT_SHARE * usual or not values:
+        return
+    if max(values) - min(values) <= STANDSTILL * max(values) and min(values) > 0:
+        since = next(step for step, value in reversed(before) if value > GRADIENT_SHARE * usual)
+        yield Finding(
+            "problem",
+            "gradient",
+            f"The gradient norm fell from {usual:.3g} to {recent[-1][1]:.3g} after step {since:,}, and the loss "
+            f"stands still at {values[-1]:.4g}: the network no longer learns.",
+            "Go back to an earlier checkpoint, and train in fp32 or with a lower optimizer.lr.",
+        )
 
 
 def kl_collapse(lines: Sequence[Line]) -> Iterator[Finding]:
