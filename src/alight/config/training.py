@@ -7,14 +7,36 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from alight.config.base import Decay, Fraction, NonNegative, NonNegativeReal, Positive, PositiveReal, Section
-from alight.options import OnNonFinite, OptimizerName, ParameterKind, Precision, Schedule, Sharding
+from alight.options import (
+    MuonMatrices,
+    MuonStepSize,
+    OnNonFinite,
+    OptimizerName,
+    ParameterKind,
+    Precision,
+    Schedule,
+    Sharding,
+)
 from alight.runtime.errors import InputError
+
+
+class MuonConfig(Section):
+    """The settings of `optimizer.name: muon` for the matrices it takes; the rest is AdamW's, as without it."""
+
+    matrices: MuonMatrices = "blocks"  # weights of 2 or more dimensions in the numbered blocks, or all (if none: all)
+    momentum: Decay = 0.95  # of the gradient, applied as Nesterov's
+    weight_decay: NonNegativeReal | None = None  # decoupled; None = optimizer.weight_decay
+    step_size: MuonStepSize = (
+        "match_rms"  # as large as AdamW's; original: Jordan's; product of both: Internal Guidance's
+    )
+    lr_factor: PositiveReal = 1.0  # of lr; original needs more, about 0.2 times the root of the width
+    precision: Precision | None = None  # of the orthogonalisation; None = bf16 as published, but fp32 on CPUs
 
 
 class OptimizerConfig(Section):
     """The optimizer and its learning rate over time."""
 
-    name: OptimizerName = "adamw"  # Adam with decoupled weight decay
+    name: OptimizerName = "adamw"  # Adam with decoupled weight decay; muon: Muon for matrices, AdamW for the rest
     lr: PositiveReal = 2e-4  # peak learning rate; not scaled with the batch
     betas: tuple[Decay, Decay] = (0.9, 0.95)  # decay of the two moments
     weight_decay: NonNegativeReal = 0.0  # decoupled (AdamW)
@@ -23,6 +45,7 @@ class OptimizerConfig(Section):
     schedule: Schedule = "constant"  # after the warm-up
     final_lr_fraction: Fraction = 0.0  # end of cosine and linear, as a share of lr
     lr_factors: dict[ParameterKind, PositiveReal] | None = None  # of lr, by kind of parameter; None = 1 for all
+    muon: MuonConfig = MuonConfig()  # beside adamw without effect
 
 
 class TrainingConfig(Section):
