@@ -160,18 +160,21 @@ def test_a_tokenizer_trains_and_goes_on_to_the_bit(tmp_path, monkeypatch):
 
 def test_its_memory_is_planned(alight, tmp_path):
     recipe = tmp_path / "recipe.json"
-    config = configure("nowhere", tmp_path / "output", {"ema_decay": None})
+    config = configure("nowhere", tmp_path / "output", {"ema_decay": None, "sharding": "shard"})
     recipe.write_text(json.dumps({"job": "transformer train", **config.model_dump(mode="json")}))
     shape = ("--latent-shape", 4, 4, 4, "--num-classes", 10, "--num-images", 80)
-    result = alight("plan", "--recipe", recipe, *shape, "--seconds", 3, "--json", cwd=tmp_path)
+    command = ("plan", "--recipe", recipe, *shape, "--processes", 2, "--seconds", 3, "--json")
+    result = alight(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     plan = json.loads(result.stdout)
     model = tiny_transformer(hidden_size=32, num_layers=2)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     taken = sum(sizes[name] for name in muon_matrices(model.named_parameters(), "blocks"))
     assert plan["parameters"] == sum(sizes.values())
-    assert plan["memory"]["optimizer"] == 4 * (2 * sum(sizes.values()) - taken)
-    assert plan["checkpoint_size"] == plan["memory"]["weights"] + plan["memory"]["optimizer"]
+    state = 4 * (2 * sum(sizes.values()) - taken)  # bytes
+    assert plan["memory"]["optimizer"] == state // 2
+    assert plan["checkpoint_size"] == 4 * sum(sizes.values()) + state
+    assert any("orthogonalise all matrices for Muon" in note for note in plan["notes"])
 
 
 @pytest.mark.parametrize(
