@@ -196,7 +196,7 @@ def assumptions(processes: int, largest: int, own: int, optimizer: OptimizerName
     if processes > 1:
         yield f"{processes} processes are taken to lose no time in talking to each other."
     if processes > 1 and optimizer == "muon":
-        yield "Each of them is timed as if it had to orthogonalise all matrices for Muon; they share them, so it is faster."
+        yield "Each of them is timed as if it orthogonalised all matrices for Muon; they share them, which is faster."
 
 
 def growing_divisors(count: int) -> list[int]:
