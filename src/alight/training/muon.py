@@ -139,7 +139,7 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"Muon takes tensors of two or more dimensions, not {tuple(flat[0])}.")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # one of two overloads
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient; every process must call it.
 
         Args:
@@ -189,7 +189,8 @@ class Muon(torch.optim.Optimizer):
         adamw(
             parameters,
             [parameter.grad for parameter in parameters if parameter.grad is not None],
-            *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")),
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
             max_exp_avg_sqs=[],
             state_steps=[state["step"] for state in states],
             fused=True,
