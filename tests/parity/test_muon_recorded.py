@@ -65,7 +65,7 @@ def test_orthogonalised_in_bfloat16(read_case):
     for name in description["matrices"]:
         found = orthogonalise(tensors[f"in.{name}"], torch.bfloat16)
         assert found.dtype == torch.bfloat16
-        atol = {"ill": 0.15, "low_rank": 0.3}.get(name, 0.06)
+        atol = {"ill": 0.2, "low_rank": 0.4}.get(name, 0.08)  # a third above what another order of operations does
         torch.testing.assert_close(found.float(), tensors[f"out.{name}.bf16"], rtol=0, atol=atol, msg=name)
 
 

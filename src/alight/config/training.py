@@ -21,16 +21,14 @@ from alight.runtime.errors import InputError
 
 
 class MuonConfig(Section):
-    """The settings of `optimizer.name: muon` for the matrices it takes; the rest is AdamW's, as without it."""
+    """Settings of Muon for the matrices that it takes; everything else is AdamW's, with the settings beside these."""
 
-    matrices: MuonMatrices = "blocks"  # weights of 2 or more dimensions in the numbered blocks, or all (if none: all)
-    momentum: Decay = 0.95  # of the gradient, applied as Nesterov's
+    matrices: MuonMatrices = "blocks"  # those in numbered blocks (all, where there are none), or all; kernels count
+    momentum: Decay = 0.95  # average of the gradient, with Nesterov's step ahead
     weight_decay: NonNegativeReal | None = None  # decoupled; None = optimizer.weight_decay
-    step_size: MuonStepSize = (
-        "match_rms"  # as large as AdamW's; original: Jordan's; product of both: Internal Guidance's
-    )
-    lr_factor: PositiveReal = 1.0  # of lr; original needs more, about 0.2 times the root of the width
-    precision: Precision | None = None  # of the orthogonalisation; None = bf16 as published, but fp32 on CPUs
+    step_size: MuonStepSize = "match_rms"  # as large as AdamW's, as in the original, or the product of both factors
+    lr_factor: PositiveReal = 1.0  # of lr; the original step size needs more, up to 0.2 times the root of the width
+    precision: Precision | None = None  # of the orthogonalisation; None = bf16 on accelerators, fp32 on CPUs
 
 
 class OptimizerConfig(Section):
@@ -45,7 +43,7 @@ class OptimizerConfig(Section):
     schedule: Schedule = "constant"  # after the warm-up
     final_lr_fraction: Fraction = 0.0  # end of cosine and linear, as a share of lr
     lr_factors: dict[ParameterKind, PositiveReal] | None = None  # of lr, by kind of parameter; None = 1 for all
-    muon: MuonConfig = MuonConfig()  # beside adamw without effect
+    muon: MuonConfig = MuonConfig()  # used where the name is muon
 
 
 class TrainingConfig(Section):
