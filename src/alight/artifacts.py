@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
+from alight.config import MuonConfig
 from alight.config.commands import command_for
 from alight.runtime.checked_json import CHECKSUM, read_perhaps_checked, write_checked
 from alight.runtime.console import progress_bar
@@ -38,6 +39,7 @@ _FORMAT_WITHOUT_HASHES = 1  # version 0.1
 TO_BE_EDITED = ("README.md",)  # people may rewrite the card of a model that they share
 _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had built in, or one that is as good
     "optimizer.name": "adamw",
+    "optimizer.muon": MuonConfig().model_dump(mode="json"),
     "images.background": "white",
     "model.initial_encoder": "random",
     **{"sampling.time_warp": None, "sampling.kappa": 0.5, "sampling.last_step_size": 0.04},

@@ -44,7 +44,7 @@ from alight.config.tools import (
     ServeConfig,
     TuneConfig,
 )
-from alight.config.training import OptimizerConfig, TrainingConfig
+from alight.config.training import MuonConfig, OptimizerConfig, TrainingConfig
 from alight.config.transformer import FlowConfig, TrainTransformerConfig, TransformerModelConfig
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "Job",
     "LatentRegularisationConfig",
     "MeasureTokenizerConfig",
+    "MuonConfig",
     "OptimizerConfig",
     "PlanConfig",
     "QuickstartConfig",

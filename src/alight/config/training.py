@@ -7,14 +7,34 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from alight.config.base import Decay, Fraction, NonNegative, NonNegativeReal, Positive, PositiveReal, Section
-from alight.options import OnNonFinite, OptimizerName, ParameterKind, Precision, Schedule, Sharding
+from alight.options import (
+    MuonMatrices,
+    MuonStepSize,
+    OnNonFinite,
+    OptimizerName,
+    ParameterKind,
+    Precision,
+    Schedule,
+    Sharding,
+)
 from alight.runtime.errors import InputError
+
+
+class MuonConfig(Section):
+    """Settings of Muon for the matrices that it takes; everything else is AdamW's, with the settings beside these."""
+
+    matrices: MuonMatrices = "blocks"  # those in numbered blocks (all, where there are none), or all; kernels count
+    momentum: Decay = 0.95  # average of the gradient, with Nesterov's step ahead
+    weight_decay: NonNegativeReal | None = None  # decoupled; None = optimizer.weight_decay
+    step_size: MuonStepSize = "match_rms"  # as large as AdamW's, as in the original, or the product of both factors
+    lr_factor: PositiveReal = 1.0  # of lr; the original step size needs more, up to 0.2 times the root of the width
+    precision: Precision | None = None  # of the orthogonalisation; None = bf16 on accelerators, fp32 on CPUs
 
 
 class OptimizerConfig(Section):
     """The optimizer and its learning rate over time."""
 
-    name: OptimizerName = "adamw"  # Adam with decoupled weight decay
+    name: OptimizerName = "adamw"  # Adam with decoupled weight decay; muon: Muon for matrices, AdamW for the rest
     lr: PositiveReal = 2e-4  # peak learning rate; not scaled with the batch
     betas: tuple[Decay, Decay] = (0.9, 0.95)  # decay of the two moments
     weight_decay: NonNegativeReal = 0.0  # decoupled (AdamW)
@@ -23,6 +43,7 @@ class OptimizerConfig(Section):
     schedule: Schedule = "constant"  # after the warm-up
     final_lr_fraction: Fraction = 0.0  # end of cosine and linear, as a share of lr
     lr_factors: dict[ParameterKind, PositiveReal] | None = None  # of lr, by kind of parameter; None = 1 for all
+    muon: MuonConfig = MuonConfig()  # used where the name is muon
 
 
 class TrainingConfig(Section):

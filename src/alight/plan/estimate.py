@@ -10,6 +10,7 @@ import torch
 from alight.config import Job, PlanConfig, TrainTransformerConfig
 from alight.config.commands import COMMANDS
 from alight.config.recipes import load_config
+from alight.options import OptimizerName
 from alight.plan.answer import MicroBatch, Plan
 from alight.plan.inputs import Inputs
 from alight.plan.measure import Cost, at_extent, sweep
@@ -135,7 +136,7 @@ def joined(
         checkpoint_size=sizes.checkpoint,
         checkpoints=training.keep_checkpoints + 1,  # the newest is written before the oldest goes
         free_disk=free_disk(recipe.output),
-        notes=(*subject.notes, *assumptions(config.processes, costs[-1].micro_batch, own)),
+        notes=(*subject.notes, *assumptions(config.processes, costs[-1].micro_batch, own, recipe.optimizer.name)),
     )
 
 
@@ -184,7 +185,7 @@ def device_name(device: torch.device) -> str:
     return f"{device}, {torch.get_num_threads()} threads"
 
 
-def assumptions(processes: int, largest: int, own: int) -> Iterator[str]:
+def assumptions(processes: int, largest: int, own: int, optimizer: OptimizerName) -> Iterator[str]:
     """Notes on the limits of the estimate, for micro-batches of at most `largest` of a process's `own` images."""
     if largest < own:
         yield (
@@ -194,6 +195,8 @@ def assumptions(processes: int, largest: int, own: int) -> Iterator[str]:
     yield "Reading data, writing checkpoints and drawing previews are not in the estimate."
     if processes > 1:
         yield f"{processes} processes are taken to lose no time in talking to each other."
+    if processes > 1 and optimizer == "muon":
+        yield "Each of them is timed as if it orthogonalised all matrices for Muon; they share them, which is faster."
 
 
 def growing_divisors(count: int) -> list[int]:

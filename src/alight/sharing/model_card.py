@@ -21,6 +21,7 @@ PAPER = "arXiv [2501.01423](https://arxiv.org/abs/2501.01423)"
 NAMED_CLASSES = 30  # more are in model_index.json
 FOREMOST = {  # the most important settings, with their names in the card
     "training.global_batch_size": "batch",
+    "optimizer.name": "optimizer",
     "optimizer.lr": "learning rate",
     "optimizer.betas": "Adam betas",
     "training.ema_decay": "EMA decay",

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from alight.config import OptimizerConfig
-from alight.options import OptimizerName, ParameterKind
+from alight.options import MuonMatrices, OptimizerName, ParameterKind
+from alight.runtime.errors import InputError
+from alight.training.muon import Muon
 
-Groups = list[dict[str, Any]]  # as torch's optimizers take them: `params`, and perhaps `lr_factor`
+Groups = list[dict[str, Any]]  # as torch's optimizers take them: `params`, and perhaps `lr_factor` and `muon`
 
 
 def _adamw(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -23,25 +25,84 @@ def _adamw(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
 
 
-OPTIMIZERS: dict[OptimizerName, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {"adamw": _adamw}
+def _muon(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build Muon for the groups that are marked for it, and AdamW for the others.
+
+    Raises:
+        InputError: none is marked.
+    """
+    own = config.muon
+    if not any(group.get("muon") for group in groups):
+        raise InputError(
+            "Muon orthogonalises matrices, and the parameters to be trained have none: all are vectors. Set "
+            "optimizer.name to adamw."
+        )
+    for group in groups:
+        if group.get("muon"):
+            group["lr_factor"] = own.lr_factor * group.get("lr_factor", 1.0)
+            group["weight_decay"] = config.weight_decay if own.weight_decay is None else own.weight_decay
+    return Muon(
+        groups,
+        config.lr,
+        config.betas,
+        weight_decay=config.weight_decay,
+        momentum=own.momentum,
+        step_size=own.step_size,
+        precision=own.precision,
+    )
+
+
+OPTIMIZERS: dict[OptimizerName, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "muon": _muon,
+}
 
 
 def make_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """Build the configured optimizer of those parameters that are trained."""
+    """Build the configured optimizer of those parameters that are trained.
+
+    Raises:
+        InputError: it is Muon, and none of them is a matrix.
+    """
     return OPTIMIZERS[config.name](parameter_groups(named_parameters, config), config)
 
 
 def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> Groups:
-    """Divide trained parameters by their kind where the kinds learn at different rates; else they are one group."""
-    trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
-    if config.lr_factors is None:
-        return [{"params": trained}]
-    by_kind: dict[ParameterKind, list[nn.Parameter]] = {}
-    for parameter in trained:
-        by_kind.setdefault(kind_of(parameter), []).append(parameter)
-    return [{"params": members, "lr_factor": config.lr_factors.get(kind, 1.0)} for kind, members in by_kind.items()]
+    """Divide trained parameters where they are treated differently; else they are one group.
+
+    They are divided by kind where the kinds learn at different rates, and Muon's are apart from AdamW's.
+    """
+    trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    of_muon = muon_matrices(trained, config.muon.matrices) if config.name == "muon" else set()
+    if config.lr_factors is None and not of_muon:
+        return [{"params": [parameter for _, parameter in trained]}]
+    divided: dict[tuple[bool, ParameterKind | None], list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        kind = kind_of(parameter) if config.lr_factors is not None else None
+        divided.setdefault((name in of_muon, kind), []).append(parameter)
+    groups: Groups = []
+    for (muon, kind), members in divided.items():
+        group: dict[str, Any] = {"params": members}
+        if kind is not None and config.lr_factors is not None:
+            group["lr_factor"] = config.lr_factors.get(kind, 1.0)
+        groups.append(group | {"muon": True} if muon else group)
+    return groups
+
+
+def muon_matrices(named_parameters: Iterable[tuple[str, Tensor]], matrices: MuonMatrices) -> set[str]:
+    """The names of the parameters that Muon takes.
+
+    Args:
+        named_parameters: of a model.
+        matrices: `blocks` = weights of two or more dimensions inside blocks that are numbered, such as `blocks.3.` of
+            LightningDiT: neither embeddings nor the layers at input and output; all where a model has no such blocks.
+            `all` = every tensor of two or more dimensions.
+    """
+    names = [name for name, parameter in named_parameters if kind_of(parameter) == "matrices"]
+    inside = {name for name in names if any(part.isdecimal() for part in name.split("."))}
+    return inside if matrices == "blocks" and inside else set(names)
 
 
 def kind_of(parameter: Tensor) -> ParameterKind:

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from alight.runtime.distributed import Processes
@@ -63,6 +63,18 @@ def synchronised(model: nn.Module, last: bool) -> AbstractContextManager[object]
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The parts of tensors that lie in this process: all of them, unless they are sharded."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, gathered where it is sharded; every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def divided_like(reference: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor that all processes hold, laid out as another one: this process's part of it where that is sharded."""
+    if not isinstance(reference, DTensor):
+        return tensor
+    return distribute_tensor(tensor, reference.device_mesh, reference.placements, src_data_rank=None)
 
 
 class ModelState:
