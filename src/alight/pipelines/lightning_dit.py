@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from alight.artifacts import MANIFEST, read_artifact, verify_folder
 from alight.data.class_names import class_index, readable_class_names
-from alight.flow import GUIDANCES, PATHS, DiffusionForm, GuidedVelocity, LastStep, sample
+from alight.flow import PATHS, DiffusionForm, GuidedVelocity, InternalGuidance, LastStep, sample
 from alight.models.lightning_dit import LightningDiT
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.pretrained import is_hub_id
@@ -36,6 +36,7 @@ from alight.pipelines.call_arguments import (
     require_finite,
 )
 from alight.pipelines.folder_check import PREDICTIONS, check_pipeline_folder
+from alight.pipelines.guidance_check import check_guidance, latent_shape
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import to_uint8
 from alight.runtime.reading import check_values
@@ -220,6 +221,8 @@ class LightningDiTPipeline(DiffusionPipeline):
         last_step: LastStep = "mean",
         guide: LightningDiT | None = None,
         guidance: GuidanceName | None = None,
+        internal_scale: float = 1.0,
+        internal_interval: tuple[float, float] | None = None,
         seeds: Sequence[int] | int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -243,6 +246,8 @@ class LightningDiTPipeline(DiffusionPipeline):
             last_step: end of the SDE solvers; see `alight.flow.solve_sde`.
             guide: a weaker transformer on the same latents: autoguidance (arXiv 2406.02507), not the null class.
             guidance: a strategy of `alight.flow.GUIDANCES`; None = autoguidance with a guide, else classifier-free.
+            internal_scale: of Internal Guidance, which needs a transformer with an auxiliary output; 1 = off.
+            internal_interval: as `guidance_interval`.
             seeds: one per image; a number for one image.
             generator: draws the noise of the whole batch instead; a list of one per image draws that of each.
             latents: the noise itself, (B, C, h, w), instead of both.
@@ -255,9 +260,10 @@ class LightningDiTPipeline(DiffusionPipeline):
         require_known(output_type, OUTPUT_TYPES, "output_type")
         require_solver(solver)
         num_inference_steps = as_steps(num_inference_steps)
-        check_numbers(guidance_scale=guidance_scale, timestep_shift=timestep_shift)
+        check_numbers(guidance_scale=guidance_scale, timestep_shift=timestep_shift, internal_scale=internal_scale)
         labels = self.resolve_labels(class_labels).to(self.transformer.device)
-        velocity = self._velocity(labels, guidance_scale, guidance_interval, guidance_channels, guide, guidance)
+        strategy = guidance_scale, guidance_interval, guidance_channels, guide, guidance
+        velocity = self.velocity(labels, *strategy, internal_scale, internal_interval)
         noise, generator = self._noise(len(labels), seeds, generator, latents)
         flow: dict[str, Any] = {"path": PATHS[self.config.path](), "prediction": self.config.prediction}
         flow["timestep_shift"] = self.default_shift if timestep_shift is None else timestep_shift
@@ -266,22 +272,26 @@ class LightningDiTPipeline(DiffusionPipeline):
         settings = {"guidance_scale": guidance_scale, "solver": solver, "num_inference_steps": num_inference_steps}
         return LightningDiTOutput(images=self._output(x, output_type, settings), nfe=velocity.nfe)
 
-    def _velocity(
+    def velocity(
         self,
         labels: Tensor,
-        scale: float,
-        interval: tuple[float, float] | None,
-        channels: int | None,
-        guide: LightningDiT | None,
-        guidance: GuidanceName | None,
+        scale: float = 1.0,
+        interval: tuple[float, float] | None = None,
+        channels: int | None = None,
+        guide: LightningDiT | None = None,
+        guidance: GuidanceName | None = None,
+        internal_scale: float = 1.0,
+        internal_interval: tuple[float, float] | None = None,
     ) -> GuidedVelocity:
-        """The guided field of these labels."""
+        """The guided field of labels (B,) on the transformer's device; the other arguments are those of a call."""
         check_interval(interval)
-        self.check_guidance(scale, channels, guide, guidance)
+        check_interval(internal_interval)
+        self.check_guidance(scale, channels, guide, guidance, internal_scale)
         # a transformer trained without class dropout has no null class; without guidance it needs none
         has_null = scale != 1 and self.transformer.config.class_dropout_prob > 0
         null_labels = torch.full_like(labels, self.transformer.null_label) if has_null else None
-        return GuidedVelocity(self.transformer, labels, null_labels, scale, interval, channels, guide, guidance)
+        model = InternalGuidance(self.transformer, internal_scale, internal_interval)
+        return GuidedVelocity(model, labels, null_labels, scale, interval, channels, guide, guidance)
 
     def _output(self, x: Tensor, output_type: str, settings: Mapping[str, Any]) -> Any:
         """Latents in an output type of a call, refused where they or their images are not finite."""
@@ -307,33 +317,10 @@ class LightningDiTPipeline(DiffusionPipeline):
         channels: int | None = None,
         guide: LightningDiT | None = None,
         guidance: GuidanceName | None = None,
+        internal_scale: float = 1.0,
     ) -> None:
-        """Refuse guidance that the transformer cannot have, before any work starts.
-
-        Raises:
-            InputError: more channels than the latent has, no null class to guide with, or a guide of another kind.
-        """
-        config = self.transformer.config
-        if channels is not None and channels > config.in_channels:
-            raise InputError(
-                f"guidance_channels={channels}, but the latents have only {config.in_channels} channels. Give fewer, "
-                "or none to guide all of them."
-            )
-        if guidance is not None:
-            require_known(guidance, GUIDANCES, "guidance")
-            if scale != 1 and (guidance == "autoguidance") != (guide is not None):
-                raise InputError("Autoguidance and a guide belong together. Give both or neither.")
-        if guide is None:
-            if scale != 1 and guidance in (None, "classifier_free"):
-                _ = self.transformer.null_label  # raises where there is none
-            return
-        kinds = [(model.config.num_classes, *latent_shape(model)) for model in (self.transformer, guide)]
-        if kinds[0] != kinds[1]:
-            own, other = (f"{classes} classes and latents of {shape}" for classes, *shape in kinds)
-            raise InputError(
-                f"The guide knows {other}, but the transformer that it guides {own}. Give a guide that was trained on "
-                "the same latents."
-            )
+        """Refuse guidance that the transformer cannot have, before any work starts; see `guidance_check`."""
+        check_guidance(self.transformer, scale, channels, guide, guidance, internal_scale)
 
     def _noise(
         self, count: int, seeds: Any, generator: Any, latents: Tensor | None
@@ -368,13 +355,6 @@ def as_output(images: Tensor, output_type: str) -> Any:
         return images
     pixels = to_uint8(images)
     return pixels if output_type == "uint8" else [Image.fromarray(image.cpu().numpy()) for image in pixels]
-
-
-def latent_shape(transformer: LightningDiT) -> tuple[int, int, int]:
-    """(C, h, w) of the latents that a transformer makes."""
-    size = transformer.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return transformer.config.in_channels, height, width
 
 
 def image_size(pipeline: LightningDiTPipeline) -> int:

@@ -35,14 +35,19 @@ def between_classes(
         raise InputError(
             f"{sampling.solver} adds noise at every step, so neighbouring frames differ. Choose an ODE solver."
         )
-    pipeline.check_guidance(sampling.guidance_scale, sampling.guidance_channels, guidance=sampling.guidance)
     transformer = pipeline.transformer
-    guided = []
-    for label in (first, last):
-        labels = torch.full((frames,), label, device=transformer.device)
-        null = torch.full_like(labels, transformer.null_label) if sampling.guidance_scale != 1 else None
-        guidance = (sampling.guidance_scale, sampling.guidance_interval, sampling.guidance_channels)
-        guided.append(GuidedVelocity(transformer, labels, null, *guidance))
+    guided = [
+        pipeline.velocity(
+            torch.full((frames,), label, device=transformer.device),
+            sampling.guidance_scale,
+            sampling.guidance_interval,
+            sampling.guidance_channels,
+            guidance=sampling.guidance,
+            internal_scale=sampling.internal_scale,
+            internal_interval=sampling.internal_interval,
+        )
+        for label in (first, last)
+    ]
     noise = noise_of_seeds([seed], latent_shape(transformer)).to(transformer.device).repeat(frames, 1, 1, 1)
     mixed = MixedVelocity(guided[0], guided[1], _weights(frames, noise))
     shift = pipeline.default_shift if sampling.timestep_shift is None else sampling.timestep_shift
