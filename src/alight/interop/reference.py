@@ -24,7 +24,7 @@ from alight.interop.tokenizer import (
 )
 from alight.interop.torch_file import describe_weights, read_torch_file, select_weights, write_torch_file
 from alight.interop.transformer_files import (
-    auxiliary_block_of,
+    auxiliary_output,
     recorded_auxiliary_block,
     recorded_learn_sigma,
     refuse_other_transformers,
@@ -109,7 +109,7 @@ def load_transformer(
     state = select_weights(contents, weights, source=path)
     config.setdefault("learn_sigma", recorded_learn_sigma(contents))
     if config.get("auxiliary_block") is None:
-        config["auxiliary_block"] = recorded_auxiliary_block(contents)
+        config["auxiliary_block"] = recorded_auxiliary_block(contents, state)
     if sample_size is None or positions is None:
         return transformer_from_published(state, source=path, sample_size=sample_size, **config).eval()
     return transformer_from_published(state, source=path, **config).resized(sample_size, positions).eval()
@@ -255,7 +255,7 @@ def infer_transformer_config(
         num_heads: required if neither rotary tables nor query norms tell the width of a head.
         sample_size: required if the latents are not square.
         class_dropout_prob: 0 = there is no null class, and each row of the label table is a class.
-        auxiliary_block: required if there is an auxiliary output, since its weights do not tell which block it follows.
+        auxiliary_block: required if there is an auxiliary output, since its weights do not tell what block it follows.
         source: what an error message names as the origin.
 
     Raises:
@@ -297,7 +297,7 @@ def infer_transformer_config(
         "qk_norm": q_norm is not None,
         "adaln_shift": shape("blocks.0.adaLN_modulation.1.weight")[0] == 6 * hidden_size,
         "learn_sigma": shape("final_layer.linear.weight")[0] == 2 * in_channels * patch_size**2,
-        "auxiliary_block": auxiliary_block_of(published, auxiliary_block, source),
+        **auxiliary_output(published, auxiliary_block, source),
     }
 
 

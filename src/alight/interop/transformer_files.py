@@ -1,4 +1,4 @@
-"""Facts about a published transformer that its weights do not tell by their shapes: its kind, and recorded settings."""
+"""Facts about a published transformer that the shapes of its weights do not tell: its kind, and recorded settings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,29 +43,36 @@ def recorded_learn_sigma(contents: Any) -> bool | None:
     return found if isinstance(found, bool) else None
 
 
-def recorded_auxiliary_block(contents: Any) -> int | None:
-    """The number of blocks before the auxiliary output, where a checkpoint records its configuration."""
+def recorded_auxiliary_block(contents: Any, published: Mapping[str, Tensor]) -> int | None:
+    """The block that the auxiliary output of published weights follows, where their file records its configuration."""
+    if not has_auxiliary_output(published):  # the published name of the setting has other meanings elsewhere
+        return None
     config = contents.get("config") if isinstance(contents, Mapping) else None
     model = config.get("model") if isinstance(config, Mapping) else None
     found = [model.get(name) for name in BLOCK_NAMES] if isinstance(model, Mapping) else []
     return next((value for value in found if isinstance(value, int) and not isinstance(value, bool)), None)
 
 
-def auxiliary_block_of(published: Mapping[str, Tensor], given: int | None, source: Any) -> int | None:
-    """The block that the auxiliary output of published weights follows; None where they have none.
+def auxiliary_output(published: Mapping[str, Tensor], block: int | None, source: Any) -> dict[str, int]:
+    """The argument `auxiliary_block` of the model that published weights belong to; nothing where they need none.
 
     Raises:
         InputError: it was not given and is needed, or was given for weights that have no auxiliary output.
     """
-    there = any(name.startswith(AUXILIARY) for name in published)
-    if there and given is None:
+    there = has_auxiliary_output(published)
+    if there and block is None:
         raise InputError(
-            f"{source} has an auxiliary output (Internal Guidance), and its weights do not tell after how many blocks. "
-            "Give auxiliary_block (alight convert --auxiliary-block); 8 in the published XL/1."
+            f"{source} has an auxiliary output (Internal Guidance), and its weights do not tell what block it "
+            "follows. Give auxiliary_block (alight convert --auxiliary-block); it is 8 in the published XL/1."
         )
-    if given is not None and not there:
+    if block is not None and not there:
         raise InputError(
-            f"{source} has no auxiliary output, but auxiliary_block is {given}. Leave auxiliary_block out; weights of "
+            f"{source} has no auxiliary output, but auxiliary_block is {block}. Leave auxiliary_block out; weights of "
             f"Internal Guidance have tensors named {AUXILIARY}*."
         )
-    return given
+    return {} if block is None else {"auxiliary_block": block}
+
+
+def has_auxiliary_output(published: Mapping[str, Tensor]) -> bool:
+    """Tell if published weights have a second output, as those of Internal Guidance do."""
+    return any(name.startswith(AUXILIARY) for name in published)
