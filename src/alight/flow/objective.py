@@ -64,8 +64,7 @@ def flow_matching_loss(
 ) -> FlowMatchingLoss:
     """One Monte Carlo estimate of the flow-matching objective over a batch.
 
-    Times are float32, and so is everything computed from them: a model that answers in half precision is compared in
-    float32.
+    Times are float32, and so is everything computed from them: answers in half precision are compared in float32.
 
     Args:
         model: `model(x_t, t, class_labels)`, of the shape of `x_t`; a pair of these with `auxiliary_weight`.
@@ -97,12 +96,30 @@ def flow_matching_loss(
     point = path.sample(x_1, x_0, t)
     answer = model(point.x_t, point.t, class_labels)
     output, weak = (answer, None) if auxiliary_weight is None else answer
-    mse_per_sample = _squared_error(output, point, path, prediction, loss_weight or "none")
+    loss = _main_loss(output, point, t, path, prediction, loss_weight or "none", cosine_weight)
+    if auxiliary_weight is None:
+        return loss
+    error = _squared_error(weak, point, path, prediction, loss_weight or "none")
+    total, auxiliary = loss.total + auxiliary_weight * error.mean(), error.mean()
+    return replace(loss, total=total, auxiliary=auxiliary, auxiliary_per_sample=error, auxiliary_prediction=weak)
+
+
+def _main_loss(
+    output: Tensor,
+    point: PathSample,
+    t: Tensor,
+    path: Path,
+    prediction: Prediction,
+    loss_weight: LossWeight,
+    cosine_weight: float,
+) -> FlowMatchingLoss:
+    """The objective of a model's own output: squared error and, for velocities, direction."""
+    mse_per_sample = _squared_error(output, point, path, prediction, loss_weight)
     cosine_per_sample = (
         _direction_error(output, point) if prediction == "velocity" else torch.zeros_like(mse_per_sample)
     )
     mse, cosine = mse_per_sample.mean(), cosine_per_sample.mean()
-    loss = FlowMatchingLoss(
+    return FlowMatchingLoss(
         total=mse + cosine_weight * cosine,
         mse=mse,
         cosine=cosine,
@@ -110,17 +127,6 @@ def flow_matching_loss(
         cosine_per_sample=cosine_per_sample,
         prediction=output,
         t=t,
-    )
-    if auxiliary_weight is None:
-        return loss
-    per_sample = _squared_error(weak, point, path, prediction, loss_weight or "none")
-    auxiliary = per_sample.mean()
-    return replace(
-        loss,
-        total=loss.total + auxiliary_weight * auxiliary,
-        auxiliary=auxiliary,
-        auxiliary_per_sample=per_sample,
-        auxiliary_prediction=weak,
     )
 
 

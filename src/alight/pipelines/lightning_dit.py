@@ -24,7 +24,7 @@ from alight.models.lightning_dit import LightningDiT
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.pretrained import is_hub_id
 from alight.models.vavae import VAVAE
-from alight.options import GuidanceName, require_known, require_solver
+from alight.options import GuidanceName, require_known
 from alight.pipelines.call_arguments import (
     as_labels,
     as_seeds,
@@ -231,8 +231,8 @@ class LightningDiTPipeline(DiffusionPipeline):
     ) -> LightningDiTOutput:
         """Generate one image per class label.
 
-        With `seeds`, image i depends on seed i alone; on the batch only as far as the rounding of matrix products
-        does, and with adaptive solvers, whose steps are the batch's.
+        With `seeds`, image i depends on seed i alone, and on its batch by the rounding of matrix products and by the
+        steps of adaptive solvers.
 
         Args:
             class_labels: indices or names; one alone for one image.
@@ -258,23 +258,25 @@ class LightningDiTPipeline(DiffusionPipeline):
             InputError: an unknown name, settings out of range, or latents or images that are not finite.
         """
         require_known(output_type, OUTPUT_TYPES, "output_type")
-        require_solver(solver)
         num_inference_steps = as_steps(num_inference_steps)
         check_numbers(guidance_scale=guidance_scale, timestep_shift=timestep_shift, internal_scale=internal_scale)
-        labels = self.resolve_labels(class_labels).to(self.transformer.device)
         strategy = guidance_scale, guidance_interval, guidance_channels, guide, guidance
-        velocity = self.velocity(labels, *strategy, internal_scale, internal_interval)
-        noise, generator = self._noise(len(labels), seeds, generator, latents)
-        flow: dict[str, Any] = {"path": PATHS[self.config.path](), "prediction": self.config.prediction}
-        flow["timestep_shift"] = self.default_shift if timestep_shift is None else timestep_shift
-        sde: dict[str, Any] = {"diffusion_form": diffusion_form, "last_step": last_step, "generator": generator}
-        x = sample(velocity, noise, num_inference_steps, solver, **flow, **sde, on_step=on_step).x
-        settings = {"guidance_scale": guidance_scale, "solver": solver, "num_inference_steps": num_inference_steps}
+        velocity = self.velocity(class_labels, *strategy, internal_scale, internal_interval)
+        noise, generator = self._noise(len(velocity.class_labels), seeds, generator, latents)
+        sde = {"diffusion_form": diffusion_form, "last_step": last_step, "generator": generator, "on_step": on_step}
+        x = sample(velocity, noise, num_inference_steps, solver, **self.flow(timestep_shift), **sde).x
+        scales = {"guidance_scale": guidance_scale, "internal_scale": None if internal_scale == 1 else internal_scale}
+        settings = scales | {"solver": solver, "num_inference_steps": num_inference_steps}
         return LightningDiTOutput(images=self._output(x, output_type, settings), nfe=velocity.nfe)
+
+    def flow(self, timestep_shift: float | None = None) -> dict[str, Any]:
+        """The arguments of `alight.flow.sample` that belong to the transformer; None is the scheduler's shift."""
+        shift = self.default_shift if timestep_shift is None else timestep_shift
+        return {"path": PATHS[self.config.path](), "prediction": self.config.prediction, "timestep_shift": shift}
 
     def velocity(
         self,
-        labels: Tensor,
+        class_labels: Sequence[int | str] | int | str | Tensor,
         scale: float = 1.0,
         interval: tuple[float, float] | None = None,
         channels: int | None = None,
@@ -283,7 +285,12 @@ class LightningDiTPipeline(DiffusionPipeline):
         internal_scale: float = 1.0,
         internal_interval: tuple[float, float] | None = None,
     ) -> GuidedVelocity:
-        """The guided field of labels (B,) on the transformer's device; the other arguments are those of a call."""
+        """The guided velocity field that a call with these arguments follows; a row of its state per label.
+
+        Raises:
+            InputError: an unknown class, an interval that is none, or guidance that the transformer cannot have.
+        """
+        labels = self.resolve_labels(class_labels).to(self.transformer.device)
         check_interval(interval)
         check_interval(internal_interval)
         self.check_guidance(scale, channels, guide, guidance, internal_scale)
@@ -302,7 +309,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         require_finite(images, "The images", settings)
         return as_output(images, output_type)
 
-    def resolve_labels(self, class_labels: Sequence[int | str] | int | str) -> Tensor:
+    def resolve_labels(self, class_labels: Sequence[int | str] | int | str | Tensor) -> Tensor:
         """Class names and indices to an int64 tensor of indices.
 
         Raises:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from alight.config import SolverConfig
-from alight.flow import PATHS, GuidedVelocity, sample
+from alight.flow import GuidedVelocity, sample
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import latent_shape
 from alight.runtime.errors import InputError
@@ -38,7 +38,7 @@ def between_classes(
     transformer = pipeline.transformer
     guided = [
         pipeline.velocity(
-            torch.full((frames,), label, device=transformer.device),
+            [label] * frames,
             sampling.guidance_scale,
             sampling.guidance_interval,
             sampling.guidance_channels,
@@ -50,16 +50,8 @@ def between_classes(
     ]
     noise = noise_of_seeds([seed], latent_shape(transformer)).to(transformer.device).repeat(frames, 1, 1, 1)
     mixed = MixedVelocity(guided[0], guided[1], _weights(frames, noise))
-    shift = pipeline.default_shift if sampling.timestep_shift is None else sampling.timestep_shift
-    return sample(
-        mixed,
-        noise,
-        sampling.num_inference_steps,
-        sampling.solver,
-        path=PATHS[pipeline.config.path](),
-        prediction=pipeline.config.prediction,
-        timestep_shift=shift,
-    ).x
+    flow = pipeline.flow(sampling.timestep_shift)
+    return sample(mixed, noise, sampling.num_inference_steps, sampling.solver, **flow).x
 
 
 class MixedVelocity:
