@@ -95,13 +95,13 @@ def flow_matching_loss(
         t = sample_timesteps(len(x_1), low=interval.start, high=interval.end, generator=generator, device=x_1.device)
     point = path.sample(x_1, x_0, t)
     answer = model(point.x_t, point.t, class_labels)
-    output, weak = (answer, None) if auxiliary_weight is None else answer
+    output = answer if auxiliary_weight is None else answer[0]
     loss = _main_loss(output, point, t, path, prediction, loss_weight or "none", cosine_weight)
     if auxiliary_weight is None:
         return loss
-    error = _squared_error(weak, point, path, prediction, loss_weight or "none")
+    error = _squared_error(answer[1], point, path, prediction, loss_weight or "none")
     total, auxiliary = loss.total + auxiliary_weight * error.mean(), error.mean()
-    return replace(loss, total=total, auxiliary=auxiliary, auxiliary_per_sample=error, auxiliary_prediction=weak)
+    return replace(loss, total=total, auxiliary=auxiliary, auxiliary_per_sample=error, auxiliary_prediction=answer[1])
 
 
 def _main_loss(

@@ -321,14 +321,13 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         Raises:
             InputError: a shape does not fit the model, a tapped block does not exist, or there is no auxiliary output.
         """
-        if auxiliary:
-            self.require_auxiliary_output()
+        weak_layer = self.require_auxiliary_output() if auxiliary else None
         kept = {*at, self.config.auxiliary_block} if auxiliary else at
         features = self.forward_features(x, t, class_labels, tuple(kept))
         velocity = self._velocity(self.output_layer(features.tokens, features.condition), x.dtype)
-        if not auxiliary:
+        if weak_layer is None:
             return (velocity, features.tapped) if at else velocity
-        weak = self.auxiliary_layer(features.tapped[self.config.auxiliary_block], features.condition)
+        weak = weak_layer(features.tapped[self.config.auxiliary_block], features.condition)
         tapped = ({number: features.tapped[number] for number in at},) if at else ()
         return velocity, self._velocity(weak, x.dtype), *tapped
 
@@ -337,8 +336,8 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         velocity = unpatchify(patches, self.config.patch_size, self.grid)
         return velocity[:, : self.config.in_channels].to(dtype)
 
-    def require_auxiliary_output(self) -> None:
-        """Refuse to go on without an auxiliary output.
+    def require_auxiliary_output(self) -> OutputLayer:
+        """The layer of the auxiliary output.
 
         Raises:
             InputError: the model was built without one.
@@ -349,6 +348,7 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
                 "(auxiliary_block is null). Set internal_scale to 1, or train one with --model.auxiliary-block 8, for "
                 "example."
             )
+        return self.auxiliary_layer
 
     def forward_features(self, x: Tensor, t: Tensor, class_labels: Tensor, at: Sequence[int] = ()) -> Features:
         """Everything before the output layer, for auxiliary heads and losses on hidden tokens.

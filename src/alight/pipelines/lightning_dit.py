@@ -264,10 +264,10 @@ class LightningDiTPipeline(DiffusionPipeline):
         velocity = self.velocity(class_labels, *strategy, internal_scale, internal_interval)
         noise, generator = self._noise(len(velocity.class_labels), seeds, generator, latents)
         sde = {"diffusion_form": diffusion_form, "last_step": last_step, "generator": generator, "on_step": on_step}
-        x = sample(velocity, noise, num_inference_steps, solver, **self.flow(timestep_shift), **sde).x
-        scales = {"guidance_scale": guidance_scale, "internal_scale": None if internal_scale == 1 else internal_scale}
-        settings = scales | {"solver": solver, "num_inference_steps": num_inference_steps}
-        return LightningDiTOutput(images=self._output(x, output_type, settings), nfe=velocity.nfe)
+        x = sample(velocity, noise, num_inference_steps, solver, **(self.flow(timestep_shift) | sde)).x
+        told = {"guidance_scale": guidance_scale, "solver": solver, "num_inference_steps": num_inference_steps}
+        told |= {"internal_scale": internal_scale} if internal_scale != 1 else {}
+        return LightningDiTOutput(images=self._output(x, output_type, told), nfe=velocity.nfe)
 
     def flow(self, timestep_shift: float | None = None) -> dict[str, Any]:
         """The arguments of `alight.flow.sample` that belong to the transformer; None is the scheduler's shift."""

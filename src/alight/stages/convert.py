@@ -113,7 +113,7 @@ def from_transformer_file(source: Path, config: ConvertConfig) -> None:
     """A published LightningDiT checkpoint to a transformer artifact."""
     started = time.perf_counter()
     inputs = {"tokenizer": tokenizer_hash(config)}
-    options = {"num_heads": config.num_heads, "auxiliary_block": config.auxiliary_block}
+    options: dict[str, Any] = {"num_heads": config.num_heads, "auxiliary_block": config.auxiliary_block}
     model = load_transformer(source, weights=config.weights, **options)
     mean, std = transformer_statistics(config, model.config.in_channels)
     facts = {
