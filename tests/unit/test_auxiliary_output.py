@@ -204,6 +204,14 @@ def test_a_trained_transformer_can_be_given_an_output(tmp_path, caplog):
     assert "begins with new weights" in caplog.text
 
 
+def test_of_outputs_with_a_variance_the_velocities_are_taken(tmp_path):
+    origin = opened(tiny_transformer(**DEEP, auxiliary_block=2, learn_sigma=True), tmp_path)
+    model = tiny_transformer(seed=5, **DEEP, auxiliary_block=2)
+    adopt_weights(model, origin)
+    for found, expected in zip(model(*inputs(), auxiliary=True), origin.model(*inputs(), auxiliary=True), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_the_output_of_the_origin_is_kept_and_not_moved(model, tmp_path):
     origin = opened(model, tmp_path)
     assert architecture_of(origin.model, TransformerModelConfig(), "here").auxiliary_block == 2
