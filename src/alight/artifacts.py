@@ -44,7 +44,9 @@ _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had b
     "model.initial_encoder": "random",
     **{"sampling.time_warp": None, "sampling.kappa": 0.5, "sampling.last_step_size": 0.04},
     **{"time_warps": [None], "kappas": [0.5], "within": 0.0},
-    **{"grid_classes": 50, "shown_classes": 50},
+    **{"grid_classes": 50, "shown_classes": 50, "guide_checkpoint": None, "auxiliary_block": None},
+    **{"flow.auxiliary_weight": 0.5, "sampling.internal_scale": 1.0, "sampling.internal_interval": None},
+    **{"internal_scales": [1.0], "internal_intervals": [[0.0, 1.0]]},
 }
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.tensorboard", "training.wandb_project"),

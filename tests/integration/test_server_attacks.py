@@ -23,7 +23,7 @@ MEGABYTE = 2**20
 SECRET = "the content of a file that nobody uploaded"  # noqa: S105
 JSON = {"content-type": "application/json"}
 GENERATE, RECONSTRUCT, LATENTS, BETWEEN, COMPARE = 0, 5, 8, 12, 15
-SETTINGS = [2, 1.0, 0.0, 1.0, 1.0, "euler", 0, 0.5, False]
+SETTINGS = [2, 1.0, 0.0, 1.0, 1.0, "euler", 0, 0.5, False, 1.0, 0.0, 1.0]
 
 
 class Visitor:

@@ -105,6 +105,31 @@ def test_the_plan_is_never_exceeded_and_ends_exact(favourite):
     assert set(planned(config, known)) == set(known)
 
 
+@pytest.mark.parametrize("favourite", [(1.0, 1.0), (1.0, 1.4), (2.0, 1.0), (2.0, 1.7)])
+@pytest.mark.parametrize("scales", [(1.0, 1.4, 1.7), (1.7, 1.4, 1.0), (1.0,), (1.4,)])
+def test_internal_guidance_is_planned_alone_and_beside_that_of_the_classes(favourite, scales):
+    config = TuneConfig(
+        guidance_scales=(1.0, 2.0),
+        internal_scales=scales,
+        internal_intervals=((0.0, 1.0), (0.0, 0.6)),
+        draw={"sampling": {"internal_scale": 1.4}},
+    )
+    known, longest = {}, len(planned(config, {}))
+
+    def measure(settings):
+        known[settings] = abs(settings.guidance_scale - favourite[0]) + abs(settings.internal_scale - favourite[1])
+        assert settings in planned(config, known)
+        assert len(planned(config, known)) <= longest
+        return known[settings]
+
+    search(config, measure)
+    assert {settings.internal_scale for settings in known} == set(scales)
+    assert all(settings.internal_interval is None for settings in known if settings.internal_scale == 1)
+    internal = {settings.internal_interval for settings in known if settings.internal_scale != 1}
+    best = min(known, key=known.get)
+    assert internal == {None, (0.0, 0.6)} or best.internal_scale == 1
+
+
 def test_the_work_of_settings_follows_their_evaluations():
     one = expected_work(SolverConfig(num_inference_steps=1))
     step = expected_work(SolverConfig(num_inference_steps=2)) - one
@@ -112,6 +137,7 @@ def test_the_work_of_settings_follows_their_evaluations():
     assert expected_work(SolverConfig(num_inference_steps=1000)) == one + 999 * step
     assert expected_work(SolverConfig(num_inference_steps=10, solver="heun")) == one + 19 * step
     assert expected_work(SolverConfig(num_inference_steps=10, guidance_scale=2.0)) == one + 19 * step
+    assert expected_work(SolverConfig(num_inference_steps=10, internal_scale=1.7)) == one + 9 * step
     half = SolverConfig(num_inference_steps=10, guidance_scale=2.0, guidance_interval=(0.45, 1.0))
     assert expected_work(half) == one + 14 * step
     assert expected_work(SolverConfig(solver="dopri5")) > one

@@ -35,6 +35,8 @@ class SolverConfig(Section):
     guidance_scale: GuidanceScale = 1.0  # 1 = no guidance
     guidance_interval: tuple[Fraction, Fraction] | None = None  # in model time; None = everywhere
     guidance_channels: Positive | None = None  # None = all; 3 = how the published figures were made
+    internal_scale: GuidanceScale = 1.0  # of Internal Guidance, by the auxiliary output; 1 = off
+    internal_interval: tuple[Fraction, Fraction] | None = None  # in model time; None = everywhere
     timestep_shift: TimestepShift | None = None  # s of t' = s t / (1 + (s-1) t); None = off
     time_warp: TimeWarp | None = None  # UCGM's time grid, published: 1.17, 0.8, 1.1; in place of a shift
     kappa: Fraction = PUBLISHED_KAPPA  # extrapolation of ucgm alone: 1/3 = second order, 0.5 = published
@@ -53,6 +55,8 @@ class SolverConfig(Section):
             raise ValueError(f"{self.solver} needs num_inference_steps of at least 2: a noisy step and the last one")
         if self.guidance_interval and self.guidance_interval[0] >= self.guidance_interval[1]:
             raise ValueError(f"guidance_interval {self.guidance_interval} is empty: give (low, high) with low < high")
+        if self.internal_interval and self.internal_interval[0] >= self.internal_interval[1]:
+            raise ValueError(f"internal_interval {self.internal_interval} is empty: give (low, high) with low < high")
         return self
 
     @property
@@ -63,6 +67,7 @@ class SolverConfig(Section):
     def effective(self) -> dict[str, Any]:
         """The settings that take part in sampling, for records: an ODE solver has no noise to describe."""
         without = set() if self.stochastic else {"diffusion_form", "last_step", "last_step_size"}
+        without |= {"internal_scale", "internal_interval"} if self.internal_scale == 1 else set()
         unused = {"guidance": self.guidance, "time_warp": self.time_warp, "kappa": self.solver == "ucgm"}
         return self.model_dump(exclude=without | {name for name, used in unused.items() if not used})
 
@@ -70,18 +75,24 @@ class SolverConfig(Section):
         """The settings in a line, such as "euler, 50 steps, guidance 1.5 on t in [0.1, 1], shift 0.3"."""
         extrapolation = f" with kappa {self.kappa:.3g}" if self.solver == "ucgm" else ""
         words = [f"{self.solver}{extrapolation}", f"{self.num_inference_steps} steps"]
-        if self.guidance_scale == 1:
-            words.append("no guidance")
-        else:
-            low, high = self.guidance_interval or (0, 1)
-            interval = f" on t in [{low:g}, {high:g}]" if (low, high) != (0, 1) else ""
+        if self.guidance_scale != 1:
             strategy = f" ({self.guidance.replace('_', '-')})" if self.guidance else ""
-            words.append(f"guidance {self.guidance_scale:g}{strategy}{interval}")
+            words.append(f"guidance {self.guidance_scale:g}{strategy}{_on_times(self.guidance_interval)}")
+        if self.internal_scale != 1:
+            words.append(f"internal guidance {self.internal_scale:g}{_on_times(self.internal_interval)}")
+        if self.guidance_scale == self.internal_scale == 1:
+            words.append("no guidance")
         if self.timestep_shift not in (None, 1):
             words.append(f"shift {self.timestep_shift:g}")
         if self.time_warp is not None:
             words.append(f"time warp {', '.join(f'{number:g}' for number in self.time_warp)}")
         return ", ".join(words)
+
+
+def _on_times(interval: tuple[float, float] | None) -> str:
+    """Such as " on t in [0.1, 1]"; nothing where that is always."""
+    low, high = interval or (0, 1)
+    return f" on t in [{low:g}, {high:g}]" if (low, high) != (0, 1) else ""
 
 
 class DrawConfig(Section):
@@ -123,6 +134,7 @@ class SampleConfig(DrawConfig, Job):
     checkpoint: Checkpoint | None = None  # sample from this one of its run: latest or a step; None = finished weights
     tokenizer: Path | None = None  # decodes; None = the one that the records of the transformer lead to
     guide: Path | None = None  # a weaker transformer: autoguidance by it instead of the null class
+    guide_checkpoint: Checkpoint | None = None  # guide by this one of its run, which may be the transformer's own
     batch_size: Positive = 64
     npz: bool = False  # also write samples.npz (arr_0, shuffled)
     grid_classes: Positive = 50  # rows of grid.png, one per class
@@ -130,6 +142,8 @@ class SampleConfig(DrawConfig, Job):
 
     @model_validator(mode="after")
     def _guide_is_used(self) -> Self:
+        if self.guide_checkpoint is not None and self.guide is None:
+            raise ValueError("guide_checkpoint belongs to a guide; name the folder of its run: --guide FOLDER")
         if self.guide is not None and self.sampling.guidance_scale == 1:
             raise ValueError("a guide does nothing at guidance_scale 1; set sampling.guidance_scale, 2.0 for example")
         return self

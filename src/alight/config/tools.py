@@ -42,6 +42,8 @@ class TuneConfig(FeatureNetworksConfig, Job):
     draw: DrawConfig = DrawConfig(samples_per_class=50)  # labels; the search begins nearest to its sampling
     guidance_scales: tuple[GuidanceScale, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
     guidance_intervals: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 1.0), (0.1, 1.0), (0.2, 1.0))
+    internal_scales: tuple[GuidanceScale, ...] = (1.0,)  # of a transformer with an auxiliary output: 1.0 1.2 1.4 1.7
+    internal_intervals: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 1.0),)
     timestep_shifts: tuple[TimestepShift, ...] = (1.0, 0.5, 0.3)
     time_warps: tuple[TimeWarp | None, ...] = (None,)  # in place of the shifts; None = the shifts
     solvers: tuple[str, ...] = ("euler", "heun")
@@ -56,8 +58,8 @@ class TuneConfig(FeatureNetworksConfig, Job):
     def _something_to_try(self) -> Self:
         for solver in self.solvers:
             require_solver(solver)
-        grids = (self.guidance_scales, self.guidance_intervals, self.timestep_shifts, self.time_warps)
-        if not all((*grids, self.solvers, self.kappas, self.steps)):
+        guidance = (self.guidance_scales, self.guidance_intervals, self.internal_scales, self.internal_intervals)
+        if not all((*guidance, self.timestep_shifts, self.time_warps, self.solvers, self.kappas, self.steps)):
             raise ValueError("every list of settings needs at least one entry; give the one value to keep")
         return self
 
@@ -71,6 +73,7 @@ class ConvertConfig(Section):
     output: Path = Path("runs/converted")  # a folder; of weights to the published layout, a file
     weights: Literal["ema", "model"] | None = None  # of a transformer file; None = ema where it is there
     num_heads: Positive | None = None  # of a transformer file that does not tell
+    auxiliary_block: Positive | None = None  # likewise: the blocks before its auxiliary output (published: 8)
     num_classes: Positive | None = None  # of latents; None = as far as their labels go
     statistics: Path | None = None  # the latents_stats.pt that belongs to the source
     tokenizer: Path | None = None  # the tokenizer artifact that transformer or latents were made with

@@ -37,6 +37,7 @@ class TransformerModelConfig(Section):
     feed_forward: FeedForwardKind = "swiglu"
     rope: bool = True  # rotary positions, beside the sin-cos ones
     adaln_shift: bool = True  # modulate by shift and scale, or by scale alone
+    auxiliary_block: int | None = None  # a second output after this many blocks, for Internal Guidance; None = off
 
     @model_validator(mode="after")
     def _preset_or_sizes(self) -> Self:
@@ -50,6 +51,11 @@ class TransformerModelConfig(Section):
             raise ValueError(f"without a preset, give {', '.join(name for name in names if name not in given)} too")
         if self.hidden_size and self.num_heads and self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.auxiliary_block is not None and self.num_layers and not 1 <= self.auxiliary_block < self.num_layers:
+            raise ValueError(
+                f"auxiliary_block {self.auxiliary_block} is not between two blocks of a model of {self.num_layers}; "
+                + (f"give 1 to {self.num_layers - 1}" if self.num_layers > 1 else "leave it out")
+            )
         return self
 
 
@@ -68,6 +74,7 @@ class FlowConfig(Section):
     logit_normal_mean: float = 0.0
     logit_normal_std: PositiveReal = 1.0
     cosine_weight: NonNegativeReal = 1.0  # of the velocity direction loss
+    auxiliary_weight: NonNegativeReal = 0.5  # of the error of the auxiliary output, where model.auxiliary_block is set
 
 
 class TrainTransformerConfig(Job):

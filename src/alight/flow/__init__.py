@@ -3,6 +3,7 @@
 from alight.flow.diffusion import diffusion_coefficient
 from alight.flow.extrapolation import history_extrapolation
 from alight.flow.guidance import GUIDANCES, AutoGuidance, ClassifierFreeGuidance, Guidance, GuidedVelocity
+from alight.flow.internal_guidance import InternalGuidance
 from alight.flow.interval import TimeInterval, default_eps, time_interval
 from alight.flow.likelihood import LogLikelihood, log_likelihood, standard_normal_log_density
 from alight.flow.objective import FlowMatchingLoss, flow_matching_loss
@@ -25,6 +26,7 @@ __all__ = [
     "ClassifierFreeGuidance",
     "Guidance",
     "GuidedVelocity",
+    "InternalGuidance",
     "LastStep",
     "LinearPath",
     "LogLikelihood",

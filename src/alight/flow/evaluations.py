@@ -11,6 +11,8 @@ from alight.flow.sampling import SolverOptions, sample
 from alight.options import ADAPTIVE_SOLVERS
 
 ADAPTIVE_STEPS = 100  # evaluations of an adaptive solver, about; the real number depends on the network
+# Settings of sampling that change no number of evaluations; internal guidance takes both predictions from one.
+SAME_EVALUATIONS = {"guidance", "guidance_channels", "internal_scale", "internal_interval"}
 MOST_COUNTED = 50  # more steps are not counted one by one
 
 

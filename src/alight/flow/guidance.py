@@ -11,7 +11,7 @@ et al., arXiv 2406.02507). Outside a time interval extrapolation only costs dive
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +22,39 @@ from alight.runtime.errors import InputError
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 """model(x, t, class_labels) -> velocity, with x (B, C, H, W), t (B,), class_labels (B,) int64."""
+
+
+class GuidedTimes(NamedTuple):
+    """The times at which guidance is on: low <= t <= high, compared in float32.
+
+    Attributes:
+        low: a float32 number, or minus infinity where guidance is on from the beginning.
+        high: likewise, or infinity where it is on to the end. Adaptive solvers look a little beyond t = 1, and the
+            last point of a shifted grid may be rounded to a number above it.
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, interval: tuple[float, float] | None, name: str) -> Self:
+        """The times of an interval (low, high); None is all times.
+
+        Raises:
+            InputError: the interval, called by its name, is reversed or leaves [0, 1].
+        """
+        low, high = interval if interval is not None else (0.0, 1.0)
+        if not 0 <= low <= high <= 1:
+            raise InputError(
+                f"The {name} {(low, high)} must be (low, high) with 0 <= low <= high <= 1, in model time (0 is noise, "
+                "1 is data). Swap or correct its ends."
+            )
+        return cls(-math.inf if low == 0 else _as_float32(low), math.inf if high == 1 else _as_float32(high))
+
+    @property
+    def breakpoints(self) -> tuple[float, ...]:
+        """The times at which guidance starts or stops."""
+        return tuple(t for t in self if math.isfinite(t))
 
 
 class Guidance(Protocol):
@@ -107,7 +140,7 @@ class GuidedVelocity:
     The state is never doubled: `x` has one row per image. While guidance is off, the model runs once with the class.
 
     Args:
-        model: `model(x, t, class_labels) -> velocity`.
+        model: `model(x, t, class_labels) -> velocity`, also an `InternalGuidance` of one.
         class_labels: (B,) int64 labels, one per row of `x`.
         null_labels: (B,) labels of the null class. Needed for classifier-free guidance, unused with `guide`.
         guidance_scale: w; 1 switches guidance off.
@@ -141,11 +174,7 @@ class GuidedVelocity:
         guide: Model | None = None,
         guidance: Guidance | GuidanceName | None = None,
     ) -> None:
-        if guidance_interval is not None and not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
-            raise InputError(
-                f"The guidance interval {tuple(guidance_interval)} must be (low, high) with 0 <= low <= high <= 1, "
-                "in model time (0 is noise, 1 is data). Swap or correct its ends."
-            )
+        self._times = GuidedTimes.of(guidance_interval, "guidance interval")
         if guidance_channels is not None and guidance_channels < 1:
             raise InputError(
                 f"guidance_channels must be at least 1, but it is {guidance_channels}. Use None for all channels."
@@ -173,18 +202,16 @@ class GuidedVelocity:
         self.guidance_channels = guidance_channels
         self.guidance = guidance
         self.nfe = 0
-        low, high = guidance_interval if guidance_interval is not None else (0.0, 1.0)
-        self._low = -math.inf if low == 0 else _as_float32(low)
-        self._high = math.inf if high == 1 else _as_float32(high)
 
     @property
     def breakpoints(self) -> tuple[float, ...]:
-        """The times at which the field jumps, because guidance starts or stops there."""
-        return () if self.guidance_scale == 1 else tuple(t for t in (self._low, self._high) if math.isfinite(t))
+        """The times at which the field jumps, because guidance, or that within the model, starts or stops there."""
+        own = () if self.guidance_scale == 1 else self._times.breakpoints
+        return tuple(sorted({*own, *getattr(self.model, "breakpoints", ())}))
 
     def is_guided(self, t: Time) -> bool:
         """Tell if guidance is on at time t: the scale differs from 1 and t lies in the interval."""
-        return self.guidance_scale != 1 and self._low <= _as_float32(t) <= self._high
+        return self.guidance_scale != 1 and self._times.low <= _as_float32(t) <= self._times.high
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """The velocity at state `x` (B, C, H, W) and time `t`, a number or a 0-d tensor on the CPU."""

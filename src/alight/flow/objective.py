@@ -4,13 +4,14 @@ For velocities LightningDiT adds a direction term, 1 - cos(v, v_theta) over the 
 (arXiv 2501.01423, section 4; FasterDiT, arXiv 2410.10356).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from alight.flow.guidance import Model
 from alight.flow.interval import time_interval
 from alight.flow.path import Path, PathSample, time_like
 from alight.flow.randomness import Generators, standard_normal
@@ -23,13 +24,16 @@ class FlowMatchingLoss:
     """The parts of the objective for one batch.
 
     Attributes:
-        total: scalar to differentiate: mse + cosine_weight * cosine.
+        total: scalar to differentiate: mse + cosine_weight * cosine (+ auxiliary_weight * auxiliary).
         mse: scalar, mean (weighted) squared error; what is usually logged.
         cosine: scalar, mean of 1 - cosine; 0 where the direction term does not apply.
         mse_per_sample: (B,).
         cosine_per_sample: (B,).
         prediction: the model's output, shape of the data.
         t: (B,) the times that were used.
+        auxiliary: scalar, mean (weighted) squared error of the auxiliary prediction; None without one.
+        auxiliary_per_sample: (B,), or None.
+        auxiliary_prediction: shape of the data, or None.
     """
 
     total: Tensor
@@ -39,10 +43,13 @@ class FlowMatchingLoss:
     cosine_per_sample: Tensor
     prediction: Tensor
     t: Tensor
+    auxiliary: Tensor | None = None
+    auxiliary_per_sample: Tensor | None = None
+    auxiliary_prediction: Tensor | None = None
 
 
 def flow_matching_loss(
-    model: Model,
+    model: Callable[[Tensor, Tensor, Tensor], Any],
     x_1: Tensor,
     class_labels: Tensor,
     *,
@@ -50,17 +57,17 @@ def flow_matching_loss(
     prediction: Prediction = "velocity",
     loss_weight: LossWeight | None = None,
     cosine_weight: float = 1.0,
+    auxiliary_weight: float | None = None,
     t: Tensor | None = None,
     x_0: Tensor | None = None,
     generator: Generators = None,
 ) -> FlowMatchingLoss:
     """One Monte Carlo estimate of the flow-matching objective over a batch.
 
-    Times are float32, and so is everything computed from them: a model that answers in half precision is compared in
-    float32.
+    Times are float32, and so is everything computed from them: answers in half precision are compared in float32.
 
     Args:
-        model: `model(x_t, t, class_labels)`, of the shape of `x_t`.
+        model: `model(x_t, t, class_labels)`, of the shape of `x_t`; a pair of these with `auxiliary_weight`.
         x_1: (B, C, ...) data, channels at dimension 1: normalised latents.
         class_labels: (B,) labels, handed to the model.
         path: from noise to data.
@@ -69,6 +76,9 @@ def flow_matching_loss(
             velocity error that they cause, "likelihood" as they enter the likelihood bound (SiT, arXiv 2401.08740).
             A velocity error counts evenly whatever is given here, as published.
         cosine_weight: factor of the direction term. It exists for velocities only; other predictions have none.
+        auxiliary_weight: factor of the squared error of a second prediction, which the model then returns beside the
+            first, as `partial(model, auxiliary=True)` of a LightningDiT does (Internal Guidance, arXiv 2512.24176). It
+            has no direction term. None: the model has no second prediction.
         t: (B,) times; drawn logit-normally inside the path's interval if not given.
         x_0: the noise; drawn from `generator` (before t) if not given.
         generator: one for the batch, or one per sample.
@@ -84,9 +94,27 @@ def flow_matching_loss(
         interval = time_interval(path, prediction)
         t = sample_timesteps(len(x_1), low=interval.start, high=interval.end, generator=generator, device=x_1.device)
     point = path.sample(x_1, x_0, t)
-    output = model(point.x_t, point.t, class_labels)
-    error = _weighted_error(output, point, path, prediction, loss_weight or "none")
-    mse_per_sample = error.square().flatten(1).mean(1)
+    answer = model(point.x_t, point.t, class_labels)
+    output = answer if auxiliary_weight is None else answer[0]
+    loss = _main_loss(output, point, t, path, prediction, loss_weight or "none", cosine_weight)
+    if auxiliary_weight is None:
+        return loss
+    error = _squared_error(answer[1], point, path, prediction, loss_weight or "none")
+    total, auxiliary = loss.total + auxiliary_weight * error.mean(), error.mean()
+    return replace(loss, total=total, auxiliary=auxiliary, auxiliary_per_sample=error, auxiliary_prediction=answer[1])
+
+
+def _main_loss(
+    output: Tensor,
+    point: PathSample,
+    t: Tensor,
+    path: Path,
+    prediction: Prediction,
+    loss_weight: LossWeight,
+    cosine_weight: float,
+) -> FlowMatchingLoss:
+    """The objective of a model's own output: squared error and, for velocities, direction."""
+    mse_per_sample = _squared_error(output, point, path, prediction, loss_weight)
     cosine_per_sample = (
         _direction_error(output, point) if prediction == "velocity" else torch.zeros_like(mse_per_sample)
     )
@@ -100,6 +128,13 @@ def flow_matching_loss(
         prediction=output,
         t=t,
     )
+
+
+def _squared_error(
+    output: Tensor, point: PathSample, path: Path, prediction: Prediction, loss_weight: LossWeight
+) -> Tensor:
+    """The mean (weighted) squared error of each sample, (B,)."""
+    return _weighted_error(output, point, path, prediction, loss_weight).square().flatten(1).mean(1)
 
 
 def _weighted_error(

@@ -23,6 +23,12 @@ from alight.interop.tokenizer import (
     tokenizer_from_published,
 )
 from alight.interop.torch_file import describe_weights, read_torch_file, select_weights, write_torch_file
+from alight.interop.transformer_files import (
+    auxiliary_output,
+    recorded_auxiliary_block,
+    recorded_learn_sigma,
+    refuse_other_transformers,
+)
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import load_strictly
 from alight.options import PositionResize
@@ -58,6 +64,9 @@ TRANSFORMER_NAMES = {
     "mlp.w3": "feed_forward.down",
     "mlp.fc1": "feed_forward.linear_1",
     "mlp.fc2": "feed_forward.linear_2",
+    "final_layer_xr.norm_final": "auxiliary_layer.norm",
+    "final_layer_xr.linear": "auxiliary_layer.proj",
+    "final_layer_xr.adaLN_modulation.1": "auxiliary_layer.modulation",
     "final_layer.norm_final": "output_layer.norm",
     "final_layer.linear": "output_layer.proj",
     "final_layer.adaLN_modulation.1": "output_layer.modulation",
@@ -90,7 +99,8 @@ def load_transformer(
         weights: the entry to take; None takes `ema` if the file has it, as published sampling does.
         sample_size: height and width of the latents; None is the file's own, assumed to be square.
         positions: treatment of a `sample_size` other than the file's, see `LightningDiT.resized`. None refuses it.
-        **config: arguments of `LightningDiT` that override those of the file; `num_heads` if the file does not tell.
+        **config: arguments of `LightningDiT` that override those of the file; `num_heads` if the file does not tell,
+            and `auxiliary_block` for weights with an auxiliary output (Internal Guidance), unless the file tells it.
 
     Raises:
         InputError: the file is missing, damaged, unsafe or of another kind, or its weights do not fit the model.
@@ -98,6 +108,8 @@ def load_transformer(
     contents = read_torch_file(path)
     state = select_weights(contents, weights, source=path)
     config.setdefault("learn_sigma", recorded_learn_sigma(contents))
+    if config.get("auxiliary_block") is None:
+        config["auxiliary_block"] = recorded_auxiliary_block(contents, state)
     if sample_size is None or positions is None:
         return transformer_from_published(state, source=path, sample_size=sample_size, **config).eval()
     return transformer_from_published(state, source=path, **config).resized(sample_size, positions).eval()
@@ -120,7 +132,8 @@ def transformer_from_published(
     given = {name: value for name, value in config.items() if value is not None}
     if "learn_sigma" not in given:
         refuse_other_transformers(published, source)
-    hints = {name: given[name] for name in ("num_heads", "sample_size", "class_dropout_prob") if name in given}
+    known = ("num_heads", "sample_size", "class_dropout_prob", "auxiliary_block")
+    hints = {name: given[name] for name in known if name in given}
     implied = infer_transformer_config(published, source=source, **hints)
     with torch.device("meta"):  # no memory and no random numbers for weights that will be replaced
         model = LightningDiT(**{**implied, **given})
@@ -232,6 +245,7 @@ def infer_transformer_config(
     num_heads: int | None = None,
     sample_size: int | tuple[int, int] | None = None,
     class_dropout_prob: float = 0.1,
+    auxiliary_block: int | None = None,
     source: Any = "this state dict",
 ) -> dict[str, Any]:
     """The arguments of `LightningDiT` that a published state dict implies.
@@ -241,10 +255,11 @@ def infer_transformer_config(
         num_heads: required if neither rotary tables nor query norms tell the width of a head.
         sample_size: required if the latents are not square.
         class_dropout_prob: 0 = there is no null class, and each row of the label table is a class.
+        auxiliary_block: required if there is an auxiliary output, since its weights do not tell what block it follows.
         source: what an error message names as the origin.
 
     Raises:
-        InputError: this is not a LightningDiT, or `num_heads` or `sample_size` is needed or wrong.
+        InputError: this is not a LightningDiT, or `num_heads`, `sample_size` or `auxiliary_block` is needed or wrong.
     """
     shape = partial(_shape_of, published, source=source)
     empty = next((name for name, value in published.items() if not value.numel()), None)
@@ -282,6 +297,7 @@ def infer_transformer_config(
         "qk_norm": q_norm is not None,
         "adaln_shift": shape("blocks.0.adaLN_modulation.1.weight")[0] == 6 * hidden_size,
         "learn_sigma": shape("final_layer.linear.weight")[0] == 2 * in_channels * patch_size**2,
+        **auxiliary_output(published, auxiliary_block, source),
     }
 
 
@@ -333,35 +349,3 @@ def _adopt_rotary_table(model: LightningDiT, tables: list[Tensor], source: Any) 
         )
     if precision < 1e-4:  # angles in half precision were rounded after they were computed
         own.copy_(stored)
-
-
-def refuse_other_transformers(published: Mapping[str, Tensor], source: Any) -> None:
-    """Refuse the layout of the published DiT and SiT, whose names are those of LightningDiT.
-
-    It is the same for both: no rotary positions, no weights in the norms, GELU, and a second half of the output
-    channels for a variance. A DiT predicts noise over 1,000 integer times; nothing in the file tells it from a SiT.
-
-    Raises:
-        InputError: the weights are those of a DiT or SiT.
-    """
-    foreign = ("feat_rope.freqs_cos", "final_layer.norm_final.weight", "blocks.0.attn.q_norm.weight")
-    patch, output = published.get("x_embedder.proj.weight"), published.get("final_layer.linear.weight")
-    if patch is None or output is None or patch.dim() != 4 or any(name in published for name in foreign):
-        return
-    if "blocks.0.mlp.fc1.weight" in published and len(output) == 2 * patch[0].numel():
-        raise InputError(
-            f"{source} has the layout of DiT and SiT, not of LightningDiT: no rotary positions, plain norms, GELU, "
-            "and twice the output channels, for a variance. A DiT predicts noise at integer times, and nothing here "
-            "distinguishes it from a SiT, so sampled as a velocity its images would be wrong. Open it with diffusers "
-            "(DiTPipeline) or with the code that it comes from."
-        )
-
-
-def recorded_learn_sigma(contents: Any) -> bool | None:
-    """Tell if `export_transformer` recorded twice the output channels, so that the file is not of a DiT."""
-    config = contents.get("config") if isinstance(contents, Mapping) else None
-    model = config.get("model") if isinstance(config, Mapping) else None
-    if not isinstance(model, Mapping) or "trained_size" not in model:  # recorded by this package alone
-        return None
-    found = model.get("learn_sigma")
-    return found if isinstance(found, bool) else None

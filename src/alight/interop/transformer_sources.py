@@ -21,7 +21,10 @@ SUBFOLDER = "transformer"  # of the folder of a pipeline
 _CLASSES = "class_embed.weight"
 _SIZES = ("hidden_size", "num_layers", "num_heads", "patch_size")
 _FREE = ("preset", "class_dropout_prob")  # fields of the section 'model' that fine-tuning may choose
-_OUTPUTS = ("output_layer.proj.weight", "output_layer.proj.bias")
+_OUTPUTS = tuple(
+    f"{layer}.proj.{part}" for layer in ("output_layer", "auxiliary_layer") for part in ("weight", "bias")
+)
+_AUXILIARY = "auxiliary_layer."
 
 
 class OpenTransformer(NamedTuple):
@@ -74,13 +77,16 @@ def architecture_of(model: LightningDiT, wanted: TransformerModelConfig, source:
     """
     own = model.arguments
     shared = set(TransformerModelConfig.model_fields) - {*_FREE, *_SIZES}
-    given = wanted.model_dump(exclude={"preset"}, exclude_none=True)
+    given = {"auxiliary_block": None} | wanted.model_dump(exclude={"preset"}, exclude_none=True)
     if wanted.preset and wanted != TransformerModelConfig():
         with torch.device("meta"):
             given |= {name: LightningDiT.from_preset(wanted.preset).config[name] for name in _SIZES}
     if wanted != TransformerModelConfig():
+        added = {"auxiliary_block"} if own["auxiliary_block"] is None else set()  # a new one learns beside the rest
         other = [
-            f"{name} {own[name]} -> {given[name]}" for name in (*_SIZES, *sorted(shared)) if own[name] != given[name]
+            f"{name} {own[name]} -> {given[name]}"
+            for name in (*_SIZES, *sorted(shared - added))
+            if own[name] != given[name]
         ]
         if other:
             raise InputError(
@@ -111,7 +117,11 @@ def adopt_weights(model: LightningDiT, origin: OpenTransformer) -> None:
             f"{_shape(model)}. Start from a transformer for latents of this shape."
         )
     if source.learn_sigma and not model.config.learn_sigma:
-        state |= {name: _without_variance(state[name], source.in_channels) for name in _OUTPUTS}
+        outputs = [name for name in _OUTPUTS if name in state]
+        state |= {name: _without_variance(state[name], source.in_channels) for name in outputs}
+    if model.has_auxiliary_output and not origin.model.has_auxiliary_output:
+        state |= {name: value for name, value in own.items() if name.startswith(_AUXILIARY)}
+        log.info("init_from: %s has no auxiliary output, so that of this model begins with new weights.", place)
     state[_CLASSES] = _class_embeddings(state[_CLASSES], own[_CLASSES], origin.model, model, place)
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     if wrong or len(state) != len(own):

@@ -4,7 +4,7 @@ Legend: B batch, C latent channels, (H, W) latent grid, p patch size, N = H W / 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from alight.models.embeddings import TimeEmbedding, drop_labels, patchify, unpatchify
 from alight.models.layers import AdaptiveNorm, Attention, make_feed_forward
-from alight.models.position import Grid, resample_position_embedding, rotary_table, sincos_position_embedding
+from alight.models.position import resample_position_embedding, rotary_table, sincos_position_embedding
 from alight.models.pretrained import StrictlyLoaded
+from alight.models.sizes import check_config, token_grid
 from alight.options import FeedForwardKind, Norm, PositionResize
 from alight.runtime.errors import InputError
 
@@ -138,6 +139,8 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         learn_sigma: twice the output channels; the second half is computed and not returned, as in DiT's checkpoints.
         trained_size: the latent size whose positions the weights know, if it is another one than `sample_size`; the
             positions are then stretched to its range.
+        auxiliary_block: number of blocks, from 1 to `num_layers` - 1, after which a second output layer predicts the
+            velocity too, less well: the weak prediction of Internal Guidance (arXiv 2512.24176). None builds none.
 
     Raises:
         InputError: the sizes do not fit each other.
@@ -166,6 +169,7 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         adaln_shift: bool = True,
         learn_sigma: bool = False,
         trained_size: int | tuple[int, int] | None = None,
+        auxiliary_block: int | None = None,
     ) -> None:
         super().__init__()
         check_config(self.config)
@@ -180,7 +184,9 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
             LightningDiTBlock(hidden_size, num_heads, mlp_ratio, norm, feed_forward, qk_norm, adaln_shift)
             for _ in range(num_layers)
         )
-        self.output_layer = OutputLayer(hidden_size, patch_size**2 * out_channels, norm)
+        outputs = hidden_size, patch_size**2 * out_channels, norm
+        self.auxiliary_layer = None if auxiliary_block is None else OutputLayer(*outputs)
+        self.output_layer = OutputLayer(*outputs)
         # Both are fixed. The added embedding is part of a checkpoint; the angles follow from the configuration.
         num_tokens = self.grid.height * self.grid.width
         self.register_buffer("pos_embed", torch.empty(1, num_tokens, hidden_size))
@@ -216,7 +222,10 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights again; then each block is the identity and the velocity exactly zero (adaLN-zero)."""
+        """Draw all weights again; then each block is the identity and the velocity exactly zero (adaLN-zero).
+
+        An auxiliary output is not zero at first: its layer keeps the ordinary initial weights, as published.
+        """
         self.reset_positions()
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -228,7 +237,7 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
             nn.init.normal_(embedding.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.output_layer.proj.weight)
         for module in self.modules():
-            if isinstance(module, LightningDiTBlock | OutputLayer):
+            if isinstance(module, LightningDiTBlock | OutputLayer) and module is not self.auxiliary_layer:
                 nn.init.zeros_(module.modulation.weight)
 
     def reset_positions(self) -> None:
@@ -266,6 +275,11 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         return {name: value for name, value in self.config.items() if not name.startswith("_")}
 
     @property
+    def has_auxiliary_output(self) -> bool:
+        """Tell if there is a second output after an earlier block, which Internal Guidance needs."""
+        return self.auxiliary_layer is not None
+
+    @property
     def null_label(self) -> int:
         """The label that stands for "no class".
 
@@ -288,8 +302,8 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         return drop_labels(class_labels, self.config.class_dropout_prob, self.null_label, generator=generator, u=u)
 
     def forward(
-        self, x: Tensor, t: Tensor, class_labels: Tensor, at: Sequence[int] = ()
-    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+        self, x: Tensor, t: Tensor, class_labels: Tensor, at: Sequence[int] = (), auxiliary: bool = False
+    ) -> Tensor | tuple[Tensor | dict[int, Tensor], ...]:
         """The velocity x_1 - x_0 that the model expects at `x`.
 
         Args:
@@ -298,18 +312,43 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
             class_labels: (B,) int64 in [0, num_classes], `num_classes` being the null class. The values are not
                 checked here (that would stall an accelerator); see `embeddings.validate_class_labels`.
             at: numbers of blocks whose tokens are returned too, see `forward_features`.
+            auxiliary: return the velocity of the auxiliary output too, from the same evaluation.
 
         Returns:
-            (B, C, H, W) in the dtype of `x`; with `at`, also the tokens (B, N, D) after each of these blocks.
+            (B, C, H, W) in the dtype of `x`. With `auxiliary` or `at` a tuple that begins with it, then holds the
+            auxiliary velocity of the same shape, then the tokens (B, N, D) after each of these blocks.
 
         Raises:
-            InputError: a shape does not fit the model, or a tapped block does not exist.
+            InputError: a shape does not fit the model, a tapped block does not exist, or there is no auxiliary output.
         """
-        features = self.forward_features(x, t, class_labels, at)
-        patches = self.output_layer(features.tokens, features.condition)  # (B, N, p p C)
-        velocity = unpatchify(patches, self.config.patch_size, self.grid)  # (B, C, H, W)
-        velocity = velocity[:, : self.config.in_channels].to(x.dtype)
-        return (velocity, features.tapped) if at else velocity
+        weak_layer = self.require_auxiliary_output() if auxiliary else None
+        kept = {*at, self.config.auxiliary_block} if auxiliary else at
+        features = self.forward_features(x, t, class_labels, tuple(kept))
+        velocity = self._velocity(self.output_layer(features.tokens, features.condition), x.dtype)
+        if weak_layer is None:
+            return (velocity, features.tapped) if at else velocity
+        weak = weak_layer(features.tapped[self.config.auxiliary_block], features.condition)
+        tapped = ({number: features.tapped[number] for number in at},) if at else ()
+        return velocity, self._velocity(weak, x.dtype), *tapped
+
+    def _velocity(self, patches: Tensor, dtype: torch.dtype) -> Tensor:
+        """Patches (B, N, p p C) to a velocity (B, C, H, W)."""
+        velocity = unpatchify(patches, self.config.patch_size, self.grid)
+        return velocity[:, : self.config.in_channels].to(dtype)
+
+    def require_auxiliary_output(self) -> OutputLayer:
+        """The layer of the auxiliary output.
+
+        Raises:
+            InputError: the model was built without one.
+        """
+        if self.auxiliary_layer is None:
+            raise InputError(
+                "Internal guidance needs a transformer with an auxiliary output, which this one does not have "
+                "(auxiliary_block is null). Set internal_scale to 1, or train one with --model.auxiliary-block 8, for "
+                "example."
+            )
+        return self.auxiliary_layer
 
     def forward_features(self, x: Tensor, t: Tensor, class_labels: Tensor, at: Sequence[int] = ()) -> Features:
         """Everything before the output layer, for auxiliary heads and losses on hidden tokens.
@@ -353,28 +392,3 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
                 f"{len(x)} latents need as many times and class labels, each of shape ({len(x)},), not "
                 f"{tuple(t.shape)} and {tuple(class_labels.shape)}."
             )
-
-
-def token_grid(sample_size: int | tuple[int, int], patch_size: int) -> Grid:
-    """Height and width of a latent in tokens."""
-    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-    if min(height, width) < 1 or height % patch_size or width % patch_size:
-        raise InputError(f"A latent of {height}x{width} cannot be cut into patches of {patch_size}x{patch_size}.")
-    return Grid(height // patch_size, width // patch_size)
-
-
-def check_config(config: Any) -> None:
-    """Refuse sizes that do not fit each other and options that do not exist."""
-    for name in ("in_channels", "hidden_size", "num_layers", "num_heads", "patch_size", "num_classes"):
-        if config[name] < 1:
-            raise InputError(f"{name} is {config[name]}, but must be at least 1.")
-    if config.hidden_size % (4 * config.num_heads):
-        raise InputError(
-            f"hidden_size {config.hidden_size} must be a multiple of 4 * num_heads = {4 * config.num_heads}: a head "
-            "holds pairs of channels for the row and for the column."
-        )
-    if not 0 <= config.class_dropout_prob < 1:
-        raise InputError(f"class_dropout_prob is {config.class_dropout_prob}, but must be in [0, 1).")
-    for option, kind in (("norm", Norm), ("feed_forward", FeedForwardKind)):
-        if config[option] not in get_args(kind):
-            raise InputError(f"{option} is {config[option]!r}; choose one of {', '.join(get_args(kind))}.")

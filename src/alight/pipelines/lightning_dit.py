@@ -19,12 +19,12 @@ from typing_extensions import TypedDict
 
 from alight.artifacts import MANIFEST, read_artifact, verify_folder
 from alight.data.class_names import class_index, readable_class_names
-from alight.flow import GUIDANCES, PATHS, GuidedVelocity, SolverOptions, SolverSettings, sample
+from alight.flow import PATHS, GuidedVelocity, InternalGuidance, SolverOptions, SolverSettings, sample
 from alight.models.lightning_dit import LightningDiT
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.pretrained import is_hub_id
 from alight.models.vavae import VAVAE
-from alight.options import GuidanceName, require_known, require_solver
+from alight.options import GuidanceName, require_known
 from alight.pipelines.call_arguments import (
     as_labels,
     as_seeds,
@@ -36,6 +36,7 @@ from alight.pipelines.call_arguments import (
     require_finite,
 )
 from alight.pipelines.folder_check import PREDICTIONS, check_pipeline_folder
+from alight.pipelines.guidance_check import check_guidance, latent_shape
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import to_uint8
 from alight.runtime.reading import check_values
@@ -198,10 +199,6 @@ class LightningDiTPipeline(DiffusionPipeline):
         """The timestep shift of the scheduler, which counts where a call gives none; 1 = even steps."""
         return 1.0 / self.scheduler.config.shift
 
-    def shift_of_call(self, timestep_shift: float | None, time_warp: tuple[float, ...] | None) -> float | None:
-        """The timestep shift of a call: the given one, or the scheduler's unless a time warp takes its place."""
-        return self.default_shift if timestep_shift is None and time_warp is None else timestep_shift
-
     @property
     def recommended_sampling(self) -> dict[str, Any]:
         """Arguments of a call that 'alight tune' found to be good; empty before a search.
@@ -222,6 +219,8 @@ class LightningDiTPipeline(DiffusionPipeline):
         solver: str = "euler",
         guide: LightningDiT | None = None,
         guidance: GuidanceName | None = None,
+        internal_scale: float = 1.0,
+        internal_interval: tuple[float, float] | None = None,
         seeds: Sequence[int] | int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -243,6 +242,8 @@ class LightningDiTPipeline(DiffusionPipeline):
             solver: a name that `alight.flow.solve_ode` knows; `sde_euler` and `sde_heun` add noise on the way.
             guide: a weaker transformer on the same latents: autoguidance (arXiv 2406.02507), not the null class.
             guidance: a strategy of `alight.flow.GUIDANCES`; None = autoguidance with a guide, else classifier-free.
+            internal_scale: of Internal Guidance, which needs a transformer with an auxiliary output; 1 = off.
+            internal_interval: as `guidance_interval`.
             seeds: one per image; a number for one image.
             generator: draws the noise of the whole batch instead; a list of one per image draws that of each.
             latents: the noise itself, (B, C, h, w), instead of both.
@@ -255,35 +256,51 @@ class LightningDiTPipeline(DiffusionPipeline):
             InputError: an unknown name, settings out of range, or latents or images that are not finite.
         """
         require_known(output_type, OUTPUT_TYPES, "output_type")
-        require_solver(solver)
         num_inference_steps = as_steps(num_inference_steps)
-        check_numbers(guidance_scale=guidance_scale, timestep_shift=timestep_shift)
-        labels = self.resolve_labels(class_labels).to(self.transformer.device)
-        velocity = self._velocity(labels, guidance_scale, guidance_interval, guidance_channels, guide, guidance)
-        noise, generator = self._noise(len(labels), seeds, generator, latents)
-        shift = self.shift_of_call(timestep_shift, solver_settings.get("time_warp"))
-        chosen = (num_inference_steps, solver, SolverOptions(shift, **solver_settings))
-        flow: dict[str, Any] = {"path": PATHS[self.config.path](), "prediction": self.config.prediction}
-        x = sample(velocity, noise, *chosen, **flow, generator=generator, on_step=on_step).x
-        settings = {"guidance_scale": guidance_scale, "solver": solver, "num_inference_steps": num_inference_steps}
-        return LightningDiTOutput(images=self._output(x, output_type, settings), nfe=velocity.nfe)
+        check_numbers(guidance_scale=guidance_scale, timestep_shift=timestep_shift, internal_scale=internal_scale)
+        strategy = guidance_scale, guidance_interval, guidance_channels, guide, guidance
+        velocity = self.velocity(class_labels, *strategy, internal_scale, internal_interval)
+        noise, generator = self._noise(len(velocity.class_labels), seeds, generator, latents)
+        flow = self.flow(timestep_shift, **solver_settings)
+        x = sample(velocity, noise, num_inference_steps, solver, **flow, generator=generator, on_step=on_step).x
+        told = {"guidance_scale": guidance_scale, "solver": solver, "num_inference_steps": num_inference_steps}
+        told |= {"internal_scale": internal_scale} if internal_scale != 1 else {}
+        return LightningDiTOutput(images=self._output(x, output_type, told), nfe=velocity.nfe)
 
-    def _velocity(
+    def flow(self, timestep_shift: float | None = None, **solver_settings: Unpack[SolverSettings]) -> dict[str, Any]:
+        """The arguments of `alight.flow.sample` that belong to the transformer, and the settings of a solver.
+
+        Without a timestep shift, and without a time warp in its place, the shift is the scheduler's.
+        """
+        given = timestep_shift is not None or solver_settings.get("time_warp") is not None
+        options = SolverOptions(timestep_shift if given else self.default_shift, **solver_settings)
+        return {"options": options, "path": PATHS[self.config.path](), "prediction": self.config.prediction}
+
+    def velocity(
         self,
-        labels: Tensor,
-        scale: float,
-        interval: tuple[float, float] | None,
-        channels: int | None,
-        guide: LightningDiT | None,
-        guidance: GuidanceName | None,
+        class_labels: Sequence[int | str] | int | str | Tensor,
+        scale: float = 1.0,
+        interval: tuple[float, float] | None = None,
+        channels: int | None = None,
+        guide: LightningDiT | None = None,
+        guidance: GuidanceName | None = None,
+        internal_scale: float = 1.0,
+        internal_interval: tuple[float, float] | None = None,
     ) -> GuidedVelocity:
-        """The guided field of these labels."""
+        """The guided velocity field that a call with these arguments follows; a row of its state per label.
+
+        Raises:
+            InputError: an unknown class, an interval that is none, or guidance that the transformer cannot have.
+        """
+        labels = self.resolve_labels(class_labels).to(self.transformer.device)
         check_interval(interval)
-        self.check_guidance(scale, channels, guide, guidance)
+        check_interval(internal_interval)
+        self.check_guidance(scale, channels, guide, guidance, internal_scale)
         # a transformer trained without class dropout has no null class; without guidance it needs none
         has_null = scale != 1 and self.transformer.config.class_dropout_prob > 0
         null_labels = torch.full_like(labels, self.transformer.null_label) if has_null else None
-        return GuidedVelocity(self.transformer, labels, null_labels, scale, interval, channels, guide, guidance)
+        model = InternalGuidance(self.transformer, internal_scale, internal_interval)
+        return GuidedVelocity(model, labels, null_labels, scale, interval, channels, guide, guidance)
 
     def _output(self, x: Tensor, output_type: str, settings: Mapping[str, Any]) -> Any:
         """Latents in an output type of a call, refused where they or their images are not finite."""
@@ -294,7 +311,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         require_finite(images, "The images", settings)
         return as_output(images, output_type)
 
-    def resolve_labels(self, class_labels: Sequence[int | str] | int | str) -> Tensor:
+    def resolve_labels(self, class_labels: Sequence[int | str] | int | str | Tensor) -> Tensor:
         """Class names and indices to an int64 tensor of indices.
 
         Raises:
@@ -309,33 +326,10 @@ class LightningDiTPipeline(DiffusionPipeline):
         channels: int | None = None,
         guide: LightningDiT | None = None,
         guidance: GuidanceName | None = None,
+        internal_scale: float = 1.0,
     ) -> None:
-        """Refuse guidance that the transformer cannot have, before any work starts.
-
-        Raises:
-            InputError: more channels than the latent has, no null class to guide with, or a guide of another kind.
-        """
-        config = self.transformer.config
-        if channels is not None and channels > config.in_channels:
-            raise InputError(
-                f"guidance_channels={channels}, but the latents have only {config.in_channels} channels. Give fewer, "
-                "or none to guide all of them."
-            )
-        if guidance is not None:
-            require_known(guidance, GUIDANCES, "guidance")
-            if scale != 1 and (guidance == "autoguidance") != (guide is not None):
-                raise InputError("Autoguidance and a guide belong together. Give both or neither.")
-        if guide is None:
-            if scale != 1 and guidance in (None, "classifier_free"):
-                _ = self.transformer.null_label  # raises where there is none
-            return
-        kinds = [(model.config.num_classes, *latent_shape(model)) for model in (self.transformer, guide)]
-        if kinds[0] != kinds[1]:
-            own, other = (f"{classes} classes and latents of {shape}" for classes, *shape in kinds)
-            raise InputError(
-                f"The guide knows {other}, but the transformer that it guides {own}. Give a guide that was trained on "
-                "the same latents."
-            )
+        """Refuse guidance that the transformer cannot have, before any work starts; see `guidance_check`."""
+        check_guidance(self.transformer, scale, channels, guide, guidance, internal_scale)
 
     def _noise(
         self, count: int, seeds: Any, generator: Any, latents: Tensor | None
@@ -370,13 +364,6 @@ def as_output(images: Tensor, output_type: str) -> Any:
         return images
     pixels = to_uint8(images)
     return pixels if output_type == "uint8" else [Image.fromarray(image.cpu().numpy()) for image in pixels]
-
-
-def latent_shape(transformer: LightningDiT) -> tuple[int, int, int]:
-    """(C, h, w) of the latents that a transformer makes."""
-    size = transformer.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return transformer.config.in_channels, height, width
 
 
 def image_size(pipeline: LightningDiTPipeline) -> int:

@@ -29,7 +29,12 @@ class LiveImages(GeneratedImages):
 
     def __init__(self, pipeline: LightningDiTPipeline, folder: Path, draw: DrawConfig, seed: int) -> None:
         sampling = draw.sampling
-        pipeline.check_guidance(sampling.guidance_scale, sampling.guidance_channels, guidance=sampling.guidance)
+        pipeline.check_guidance(
+            sampling.guidance_scale,
+            sampling.guidance_channels,
+            guidance=sampling.guidance,
+            internal_scale=sampling.internal_scale,
+        )
         requests = plan_requests(pipeline, draw, seed)
         if len(requests) < 2:
             raise InputError("A single image is not a distribution: raise draw.samples_per_class or draw.num_samples.")

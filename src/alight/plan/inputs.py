@@ -35,6 +35,7 @@ from alight.options import Split
 from alight.plan.untrained import (
     LatentShape,
     TransformerShape,
+    block_within,
     num_layers,
     shallower,
     small_foundation,
@@ -160,7 +161,10 @@ class Inputs:
             config = dict(LightningDiT.load_config(folder))
             size = config["sample_size"]
             return TransformerShape(
-                lambda layers: LightningDiT.from_config(config | {"num_layers": layers}),
+                lambda layers: LightningDiT.from_config(
+                    config
+                    | {"num_layers": layers, "auxiliary_block": block_within(config.get("auxiliary_block"), layers)}
+                ),
                 config["num_layers"],
                 config["num_classes"],
                 size if isinstance(size, int) else size[0],

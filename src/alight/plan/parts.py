@@ -15,7 +15,7 @@ from alight.config import (
     SampleConfig,
 )
 from alight.evaluation.generated import open_generated
-from alight.flow.evaluations import expected_evaluations
+from alight.flow.evaluations import SAME_EVALUATIONS, expected_evaluations
 from alight.models.foundation import FoundationModel
 from alight.models.inception import InceptionV3
 from alight.models.perceptual import LPIPS
@@ -81,7 +81,7 @@ def sampling(
     """Evaluate the transformer for every image, and decode it."""
     shape = inputs.transformer(transformer)
     count = drawn_images(draw, shape.num_classes)
-    evaluations = expected_evaluations(**draw.sampling.model_dump(exclude={"guidance", "guidance_channels"}))
+    evaluations = expected_evaluations(**draw.sampling.model_dump(exclude=SAME_EVALUATIONS))
     each = passes.sampling_step(shape.build, shape.num_layers, batch, draw.precision)
     yield Part("evaluate the transformer", count * evaluations, each)
     vae = inputs.tokenizer(tokenizer or inputs.tokenizer_of(transformer))

@@ -96,5 +96,11 @@ def num_layers(config: TrainTransformerConfig) -> int:
 def shallower(config: TrainTransformerConfig, layers: int) -> TrainTransformerConfig:
     """The same recipe for a model of another depth."""
     sizes = PRESETS[config.model.preset]._asdict() if config.model.preset else {}
-    model = config.model.model_copy(update={"preset": None, **sizes, "num_layers": layers})
+    block = block_within(config.model.auxiliary_block, layers)
+    model = config.model.model_copy(update={"preset": None, **sizes, "num_layers": layers, "auxiliary_block": block})
     return config.model_copy(update={"model": model})
+
+
+def block_within(auxiliary_block: int | None, layers: int) -> int | None:
+    """The block that an auxiliary output follows, in a model of that many layers."""
+    return None if auxiliary_block is None else min(auxiliary_block, layers - 1)

@@ -171,7 +171,8 @@ def _use(shared: Shared) -> str:
             "reconstructions = vae.decode(vae.encode(images).latent_dist.mode()).sample",
         )
     settings = nested(shared.sampling, "sampling") or {}
-    named = ("num_inference_steps", "guidance_scale", "guidance_interval", "timestep_shift", "solver")
+    named: tuple[str, ...] = ("num_inference_steps", "guidance_scale", "guidance_interval", "timestep_shift", "solver")
+    named += ("internal_scale", "internal_interval") if settings.get("internal_scale", 1) != 1 else ()
     options = {name: settings[name] for name in named if settings.get(name) is not None}
     options.setdefault("num_inference_steps", 50)
     given = ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -39,7 +39,7 @@ from alight.runtime.files import file_hash
 
 # Options that each direction and kind uses, beside source and output.
 OPTIONS = {
-    ("alight", "transformer"): ("weights", "num_heads", "statistics", "tokenizer"),
+    ("alight", "transformer"): ("weights", "num_heads", "auxiliary_block", "statistics", "tokenizer"),
     ("alight", "tokenizer"): ("statistics",),
     ("alight", "latents"): ("statistics", "tokenizer", "num_classes"),
 }
@@ -113,7 +113,8 @@ def from_transformer_file(source: Path, config: ConvertConfig) -> None:
     """A published LightningDiT checkpoint to a transformer artifact."""
     started = time.perf_counter()
     inputs = {"tokenizer": tokenizer_hash(config)}
-    model = load_transformer(source, weights=config.weights, num_heads=config.num_heads)
+    options: dict[str, Any] = {"num_heads": config.num_heads, "auxiliary_block": config.auxiliary_block}
+    model = load_transformer(source, weights=config.weights, **options)
     mean, std = transformer_statistics(config, model.config.in_channels)
     facts = {
         "class_names": class_names(model.config.num_classes),

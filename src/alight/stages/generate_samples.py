@@ -111,8 +111,13 @@ def open_artifacts(config: SampleConfig) -> dict[str, Artifact]:
     transformer.require_input(tokenizer)
     artifacts = {"transformer": transformer, "tokenizer": tokenizer}
     if config.guide is not None:
-        guide = read_artifact(config.guide, "transformer")
+        guide = transformer_to_sample(config.guide, config.guide_checkpoint)
         guide.require_input(tokenizer)
+        if guide.hash == transformer.hash:
+            raise InputError(
+                f"The guide in {config.guide} is the transformer itself, which gives no direction. Give a weaker one: "
+                "another folder, or an earlier checkpoint of the same run with --guide-checkpoint."
+            )
         for name in ("latents_mean", "latents_std", "path", "prediction"):
             if guide.facts.get(name) != transformer.facts.get(name):
                 raise InputError(
@@ -130,10 +135,20 @@ def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: to
         pipeline = pipeline_of_snapshot(transformer, tokenizer).to(device)
     else:
         pipeline = LightningDiTPipeline.from_artifacts(config.transformer, tokenizer).to(device)
-    guide = LightningDiT.from_pretrained(config.guide).to(device) if config.guide is not None else None
+    guide = open_guide(artifacts["guide"]).to(device) if "guide" in artifacts else None
     sampling = config.sampling
-    pipeline.check_guidance(sampling.guidance_scale, sampling.guidance_channels, guide, sampling.guidance)
+    pipeline.check_guidance(
+        sampling.guidance_scale, sampling.guidance_channels, guide, sampling.guidance, sampling.internal_scale
+    )
     return Models(pipeline, guide, artifacts)
+
+
+def open_guide(artifact: Artifact) -> LightningDiT:
+    """The weaker transformer: the finished one of a run, or that of one of its checkpoints."""
+    if isinstance(artifact, Snapshot):
+        return artifact.model()
+    model: LightningDiT = LightningDiT.from_pretrained(artifact.path)
+    return model
 
 
 # --- generation -------------------------------------------------------------------------------------------------

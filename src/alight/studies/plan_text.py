@@ -57,7 +57,8 @@ def stage_words(recipe: QuickstartConfig) -> dict[str, str]:
         words["tokenizer"] = f"{shape}, aligned with {aligned}, {steps(recipe, 'tokenizer')}"
     sizes = PRESETS[model.preset]._asdict() if model.preset else model.model_dump()
     network = f"{sizes['num_layers']} blocks of width {sizes['hidden_size']}"
-    guidance = "no guidance" if sampling.guidance_scale == 1 else f"guidance {sampling.guidance_scale:g}"
+    scales = {"guidance": sampling.guidance_scale, "internal guidance": sampling.internal_scale}
+    guidance = ", ".join(f"{name} {scale:g}" for name, scale in scales.items() if scale != 1) or "no guidance"
     number = recipe.samples.samples_per_class
     return words | {
         "latents": "of every training image" + (" and its mirror image" if recipe.latents.flips else ""),

@@ -85,4 +85,6 @@ def image_flops(config: TrainTransformerConfig, latents: LatentFormat) -> int | 
     with torch.device("meta"):
         model, x, t = build_model(config, latents), torch.empty(1, *latents.shape), torch.empty(1)
         labels = torch.empty(1, dtype=torch.int64)
+    if model.has_auxiliary_output:
+        return known_flops(lambda: sum(model(x, t, labels, auxiliary=True)).sum().backward())
     return known_flops(lambda: model(x, t, labels).sum().backward())

@@ -5,6 +5,7 @@ micro-batch changes what is learned.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -92,24 +93,33 @@ def transformer_backward(
     Args:
         forward: the transformer, or the module that averages its gradients over processes.
         batch: a micro-batch, on the device of the transformer.
-        flow: path, prediction and weights of the loss.
+        flow: path, prediction and weights of the loss; that of the auxiliary output counts where there is one.
         precision: of the forward pass.
         micro_batches: of equal size in the step; the gradient is this share of it.
 
     Returns:
         The loss and its terms, without gradient, by their names in the log.
     """
+    auxiliary = has_auxiliary_output(forward)
     with autocast(batch.x_1.device, precision):
         loss = flow_matching_loss(
-            forward,
+            partial(forward, auxiliary=True) if auxiliary else forward,
             batch.x_1,
             batch.labels,
             path=PATHS[flow.path](),
             prediction=flow.prediction,
             loss_weight=flow.loss_weight,
             cosine_weight=flow.cosine_weight,
+            auxiliary_weight=flow.auxiliary_weight if auxiliary else None,
             t=batch.t,
             x_0=batch.x_0,
         )
     (loss.total / micro_batches).backward()
-    return {"loss": loss.total.detach(), "mse": loss.mse.detach(), "cosine": loss.cosine.detach()}
+    terms = {"loss": loss.total, "mse": loss.mse, "cosine": loss.cosine, "auxiliary": loss.auxiliary}
+    return {name: term.detach() for name, term in terms.items() if term is not None}
+
+
+def has_auxiliary_output(forward: nn.Module) -> bool:
+    """Tell if a transformer has an auxiliary output, also one that is wrapped for several processes."""
+    model = getattr(forward, "module", forward)
+    return isinstance(model, LightningDiT) and model.has_auxiliary_output

@@ -5,7 +5,7 @@ from functools import cache
 from typing import TypeVar
 
 from alight.config import SolverConfig
-from alight.flow.evaluations import expected_evaluations
+from alight.flow.evaluations import SAME_EVALUATIONS, expected_evaluations
 from alight.runtime.console import progress_bar
 from alight.runtime.units import duration
 from alight.tune.record import Trial
@@ -17,8 +17,7 @@ BESIDE_SAMPLING = 2.0  # evaluations that take about as long as decoding and mea
 @cache
 def expected_work(settings: SolverConfig) -> float:
     """The cost of an image in evaluations of the network."""
-    strategy = {"guidance", "guidance_channels"}  # which change no number of evaluations
-    return expected_evaluations(**settings.model_dump(exclude=strategy)) + BESIDE_SAMPLING
+    return expected_evaluations(**settings.model_dump(exclude=SAME_EVALUATIONS)) + BESIDE_SAMPLING
 
 
 class SearchProgress:

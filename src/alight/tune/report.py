@@ -87,15 +87,20 @@ def best_figures(measure: Measure, conditions: Conditions, first: Trial, best: T
 
 
 def quality_curves(trials: Sequence[Trial], measure: str) -> list[Curve]:
-    """The distance against the cost and against the guidance scale, where there is anything to draw."""
+    """The distance against the cost and against the scales of guidance, where there is anything to draw."""
     optimal = front(trials)
     cheapest = [trial.nfe for trial in optimal], [trial.distance for trial in optimal]
-    scales = best_at([(trial.settings.guidance_scale, trial.distance) for trial in trials])
+    scales, internal = (
+        best_at([(getattr(trial.settings, name), trial.distance) for trial in trials])
+        for name in ("guidance_scale", "internal_scale")
+    )
     by_cost = {"best for its cost": cheapest, **by_solver(trials)}
     curves = [
         Curve("Quality against cost", "model evaluations per image", measure, by_cost),
         Curve("Guidance", "guidance scale", measure, {"best of its scale": scales}),
     ]
+    if len(internal[0]) > 1:
+        curves.append(Curve("Internal guidance", "internal scale", measure, {"best of its scale": internal}))
     return [curve for curve in curves if finite(curve)]
 
 

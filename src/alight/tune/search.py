@@ -46,6 +46,7 @@ def run(config: TuneConfig) -> Artifact:
         if finished is not None:
             return finished
         pipeline.to(processes.device)
+        pipeline.check_guidance(1.0, internal_scale=next((each for each in config.internal_scales if each != 1), 1.0))
         images = LiveImages(pipeline, config.pipeline, config.draw, config.seed)
         measure = open_measure(config, images.size, processes)
         doubt = reason_against_comparing(config, measure, np.asarray(images.labels).tolist(), images.class_names)

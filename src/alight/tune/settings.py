@@ -15,6 +15,8 @@ def choices(config: TuneConfig) -> dict[str, Sequence[object]]:
     return {
         "guidance_scale": config.guidance_scales,
         "guidance_interval": config.guidance_intervals,
+        "internal_scale": config.internal_scales,
+        "internal_interval": config.internal_intervals,
         "timestep_shift": config.timestep_shifts,
         "time_warp": config.time_warps,
         "solver": config.solvers,
@@ -33,6 +35,8 @@ def starting_choice(config: TuneConfig) -> Choice:
     values_near = {
         "guidance_scale": wanted.guidance_scale,
         "guidance_interval": wanted.guidance_interval or (0.0, 1.0),
+        "internal_scale": wanted.internal_scale,
+        "internal_interval": wanted.internal_interval or (0.0, 1.0),
         "timestep_shift": wanted.timestep_shift or 1.0,
         "time_warp": wanted.time_warp,
         "solver": wanted.solver,
@@ -62,8 +66,9 @@ def settings_of(base: SolverConfig, choice: Choice) -> SolverConfig | None:
     warp, and kappa of other solvers than ucgm.
     """
     merged = base.model_dump() | choice
-    if merged["guidance_scale"] == 1 or merged["guidance_interval"] == (0.0, 1.0):
-        merged["guidance_interval"] = None
+    for kind in ("guidance", "internal"):
+        if merged[f"{kind}_scale"] == 1 or merged[f"{kind}_interval"] == (0.0, 1.0):
+            merged[f"{kind}_interval"] = None
     if merged["timestep_shift"] == 1 or merged["time_warp"] is not None:
         merged["timestep_shift"] = None
     if merged["solver"] != "ucgm":

@@ -49,15 +49,22 @@ def planned(config: TuneConfig, known: Mapping[SolverConfig, float]) -> list[Sol
     """All settings that a search is going to try, by the distances that are known so far.
 
     Guided settings without a known distance are taken to be better than all before, so that the guidance intervals,
-    which a search without guidance leaves out, are in the plan from the beginning.
+    which a search without guidance leaves out, are in the plan from the beginning. So are those with both kinds of
+    guidance better than those with one.
     """
     found: dict[SolverConfig, float] = {}
 
     def expected(settings: SolverConfig) -> float:
         if settings not in found:
-            better = math.inf if settings.guidance_scale == 1 and found else -1.0 - len(found)
-            found[settings] = known.get(settings, better)
+            kinds = guidances(settings)
+            worse = bool(found) and (kinds == 0 or kinds < max(map(guidances, found)))
+            found[settings] = known.get(settings, math.inf if worse else -1.0 - len(found))
         return found[settings]
 
     search(config, expected)
     return list(found)
+
+
+def guidances(settings: SolverConfig) -> int:
+    """The kinds of guidance that are on."""
+    return (settings.guidance_scale != 1) + (settings.internal_scale != 1)

@@ -25,6 +25,9 @@ class SolverControls(NamedTuple):
     channels: Any
     kappa: Any
     ucgm_grid: Any
+    internal: Any
+    internal_low: Any
+    internal_high: Any
 
 
 def fragment(content: str, element: str | None = None) -> Any:
@@ -103,7 +106,24 @@ def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
         channels = gr.Number(
             start.guidance_channels or 0, label="Guided channels", precision=0, info="0 = all of the latent's"
         )
-    return SolverControls(steps, guidance, low_slider, high_slider, shift_slider, solver, channels, kappa, ucgm_grid)
+        internal = internal_controls(which)
+    return SolverControls(
+        *(steps, guidance, low_slider, high_slider, shift_slider, solver, channels, kappa, ucgm_grid, *internal)
+    )
+
+
+def internal_controls(which: ServedPipeline) -> tuple[Any, Any, Any]:
+    """Scale and interval of Internal Guidance; hidden where the transformer has no auxiliary output."""
+    import gradio as gr
+
+    start, shown = which.sampling, which.pipeline.transformer.has_auxiliary_output
+    low, high = start.internal_interval or (0.0, 1.0)
+    scale = min(start.internal_scale, MAX_GUIDANCE) if shown else 1.0
+    return (
+        gr.Slider(0, MAX_GUIDANCE, scale, step=0.1, label="Internal guidance", info="1 = off", visible=shown),
+        gr.Slider(0, 1, low, step=0.01, label="Guide internally from t", info="t = 0 is noise", visible=shown),
+        gr.Slider(0, 1, high, step=0.01, label="Guide internally until t", info="t = 1 is data", visible=shown),
+    )
 
 
 def settings(values: tuple[Any, ...]) -> dict[str, Any]:
@@ -112,12 +132,19 @@ def settings(values: tuple[Any, ...]) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         "num_inference_steps": now.steps,
         "guidance_scale": now.guidance,
-        "guidance_interval": None if (now.low, now.high) == (0, 1) else (now.low, now.high),
+        "guidance_interval": interval_of(now.low, now.high),
         "timestep_shift": None if now.ucgm_grid else now.shift,
         "time_warp": PUBLISHED_WARP if now.ucgm_grid else None,
         "solver": now.solver,
         "guidance_channels": now.channels or None,
+        "internal_scale": now.internal,
+        "internal_interval": interval_of(now.internal_low, now.internal_high),
     }
     if now.solver == "ucgm":
         chosen["kappa"] = now.kappa
     return chosen
+
+
+def interval_of(low: float, high: float) -> tuple[float, float] | None:
+    """The interval between two sliders; None where it is all times."""
+    return None if (low, high) == (0, 1) else (low, high)

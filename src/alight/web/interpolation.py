@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from alight.config import SolverConfig
-from alight.flow import PATHS, GuidedVelocity, SolverOptions, sample
+from alight.flow import GuidedVelocity, sample
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import latent_shape
 from alight.runtime.errors import InputError
@@ -35,26 +35,23 @@ def between_classes(
         raise InputError(
             f"{sampling.solver} adds noise at every step, so neighbouring frames differ. Choose an ODE solver."
         )
-    pipeline.check_guidance(sampling.guidance_scale, sampling.guidance_channels, guidance=sampling.guidance)
     transformer = pipeline.transformer
-    guided = []
-    for label in (first, last):
-        labels = torch.full((frames,), label, device=transformer.device)
-        null = torch.full_like(labels, transformer.null_label) if sampling.guidance_scale != 1 else None
-        guidance = (sampling.guidance_scale, sampling.guidance_interval, sampling.guidance_channels)
-        guided.append(GuidedVelocity(transformer, labels, null, *guidance))
+    guided = [
+        pipeline.velocity(
+            [label] * frames,
+            sampling.guidance_scale,
+            sampling.guidance_interval,
+            sampling.guidance_channels,
+            guidance=sampling.guidance,
+            internal_scale=sampling.internal_scale,
+            internal_interval=sampling.internal_interval,
+        )
+        for label in (first, last)
+    ]
     noise = noise_of_seeds([seed], latent_shape(transformer)).to(transformer.device).repeat(frames, 1, 1, 1)
     mixed = MixedVelocity(guided[0], guided[1], _weights(frames, noise))
-    shift = pipeline.shift_of_call(sampling.timestep_shift, sampling.time_warp)
-    return sample(
-        mixed,
-        noise,
-        sampling.num_inference_steps,
-        sampling.solver,
-        SolverOptions(shift, sampling.time_warp, sampling.kappa),
-        path=PATHS[pipeline.config.path](),
-        prediction=pipeline.config.prediction,
-    ).x
+    flow = pipeline.flow(sampling.timestep_shift, time_warp=sampling.time_warp, kappa=sampling.kappa)
+    return sample(mixed, noise, sampling.num_inference_steps, sampling.solver, **flow).x
 
 
 class MixedVelocity:

@@ -96,10 +96,9 @@ def solver_settings(settings: dict[str, Any]) -> SolverConfig:
         raise InputError(f"These settings cannot be used: {explain(SolverConfig, error)}") from error
     if sampling.num_inference_steps > MAX_STEPS:
         raise InputError(f"{sampling.num_inference_steps} steps are too many here; take at most {MAX_STEPS}.")
-    if sampling.guidance_scale > MAX_GUIDANCE:
-        raise InputError(
-            f"A guidance scale of {sampling.guidance_scale:g} is too large; take at most {MAX_GUIDANCE:g}."
-        )
+    for scale in (sampling.guidance_scale, sampling.internal_scale):
+        if scale > MAX_GUIDANCE:
+            raise InputError(f"A guidance scale of {scale:g} is too large; take at most {MAX_GUIDANCE:g}.")
     return sampling
 
 
