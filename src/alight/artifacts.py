@@ -41,6 +41,7 @@ _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had b
     "images.background": "white",
     "model.initial_encoder": "random",
     **{"grid_classes": 50, "shown_classes": 50},
+    **dict.fromkeys(("training.power_averages", "training.snapshot_every")),
 }
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.tensorboard", "training.wandb_project"),
@@ -56,6 +57,7 @@ class Facts(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
+    average: dict[str, Any]
     class_names: list[str] | None
     converted_from: str
     converted_from_sha256: str

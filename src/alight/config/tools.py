@@ -23,6 +23,7 @@ from alight.config.base import (
 )
 from alight.config.evaluation import FeatureNetworksConfig
 from alight.config.sampling import DrawConfig, GuidanceScale, Steps, TimestepShift
+from alight.config.training import AveragingWidth
 from alight.options import Precision, require_solver
 
 
@@ -56,6 +57,18 @@ class TuneConfig(FeatureNetworksConfig, Job):
         if not all(grids):
             raise ValueError("every list of settings needs at least one entry; give the one value to keep")
         return self
+
+
+class AverageConfig(Section):
+    """Choose the length of the average of a transformer's weights after it was trained.
+
+    The run must have kept snapshots of its averages (`training.power_averages`). Nothing is trained.
+    """
+
+    run: Path = Path("runs/transformer")  # of 'alight transformer train', finished or not
+    width: AveragingWidth | None = None  # of the average as a share of the training, such as 0.08; always needed
+    step: Positive | None = None  # where the average ends; None = at the last snapshot
+    output: Path = Path("runs/averaged")
 
 
 class ConvertConfig(Section):
