@@ -145,8 +145,7 @@ def test_two_processes_keep_the_averages_of_one(latents, run, tmp_path, sharding
         if one.suffix == ".safetensors":
             first, second = load_file(one), load_file(other)
             for name in second:  # gradients were added in another order, and Adam's first steps amplify that
-                print("DIFF", float((first[name]-second[name]).abs().max()))
-                torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-3, msg=name)
+                torch.testing.assert_close(first[name], second[name], rtol=0, atol=5e-4, msg=name)
 
 
 # --- afterwards ---------------------------------------------------------------------------------------------------
