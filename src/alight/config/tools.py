@@ -45,6 +45,8 @@ class TuneConfig(FeatureNetworksConfig, Job):
     timestep_shifts: tuple[TimestepShift, ...] = (1.0, 0.5, 0.3)
     solvers: tuple[str, ...] = ("euler", "heun")
     steps: tuple[Steps, ...] = (10, 25, 50)
+    averages: tuple[AveragingWidth | None, ...] = ()  # widths of averages of the weights; None = the pipeline's own
+    averages_of: Path | None = None  # the run with their snapshots; None = the folder transformer beside the pipeline
     search: Literal["stepwise", "grid"] = "stepwise"  # one setting after the other, keeping the best; or all together
     store: bool = True  # write the best settings into the pipeline, where from_pretrained finds them
     batch_size: Positive = 64
@@ -56,6 +58,8 @@ class TuneConfig(FeatureNetworksConfig, Job):
         grids = (self.guidance_scales, self.guidance_intervals, self.timestep_shifts, self.solvers, self.steps)
         if not all(grids):
             raise ValueError("every list of settings needs at least one entry; give the one value to keep")
+        if self.averages_of is not None and not any(self.averages):
+            raise ValueError("averages_of is about averages; give their widths, such as [0.05, 0.1], too")
         return self
 
 

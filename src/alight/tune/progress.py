@@ -17,7 +17,7 @@ BESIDE_SAMPLING = 2.0  # evaluations that take about as long as decoding and mea
 @cache
 def expected_work(settings: SolverConfig) -> float:
     """The cost of an image in evaluations of the network."""
-    strategy = {"guidance", "guidance_channels"}  # which change no number of evaluations
+    strategy = {"guidance", "guidance_channels", "average"}  # which change no number of evaluations
     return expected_evaluations(**settings.model_dump(exclude=strategy)) + BESIDE_SAMPLING
 
 
