@@ -134,10 +134,12 @@ class TokenizerWorkload(Workload):
         lpips = LPIPS() if config.reconstruction.perceptual_weight > 0 else None
         plain_config = config.model_copy(update={"training": plain})
         self._networks = tokenizer_networks.build_networks(plain_config, device, existing, foundation, lpips)
-        vae, discriminator = self._networks.vae, present(self._networks.discriminator)
-        trained = {
+        vae = self._networks.vae
+        discriminator: list[nn.Module] = present(self._networks.discriminator)
+        autoencoder: list[nn.Module] = present(vae, self._networks.projection)
+        trained: dict[Any, list[nn.Module]] = {
             make_optimizer([named for each in players for named in each.named_parameters()], config.optimizer): players
-            for players in (present(vae, self._networks.projection), discriminator)
+            for players in (autoencoder, discriminator)
             if players
         }
         ema = EMA(vae, config.training.ema_decay) if config.training.ema_decay else None

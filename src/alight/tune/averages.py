@@ -47,7 +47,8 @@ class PipelineAverages:
     """
 
     def __init__(self, config: TuneConfig, pipeline: LightningDiTPipeline) -> None:
-        self._transformer, self._current = pipeline.transformer, None
+        self._transformer = pipeline.transformer
+        self._current: float | None = None
         self._own: dict[str, Tensor] = {}
         self.identity: dict[str, str] = {}  # of the run, where averages are tried
         if not any(config.averages):
