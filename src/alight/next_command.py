@@ -127,6 +127,7 @@ FOLLOWING: dict[str, Callable[[Any], Following]] = {
     "sample": _after_samples,
     "evaluate": _after_report,
     "tune": _after_tuning,
+    "average": _after_transformer,
     "export": _after_run,
     "quickstart": _after_run,
     "start": _after_start,

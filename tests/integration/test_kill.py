@@ -29,7 +29,7 @@ def start(latents, output, processes=1, **training):
         *(
             part
             for key, value in (options | training).items()
-            for part in (f"--training.{key.replace('_', '-')}", str(value))
+            for part in (f"--training.{key.replace('_', '-')}", *str(value).split())
         ),
     ]
     return warm.start_together(words, processes) if processes > 1 else [warm.AlightProcess(words)]
@@ -93,6 +93,19 @@ def test_two_processes_killed_at_random_moments(latents, tmp_path, sharding):
         assert kill_after_progress(job, tmp_path / "parts", moments.uniform(0, 0.15))
     finish(start(latents, tmp_path / "parts", **options))
     assert same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_snapshots_of_averages_are_those_of_an_undisturbed_run(latents, tmp_path):
+    options = {"steps": 120, "power_averages": "0.05 0.1", "snapshot_every": 1}
+    finish(start(latents, tmp_path / "whole", **options))
+    moments = random.Random(2)
+    for _ in range(4):
+        kill_after_progress(start(latents, tmp_path / "parts", **options), tmp_path / "parts", moments.uniform(0, 0.1))
+    finish(start(latents, tmp_path / "parts", **options))
+    whole, parts = (sorted((tmp_path / name / "training" / "averages").glob("*.*")) for name in ("whole", "parts"))
+    assert [path.name for path in parts] == [path.name for path in whole]
+    assert len(whole) == 2 * 2 * 120  # of each average, with checksums
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(whole, parts, strict=True))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

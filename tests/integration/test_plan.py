@@ -74,6 +74,19 @@ def test_a_transformer_is_planned(alight, tmp_path):
         assert word in table
 
 
+def test_averages_take_memory_and_disk(alight, tmp_path):
+    kept = TRANSFORMER.replace("ema_decay: 0.999", "ema_decay: 0.999, power_averages: [0.05, 0.1]")
+    command = ("plan", "--recipe", write(tmp_path, kept), "--latent-shape", 4, 8, 8, "--num-classes", 10)
+    result = alight(*command, "--seconds", 1, "--json", "--quiet", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
+    count = plan["parameters"]
+    assert plan["memory"]["average"] == 3 * 4 * count
+    assert plan["checkpoint_size"] == (4 + 8 + 3 * 4) * count
+    assert (plan["snapshots"], plan["snapshot_size"]) == (64, 4 * count)
+    assert "64 of 1.0 MiB = 67.0 MiB of averages" in alight(*command, "--seconds", 1, cwd=tmp_path).stdout
+
+
 def test_a_tokenizer_is_planned(alight, tmp_path):
     result = alight("plan", "--recipe", write(tmp_path, TOKENIZER), "--seconds", 10, "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from alight.config import TrainingConfig
-from alight.config.recipes import load_config, recipes_folder
+from alight.artifacts import differences
+from alight.config import TrainingConfig, TrainTokenizerConfig, TrainTransformerConfig, TransformerTrainingConfig
+from alight.config.recipes import load_config, recipes_folder, validate
 from alight.doctor.run_check import average_findings
+from alight.runtime.errors import InputError
 from alight.training.ema import EMA, decay_at, initial_share, long_average
 from alight.training.run import TrainingRun
 
@@ -96,3 +98,56 @@ def test_the_doctor_says_so_of_a_run():
     assert not list(average_findings({"training": training | {"ema_decay": 0.98}, "latents": "here"}))
     for odd in ({}, {"training": None}, {"training": {"steps": "many"}}, {"training": training | {"steps": -1}}):
         assert not list(average_findings(odd))
+
+
+# --- averages whose length is chosen after training ----------------------------------------------------------------
+
+
+def test_averages_are_described_by_widths_and_an_interval():
+    kept = TransformerTrainingConfig(steps=1_000, power_averages=(0.05, 0.1))
+    assert (kept.snapshot_interval, kept.num_snapshots) == (32, 64)  # 31 times 32 steps, and the last 8
+    assert TransformerTrainingConfig(steps=7, power_averages=(0.1,)).num_snapshots == 7
+    assert TransformerTrainingConfig(steps=10, power_averages=(0.1,), snapshot_every=4).num_snapshots == 3
+    assert TransformerTrainingConfig(steps=10).num_snapshots == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"power_averages": []}, "at least 1 item"),
+        ({"power_averages": [0.05, 0.05]}, "differ"),
+        ({"power_averages": [0.0]}, "greater than or equal to 0.005"),
+        ({"power_averages": [0.3]}, "less than or equal to 0.28"),
+        ({"power_averages": ["wide"]}, "number"),
+        ({"snapshot_every": 10}, "snapshot_every is about power_averages"),
+        ({"power_averages": [0.1], "snapshot_every": 0}, "greater than or equal to 1"),
+    ],
+    ids=str,
+)
+def test_averages_that_cannot_be_kept_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        validate(TrainTransformerConfig, {"training": options}, "a recipe")
+
+
+def test_only_transformers_keep_them():
+    with pytest.raises(InputError, match=r"training\.power_averages"):
+        validate(TrainTokenizerConfig, {"training": {"power_averages": [0.1]}}, "a recipe")
+
+
+def test_runs_of_earlier_versions_kept_none():
+    now = TrainTransformerConfig().model_dump(mode="json")
+    training = {
+        key: value for key, value in now["training"].items() if key not in ("power_averages", "snapshot_every")
+    }
+    assert not differences(now | {"training": training}, now)
+    kept = TransformerTrainingConfig(power_averages=(0.1,)).model_dump(mode="json")
+    assert differences(now | {"training": training}, now | {"training": kept}) == [
+        "training.power_averages: None -> [0.1]"
+    ]
+
+
+def test_the_doctor_looks_at_the_plain_average_alone():
+    training = TransformerTrainingConfig(steps=500, power_averages=(0.1,)).model_dump(mode="json")
+    (found,) = average_findings({"training": training})
+    assert found.subject == "EMA"
+    assert not list(average_findings({"training": training, "average": {"width": 0.1}}))

@@ -33,6 +33,7 @@ from alight.config.tokenizer import (
     TrainTokenizerConfig,
 )
 from alight.config.tools import (
+    AverageConfig,
     BenchConfig,
     ConvertConfig,
     DoctorConfig,
@@ -44,11 +45,12 @@ from alight.config.tools import (
     ServeConfig,
     TuneConfig,
 )
-from alight.config.training import MuonConfig, OptimizerConfig, TrainingConfig
+from alight.config.training import MuonConfig, OptimizerConfig, TrainingConfig, TransformerTrainingConfig
 from alight.config.transformer import FlowConfig, TrainTransformerConfig, TransformerModelConfig
 
 __all__ = [
     "AlignmentConfig",
+    "AverageConfig",
     "BenchConfig",
     "ConvertConfig",
     "DoctorConfig",
@@ -90,5 +92,6 @@ __all__ = [
     "TrainTransformerConfig",
     "TrainingConfig",
     "TransformerModelConfig",
+    "TransformerTrainingConfig",
     "TuneConfig",
 ]

@@ -108,6 +108,13 @@ COMMANDS = {
         distributed=True,
         operand="--pipeline",
     ),
+    "average": Command(
+        tools.AverageConfig,
+        "alight.stages.average",
+        "choose the length of the average of the weights after training",
+        report="Transformer: {path}",
+        operand="--run",
+    ),
     "study alignment": Command(
         studies.AlignmentStudyConfig,
         "alight.studies.alignment",

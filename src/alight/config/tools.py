@@ -24,6 +24,7 @@ from alight.config.base import (
 )
 from alight.config.evaluation import FeatureNetworksConfig
 from alight.config.sampling import DrawConfig, GuidanceScale, Steps, TimestepShift, TimeWarp
+from alight.config.training import AveragingWidth
 from alight.options import PUBLISHED_KAPPA, Precision, require_solver
 
 
@@ -49,6 +50,8 @@ class TuneConfig(FeatureNetworksConfig, Job):
     solvers: tuple[str, ...] = ("euler", "heun")
     kappas: tuple[Fraction, ...] = (PUBLISHED_KAPPA,)  # of ucgm alone
     steps: tuple[Steps, ...] = (10, 25, 50)
+    averages: tuple[AveragingWidth | None, ...] = ()  # widths of averages of the weights; None = the pipeline's own
+    averages_of: Path | None = None  # the run with their snapshots; None = the folder transformer beside the pipeline
     search: Literal["stepwise", "grid"] = "stepwise"  # one setting after the other, keeping the best; or all together
     within: NonNegativeReal = 0.0  # take the cheapest settings whose distance is at most this share above the lowest
     store: bool = True  # write the best settings into the pipeline, where from_pretrained finds them
@@ -61,7 +64,21 @@ class TuneConfig(FeatureNetworksConfig, Job):
         guidance = (self.guidance_scales, self.guidance_intervals, self.internal_scales, self.internal_intervals)
         if not all((*guidance, self.timestep_shifts, self.time_warps, self.solvers, self.kappas, self.steps)):
             raise ValueError("every list of settings needs at least one entry; give the one value to keep")
+        if self.averages_of is not None and not any(self.averages):
+            raise ValueError("averages_of is about averages; give their widths, such as [0.05, 0.1], too")
         return self
+
+
+class AverageConfig(Section):
+    """Choose the length of the average of a transformer's weights after it was trained.
+
+    The run must have kept snapshots of its averages (`training.power_averages`). Nothing is trained.
+    """
+
+    run: Path = Path("runs/transformer")  # of 'alight transformer train', finished or not
+    width: AveragingWidth | None = None  # of the average as a share of the training, such as 0.08; always needed
+    step: Positive | None = None  # where the average ends; None = at the last snapshot
+    output: Path = Path("runs/averaged")
 
 
 class ConvertConfig(Section):

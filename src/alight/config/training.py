@@ -6,7 +6,16 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from alight.config.base import Decay, Fraction, NonNegative, NonNegativeReal, Positive, PositiveReal, Section
+from alight.config.base import (
+    AtLeastOne,
+    Decay,
+    Fraction,
+    NonNegative,
+    NonNegativeReal,
+    Positive,
+    PositiveReal,
+    Section,
+)
 from alight.options import (
     MuonMatrices,
     MuonStepSize,
@@ -18,6 +27,12 @@ from alight.options import (
     Sharding,
 )
 from alight.runtime.errors import InputError
+
+SMALLEST_WIDTH, LARGEST_WIDTH = 0.005, 0.28  # of a power-function average; that of the plain mean is 0.289
+SNAPSHOTS = 32  # of each average over a run, unless told otherwise
+AveragingWidth = Annotated[
+    float, Field(ge=SMALLEST_WIDTH, le=LARGEST_WIDTH)
+]  # standard deviation, as a share of a run
 
 
 class MuonConfig(Section):
@@ -89,3 +104,29 @@ class TrainingConfig(Section):
                 f"processes with training.micro_batch_size {micro}. Choose a multiple of {world_size * micro}."
             )
         return self.global_batch_size // (world_size * micro)
+
+
+class TransformerTrainingConfig(TrainingConfig):
+    """The same, and averages whose length is chosen after training."""
+
+    power_averages: AtLeastOne[AveragingWidth] | None = None  # widths to keep, such as 0.05 0.1, for 'alight average'
+    snapshot_every: Positive | None = None  # steps between snapshots of these; None = a 32nd of the run
+
+    @model_validator(mode="after")
+    def _averages(self) -> Self:
+        widths = self.power_averages
+        if widths is not None and len({f"{width:.4g}" for width in widths}) < len(widths):
+            raise ValueError("power_averages must differ from each other in their first four digits")
+        if self.snapshot_every is not None and widths is None:
+            raise ValueError("snapshot_every is about power_averages; give their widths, such as [0.05, 0.1], too")
+        return self
+
+    @property
+    def snapshot_interval(self) -> int:
+        """Steps between snapshots; the last step has one in any case."""
+        return self.snapshot_every or -(-self.steps // SNAPSHOTS)
+
+    @property
+    def num_snapshots(self) -> int:
+        """Number of snapshots that a run writes, of all averages."""
+        return len(self.power_averages or ()) * -(-self.steps // self.snapshot_interval)

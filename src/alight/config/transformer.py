@@ -18,7 +18,7 @@ from alight.config.base import (
     Section,
     Size,
 )
-from alight.config.training import OptimizerConfig, TrainingConfig
+from alight.config.training import OptimizerConfig, TransformerTrainingConfig
 from alight.options import FeedForwardKind, LossWeight, Norm, PathName, Prediction, TimeDistribution
 
 
@@ -86,7 +86,7 @@ class TrainTransformerConfig(Job):
     model: TransformerModelConfig = TransformerModelConfig()  # with init_from, that transformer's
     flow: FlowConfig = FlowConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    training: TrainingConfig = TrainingConfig()
+    training: TransformerTrainingConfig = TransformerTrainingConfig()
     samples_every: Positive | None = None  # steps between grids of samples; None = after 1/16, 1/8, 1/4, 1/2 and all
     sample_images: NonNegative = 16  # images in a grid, of the same noise and classes every time; 0 = no grids
     samples_tokenizer: Path | None = None  # decodes them; None = the folder that the latents were made with

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from alight.artifacts import differences, is_complete, read_manifest
-from alight.config import TokenizerModelConfig, TrainingConfig
+from alight.config import TokenizerModelConfig, TransformerTrainingConfig
 from alight.config.recipes import find_recipe, load_config, recipes_folder
 from alight.data.latents import LatentDataset
 from alight.doctor.artifact_check import artifact_findings, checkpoint_findings
@@ -107,8 +107,10 @@ def run_config(folder: Path, place: Path) -> dict[str, Any] | None:
 
 def average_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Warn of an EMA so long that it still contains the initial weights, if the configuration is valid."""
+    if "average" in config:  # another one than the EMA
+        return
     try:
-        complaint = long_average(TrainingConfig.model_validate(config.get("training")))
+        complaint = long_average(TransformerTrainingConfig.model_validate(config.get("training")))
     except ValueError:
         return
     if complaint is not None and "task" not in config:  # foundation models are trained without an average

@@ -7,7 +7,7 @@ from typing import Any
 
 from alight.runtime.units import duration, size_text
 
-MEANINGS = {"average": "average (EMA)", "activations": "activations, measured"}
+MEANINGS = {"average": "averages of weights", "activations": "activations, measured"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Plan:
     output: str
     checkpoint_size: int
     checkpoints: int  # that lie there at the same time
+    snapshot_size: int  # of an average
+    snapshots: int  # that lie there at the end, of all averages whose length is chosen after training
     free_disk: int
     notes: tuple[str, ...]
     exit_code: int = 0
@@ -72,7 +74,7 @@ class Plan:
 def describe(plan: Plan) -> str:
     """All of a plan in a few tables."""
     needed = sum(plan.memory.values())
-    disk = plan.checkpoints * plan.checkpoint_size
+    disk, stored = plan.checkpoints * plan.checkpoint_size, plan.snapshots * plan.snapshot_size
     rows = [
         (plan.recipe, f"{plan.job} in {plan.precision} on {plan.device}"),
         ("parameters", f"{plan.parameters / 1e6:,.1f} million"),
@@ -102,6 +104,17 @@ def describe(plan: Plan) -> str:
             "checkpoints",
             f"{plan.checkpoints} of {size_text(plan.checkpoint_size)} = {size_text(disk)}; "
             f"the disk of {plan.output} has {verdict(disk, plan.free_disk)}",
+        ),
+        *(
+            [
+                (
+                    "snapshots",
+                    f"{plan.snapshots} of {size_text(plan.snapshot_size)} = {size_text(stored)} of averages; with the "
+                    f"checkpoints the disk has {verdict(disk + stored, plan.free_disk)}",
+                )
+            ]
+            if plan.snapshots
+            else []
         ),
         None,
     ]

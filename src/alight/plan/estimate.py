@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 
 import torch
 
-from alight.config import Job, PlanConfig, TrainTransformerConfig
+from alight.config import Job, PlanConfig, TrainTransformerConfig, TransformerTrainingConfig
 from alight.config.commands import COMMANDS
 from alight.config.recipes import load_config
 from alight.options import OptimizerName
@@ -135,6 +135,8 @@ def joined(
         output=str(recipe.output),
         checkpoint_size=sizes.checkpoint,
         checkpoints=training.keep_checkpoints + 1,  # the newest is written before the oldest goes
+        snapshot_size=BYTES * sizes.parameters,
+        snapshots=training.num_snapshots if isinstance(training, TransformerTrainingConfig) else 0,
         free_disk=free_disk(recipe.output),
         notes=(*subject.notes, *assumptions(config.processes, costs[-1].micro_batch, own, recipe.optimizer.name)),
     )
@@ -146,7 +148,7 @@ class Sizes(NamedTuple):
     Attributes:
         parameters: trained.
         frozen_parameters: not trained.
-        averaged_parameters: in the moving average.
+        averaged_parameters: in the averages of the weights.
         state_size: in the memory of the optimizers.
         flops_per_image: forward and backward.
     """

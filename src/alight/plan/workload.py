@@ -4,9 +4,9 @@ Neither latents, images nor weight files are needed: only shapes matter to the c
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -32,6 +32,7 @@ from alight.training.optimizer import make_optimizer, optimizer_step, state_size
 from alight.training.tokenizer_step import autoencoder_backward, discriminator_backward
 from alight.training.transformer_step import TransformerBatch, draw_times, transformer_backward
 
+Item = TypeVar("Item")
 BYTES = 4  # weights, gradients, moments and averages are float32 in either precision
 
 
@@ -42,7 +43,7 @@ class Workload(ABC):
         training: of the recipe.
         optimizer: likewise.
         device: where the step is taken.
-        averaged: the network that may have a moving average, and that average.
+        averaged: the network that may have averages, and these.
         trained: optimizers, and the networks whose parameters each of them has.
         compilation: what `training.compile` does.
         frozen: networks that are not trained.
@@ -53,7 +54,7 @@ class Workload(ABC):
         training: TrainingConfig,
         optimizer: OptimizerConfig,
         device: torch.device,
-        averaged: tuple[Any, EMA[Any] | None],
+        averaged: tuple[Any, Sequence[EMA[Any]]],
         trained: Mapping[Any, list[nn.Module]],
         compilation: Callable[[], None],
         frozen: Iterable[nn.Module] = (),
@@ -64,7 +65,7 @@ class Workload(ABC):
         networks = [*frozen, *(network for each in trained.values() for network in each)]
         self.parameters = sum(count_parameters(network, trained=True) for network in networks)
         self.frozen_parameters = sum(map(count_parameters, networks)) - self.parameters
-        self.averaged_parameters = count_parameters(averaged[0]) if averaged[1] is not None else 0
+        self.averaged_parameters = count_parameters(averaged[0]) * len(averaged[1])
         # before activation checkpointing, which does some of it twice
         self.flops_per_image = count_flops(lambda: self.backward(1))
         self.update()  # so that the optimizer has its memory
@@ -79,12 +80,12 @@ class Workload(ABC):
         """Add the gradient of a micro-batch of that many images."""
 
     def update(self) -> None:
-        """End a step: optimizers and moving average."""
+        """End a step: optimizers and averages."""
         for optimizer in self._optimizers:
             optimizer_step(optimizer, 0.0, self._optimizer.max_grad_norm)
-        model, ema = self._averaged
-        if ema is not None:
-            ema.update(model)
+        model, averages = self._averaged
+        for average in averages:
+            average.update(model)
 
     def noise(self, *shape: int) -> torch.Tensor:
         """Standard normal numbers in place of data."""
@@ -101,10 +102,12 @@ class TransformerWorkload(Workload):
         plain = {"compile": False, "activation_checkpointing": False}
         plain_config = self._config.model_copy(update={"training": config.training.model_copy(update=plain)})
         networks = transformer_networks.build_networks(plain_config, latents, Processes(0, 1, device))
-        model, ema, optimizer, _ = networks
+        model, ema, optimizer, *_ = networks
+        averages = [*present(ema), *networks.power_averages]
         self._model, self._times = model, torch.Generator().manual_seed(0)
         compilation = partial(compile_blocks, model.blocks)
-        super().__init__(config.training, config.optimizer, device, (model, ema), {optimizer: [model]}, compilation)
+        averaged = (model, averages)
+        super().__init__(config.training, config.optimizer, device, averaged, {optimizer: [model]}, compilation)
 
     def backward(self, images: int) -> None:
         """Add the gradient of a micro-batch of that many images."""
@@ -131,15 +134,17 @@ class TokenizerWorkload(Workload):
         lpips = LPIPS() if config.reconstruction.perceptual_weight > 0 else None
         plain_config = config.model_copy(update={"training": plain})
         self._networks = tokenizer_networks.build_networks(plain_config, device, existing, foundation, lpips)
-        vae, discriminator = self._networks.vae, present(self._networks.discriminator)
-        trained = {
+        vae = self._networks.vae
+        discriminator: list[nn.Module] = present(self._networks.discriminator)
+        autoencoder: list[nn.Module] = present(vae, self._networks.projection)
+        trained: dict[Any, list[nn.Module]] = {
             make_optimizer([named for each in players for named in each.named_parameters()], config.optimizer): players
-            for players in (present(vae, self._networks.projection), discriminator)
+            for players in (autoencoder, discriminator)
             if players
         }
         ema = EMA(vae, config.training.ema_decay) if config.training.ema_decay else None
         compilation = partial(tokenizer_networks.compile_networks, self._networks)
-        averaged, frozen = (vae, ema), present(foundation, lpips)
+        averaged, frozen = (vae, present(ema)), present(foundation, lpips)
         super().__init__(config.training, config.optimizer, device, averaged, trained, compilation, frozen)
 
     def backward(self, images: int) -> None:
@@ -165,10 +170,8 @@ class FoundationWorkload(Workload):
         self._config, self._num_classes = config, num_classes
         self._model = train_foundation.build_model(config, num_classes).to(device)
         optimizer = make_optimizer(self._model.named_parameters(), config.optimizer)
-        averaged: tuple[Any, None] = (self._model, None)
-        super().__init__(
-            config.training, config.optimizer, device, averaged, {optimizer: [self._model]}, self._compile
-        )
+        trained: dict[Any, list[nn.Module]] = {optimizer: [self._model]}
+        super().__init__(config.training, config.optimizer, device, (self._model, ()), trained, self._compile)
 
     def backward(self, images: int) -> None:
         """Add the gradient of a micro-batch of that many images."""
@@ -186,8 +189,8 @@ class FoundationWorkload(Workload):
 # --- networks -----------------------------------------------------------------------------------------------------
 
 
-def present(*networks: nn.Module | None) -> list[nn.Module]:
-    """Drop absent networks."""
+def present(*networks: Item | None) -> list[Item]:
+    """Drop absent networks or averages."""
     return [network for network in networks if network is not None]
 
 

@@ -25,6 +25,7 @@ FOREMOST = {  # the most important settings, with their names in the card
     "optimizer.lr": "learning rate",
     "optimizer.betas": "Adam betas",
     "training.ema_decay": "EMA decay",
+    "average.width": "width of the average",
     "training.precision": "precision",
     "alignment.foundation": "aligned with",
     "alignment.weight": "alignment weight",
@@ -223,6 +224,8 @@ def _recipe(record: Artifact) -> str:
     """The most important settings of a record, and a folded table of all of them."""
     config, facts = portable(record.config), portable(record.facts)
     settings = {name: value for name, value in _flat(config).items() if value not in (None, [], "")}
+    if "average.width" in settings:  # chosen after training, in place of the EMA
+        settings.pop("training.ema_decay", None)
     first: dict[str, Any] = {
         "images": settings.get("images.source"),
         "converted from": facts.get("converted_from"),

@@ -33,6 +33,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import to_uint8
 from alight.runtime.seeding import noise_of_batch
+from alight.training.average_snapshots import AverageTracks
 from alight.training.inputs import INIT_FROM
 from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, optimizer_step
@@ -83,11 +84,13 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
     batch, ranks = training.global_batch_size, (processes.rank, processes.world_size)
     sampler = ResumableSampler(len(dataset), batch, config.seed, *ranks)
     own, micro_batches = processes.share(batch), training.micro_batches(processes.world_size)
-    model, ema, optimizer, forward = build_networks(config, dataset, processes, origin)
+    model, ema, optimizer, forward, averages = build_networks(config, dataset, processes, origin)
     del origin
     state: dict[str, Stateful] = {"model": ModelState(model), "optimizer": OptimizerState(model, optimizer)}
     if ema is not None:
         state["ema"] = ModelState(ema.model)
+    tracks = AverageTracks(averages, config.output, training, resolved, inputs, processes)
+    state |= tracks.states()
 
     sampled = ema.model if ema is not None else model
     preview = open_preview(config, dataset, latents, drawing=processes.is_main or isinstance(sampled, FSDPModule))
@@ -118,6 +121,7 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
             run.check(norm)
             if ema is not None:
                 ema.update(model, step)
+            tracks.update(model, step)
             if preview is not None and preview_is_due(step + 1, training.steps, config.samples_every):
                 run.picture("samples", step + 1, draw_samples(sampled, preview, config, device))
     weights = ModelState(sampled).state_dict()

@@ -89,12 +89,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, k
         with temporary.open("wb") as file:
             hashing = _HashingFile(file)
             torch.save({"step": step, **state}, cast(IO[bytes], hashing))  # it only writes
-        write_text(_checksum_path(path), f"{hashing.sha256.hexdigest()}  {path.name}\n")
+        write_text(checksum_path(path), f"{hashing.sha256.hexdigest()}  {path.name}\n")
     with explained_disk_errors(folder):
         for old_step, old in list_checkpoints(folder)[:-keep]:
             if keep_every is None or old_step % keep_every:
                 old.unlink(missing_ok=True)
-                _checksum_path(old).unlink(missing_ok=True)
+                checksum_path(old).unlink(missing_ok=True)
     return path
 
 
@@ -113,7 +113,7 @@ def is_whole(path: Path) -> bool:
 
 def recorded_hash(path: Path) -> str:
     """The SHA-256 that was written beside a checkpoint; empty where there is none."""
-    checksum = _checksum_path(path)
+    checksum = checksum_path(path)
     words = read_bytes(checksum, 1000).split() if checksum.is_file() else []
     return words[0].decode("ascii", "replace") if words else ""
 
@@ -231,7 +231,8 @@ def _copied_to_host(value: Any) -> Any:
             return value
 
 
-def _checksum_path(path: Path) -> Path:
+def checksum_path(path: Path) -> Path:
+    """The file beside another one that holds its SHA-256."""
     return path.with_suffix(".sha256")
 
 

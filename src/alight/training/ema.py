@@ -9,6 +9,7 @@ from torch import nn
 from alight.config import TrainingConfig
 from alight.runtime.console import log
 from alight.training.parallel import local
+from alight.training.power_profile import exponent_of, share_of_step
 
 LARGEST_SHARE = 0.01  # of the weights that a run begins with, in its final average; 4.6 memories leave so much
 MEMORIES = 10  # that a run should be long: exp(-10) of the initial weights is left
@@ -38,10 +39,13 @@ class EMA(Generic[ModelT]):
     @torch.no_grad()
     def update(self, model: nn.Module, step: int = 0) -> None:
         """Average in the weights after a step (counted from 0) in one multi-tensor pass; buffers are copied."""
-        decay = decay_at(step, self.decay, self.warmup)
-        torch._foreach_lerp_(local(self.model.parameters()), local(model.parameters()), 1.0 - decay)
+        torch._foreach_lerp_(local(self.model.parameters()), local(model.parameters()), self.share_of(step))
         for shadow, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             shadow.copy_(buffer)
+
+    def share_of(self, step: int) -> float:
+        """The share of the weights after a step, counted from 0, in the average after it."""
+        return 1.0 - decay_at(step, self.decay, self.warmup)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The averaged weights."""
@@ -50,6 +54,33 @@ class EMA(Generic[ModelT]):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Restore averaged weights."""
         self.model.load_state_dict(state)
+
+
+class PowerAverage(EMA[ModelT]):
+    """Keeps an average of a model whose memory grows with the run, by a power of the step; see `power_profile`.
+
+    Its state is the averaged weights alone, since the step says the rest.
+
+    Args:
+        model: the model whose weights are averaged.
+        width: of the profile, as a share of the run.
+
+    Attributes:
+        model: the average, in eval mode and without gradients.
+    """
+
+    def __init__(self, model: ModelT, width: float) -> None:
+        super().__init__(model, decay=0.0)
+        self.width, self.exponent = width, exponent_of(width)
+
+    @property
+    def name(self) -> str:
+        """A name for checkpoints and files."""
+        return f"width-{self.width:.4g}"
+
+    def share_of(self, step: int) -> float:
+        """See `EMA`."""
+        return share_of_step(self.exponent, step + 1)
 
 
 def decay_at(step: int, decay: float, warmup: float | None) -> float:

@@ -11,7 +11,7 @@ from alight.models.lightning_dit import LightningDiT
 from alight.runtime.device import compile_blocks
 from alight.runtime.distributed import Processes
 from alight.runtime.seeding import seeded_initialisation
-from alight.training.ema import EMA
+from alight.training.ema import EMA, PowerAverage
 from alight.training.flops import known_flops
 from alight.training.optimizer import make_optimizer
 from alight.training.parallel import replicate, shard
@@ -37,12 +37,14 @@ class TransformerNetworks(NamedTuple):
         ema: its average; None = off.
         optimizer: of the model.
         forward: the module to call, so that gradients are averaged over the processes.
+        power_averages: further averages, from which others can be put together after training.
     """
 
     model: LightningDiT
     ema: EMA[LightningDiT] | None
     optimizer: torch.optim.Optimizer
     forward: nn.Module
+    power_averages: tuple[PowerAverage[LightningDiT], ...] = ()
 
 
 def build_networks(
@@ -51,7 +53,7 @@ def build_networks(
     processes: Processes,
     origin: OpenTransformer | None = None,
 ) -> TransformerNetworks:
-    """Build the model from the seed or from existing weights, and its average and optimizer."""
+    """Build the model from the seed or from existing weights, and its averages and optimizer."""
     training = config.training
     with seeded_initialisation(config.seed, "transformer"):
         model = build_model(config, latents)
@@ -61,13 +63,15 @@ def build_networks(
     if training.activation_checkpointing:
         model.enable_gradient_checkpointing()
     ema = EMA(model, training.ema_decay, training.ema_warmup) if training.ema_decay else None
+    power_averages = tuple(PowerAverage(model, width) for width in training.power_averages or ())
     if training.compile:
         compile_blocks(model.blocks)
     if training.sharding == "shard" and processes.world_size > 1:
-        for each in (model, *([ema.model] if ema is not None else [])):
+        averages = (*((ema,) if ema is not None else ()), *power_averages)
+        for each in (model, *(average.model for average in averages)):
             shard(each, each.blocks)
     optimizer = make_optimizer(model.named_parameters(), config.optimizer)
-    return TransformerNetworks(model, ema, optimizer, replicate(model, processes))
+    return TransformerNetworks(model, ema, optimizer, replicate(model, processes), power_averages)
 
 
 def build_model(config: TrainTransformerConfig, latents: LatentFormat) -> LightningDiT:

@@ -17,7 +17,7 @@ BESIDE_SAMPLING = 2.0  # evaluations that take about as long as decoding and mea
 @cache
 def expected_work(settings: SolverConfig) -> float:
     """The cost of an image in evaluations of the network."""
-    return expected_evaluations(**settings.model_dump(exclude=SAME_EVALUATIONS)) + BESIDE_SAMPLING
+    return expected_evaluations(**settings.model_dump(exclude=SAME_EVALUATIONS | {"average"})) + BESIDE_SAMPLING
 
 
 class SearchProgress:

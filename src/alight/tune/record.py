@@ -14,6 +14,7 @@ from alight.config import SolverConfig
 from alight.runtime.errors import InputError
 from alight.runtime.files import write_text
 from alight.runtime.reading import read_json
+from alight.tune.settings import settings_from
 
 PROGRESS = "unfinished.json"
 
@@ -91,7 +92,7 @@ class TrialRecord:
 
     def _trial(self, entry: _TrialState, remedy: str) -> Trial:
         try:
-            settings = SolverConfig.model_validate(entry.settings)
+            settings = settings_from(entry.settings)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise InputError(f"{self.path} holds invalid settings ({reason:.200}). {remedy}") from error

@@ -10,6 +10,7 @@ from alight.evaluation.generation_report import short_count
 from alight.evaluation.tokenizer_report import magnification
 from alight.reporting.pictures import image_grid
 from alight.reporting.report import Conditions, Curve, Figure, Picture, Report, Stage
+from alight.tune.averages import AveragedSettings, average_of
 from alight.tune.measure import Measure
 from alight.tune.record import Trial
 from alight.tune.trial import SettingsSearch, front
@@ -54,6 +55,7 @@ def describe(
             f"Every trial, with all its settings, is in {TABLE} beside this page.",
             "The best of many trials looks a little better than it is: measure it again with another seed.",
             f"The cheapest settings for every quality: {cheapest}.",
+            *averages_note(trials),
         ],
     )
 
@@ -61,6 +63,13 @@ def describe(
 def chosen_as(within: float) -> str:
     """The rule by which settings were chosen, in words."""
     return f"The cheapest within {within:.0%} of the lowest distance" if within else "The best"
+
+
+def averages_note(trials: Sequence[Trial]) -> list[str]:
+    """A sentence on the averages that were tried, if the search was about them."""
+    tried = [trial.settings for trial in trials if isinstance(trial.settings, AveragedSettings)]
+    widths = dict.fromkeys("own weights" if each.average is None else f"{each.average:g}" for each in tried)
+    return [f"Averages of the weights that were tried, by their widths: {', '.join(widths)}."] if widths else []
 
 
 def best_figures(measure: Measure, conditions: Conditions, first: Trial, best: Trial, name: str) -> list[Figure]:
@@ -101,6 +110,10 @@ def quality_curves(trials: Sequence[Trial], measure: str) -> list[Curve]:
     ]
     if len(internal[0]) > 1:
         curves.append(Curve("Internal guidance", "internal scale", measure, {"best of its scale": internal}))
+    averages = [(width, trial.distance) for trial in trials if (width := average_of(trial.settings)) is not None]
+    if averages:
+        series = {"best of its width": best_at(averages)}
+        curves.append(Curve("Average of the weights", "width, as a share of the training", measure, series))
     return [curve for curve in curves if finite(curve)]
 
 
@@ -132,5 +145,7 @@ def table(trials: Sequence[Trial]) -> dict[str, list[object]]:
     columns: dict[str, list[object]] = {
         name: [getattr(trial.settings, name) for trial in ordered] for name in SolverConfig.model_fields
     }
+    if any(isinstance(trial.settings, AveragedSettings) for trial in ordered):
+        columns["average"] = [average_of(trial.settings) or "own weights" for trial in ordered]
     results = {name: [getattr(trial, name) for trial in ordered] for name in ("distance", "nfe", "seconds")}
     return columns | results

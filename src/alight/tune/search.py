@@ -15,6 +15,7 @@ from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash
+from alight.tune.averages import average_of, without_average
 from alight.tune.measure import open_measure
 from alight.tune.record import PROGRESS, Trial
 from alight.tune.report import TABLE, describe, table
@@ -71,8 +72,9 @@ def write(
     best = preferred(trials, config.within)
     if math.isinf(best.distance):
         doubt = "no settings gave images that are finite"
-    stored = config.store and doubt is None and stored_settings(config.pipeline, best.settings)
-    storing = storing_note(config, stored, doubt)
+    average, settings = average_of(best.settings), without_average(best.settings)
+    stored = config.store and doubt is None and average is None and stored_settings(config.pipeline, settings)
+    storing = storing_note(config, stored, doubt, average)
     if config.store and doubt is not None:
         log.warning("tune: %s", storing)
     report = describe(config, search, trials, best, storing, doubt)
@@ -80,7 +82,7 @@ def write(
         write_report(staging, report)
         write_table(staging / TABLE, table(trials))
         if config.store and doubt is None and not stored:
-            write_settings(staging, best.settings)
+            write_settings(staging, settings)
         seconds = sum(trial.seconds for trial in trials)
         write_manifest(staging, "report", resolved, file_hash(staging / "report.json"), seconds=seconds)
     (config.output / PROGRESS).unlink(missing_ok=True)

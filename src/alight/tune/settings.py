@@ -2,17 +2,20 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from alight.config import SolverConfig, TuneConfig
 from alight.options import PUBLISHED_KAPPA
 from alight.runtime.errors import InputError
+from alight.tune.averages import AveragedSettings
 
 Choice = dict[str, object]  # one listed value of every setting, by its name
 
 
 def choices(config: TuneConfig) -> dict[str, Sequence[object]]:
     """Settings by name, in the order in which a stepwise search improves them."""
-    return {
+    averages: dict[str, Sequence[object]] = {"average": config.averages} if config.averages else {}
+    return averages | {
         "guidance_scale": config.guidance_scales,
         "guidance_interval": config.guidance_intervals,
         "internal_scale": config.internal_scales,
@@ -33,6 +36,7 @@ def starting_choice(config: TuneConfig) -> Choice:
     """
     wanted = config.draw.sampling
     values_near = {
+        "average": None,
         "guidance_scale": wanted.guidance_scale,
         "guidance_interval": wanted.guidance_interval or (0.0, 1.0),
         "internal_scale": wanted.internal_scale,
@@ -74,9 +78,18 @@ def settings_of(base: SolverConfig, choice: Choice) -> SolverConfig | None:
     if merged["solver"] != "ucgm":
         merged["kappa"] = PUBLISHED_KAPPA
     try:
-        return SolverConfig.model_validate(merged)
+        return settings_from(merged)
     except ValueError:  # such as a stochastic solver with a time warp
         return None
+
+
+def settings_from(values: Mapping[str, Any]) -> SolverConfig:
+    """Settings from plain data, with the average of the weights where it is one of them.
+
+    Raises:
+        ValueError: they do not go together.
+    """
+    return (AveragedSettings if "average" in values else SolverConfig).model_validate(values)
 
 
 def nearest_first(values: Sequence[object], wanted: object) -> list[object]:

@@ -35,12 +35,24 @@ def warn_if_not_to_be_stored(folder: Path, output: Path, doubt: str | None) -> N
         )
 
 
-def storing_note(config: TuneConfig, stored: bool, doubt: str | None) -> str:
-    """The place where the best settings are stored, or the reason why they are not, as a sentence."""
+def storing_note(config: TuneConfig, stored: bool, doubt: str | None, average: float | None = None) -> str:
+    """The place where the best settings are stored, or the reason why they are not, as a sentence.
+
+    Args:
+        config: of the search.
+        stored: whether the pipeline holds them.
+        doubt: reason against them, or None.
+        average: width of the average that they were found with; None = the weights of the pipeline.
+    """
     if not config.store:
         return "They are not stored, as --store False asks."
     if doubt is not None:
         return f"They are not stored, because they cannot be trusted: {doubt}."
+    if average is not None:
+        return (
+            f"They are stored in {SETTINGS_FILE} beside this page and not in the pipeline, whose weights are others: "
+            f"'alight average RUN --width {average:g} --output FOLDER' writes the transformer that they are for."
+        )
     place = f"in {config.pipeline} as recommended_sampling" if stored else f"in {SETTINGS_FILE} beside this page"
     return f"They are stored {place}."
 

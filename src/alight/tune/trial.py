@@ -14,6 +14,7 @@ from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.live_images import LiveImages
 from alight.runtime.console import log
 from alight.runtime.distributed import Processes
+from alight.tune.averages import PipelineAverages, average_of, without_average
 from alight.tune.measure import Measure
 from alight.tune.progress import SearchProgress, standing
 from alight.tune.record import Trial, TrialRecord
@@ -34,7 +35,9 @@ class SettingsSearch:
         self, config: TuneConfig, pipeline: LightningDiTPipeline, measure: Measure, processes: Processes
     ) -> None:
         self.config, self.pipeline, self.measure, self.processes = config, pipeline, measure, processes
-        self._record = TrialRecord(config.output, measure.identity | self.images(config.draw.sampling).hashes)
+        self._averages = PipelineAverages(config, pipeline)
+        identity = measure.identity | self.images(config.draw.sampling).hashes | self._averages.identity
+        self._record = TrialRecord(config.output, identity)
         kept, self.comparable = self._record.read()
         self._trials = {trial.settings: trial for trial in kept}
 
@@ -75,9 +78,13 @@ class SettingsSearch:
         return self._trials[settings]
 
     def images(self, settings: SolverConfig) -> LiveImages:
-        """The images of these settings, generated when they are read."""
-        draw: DrawConfig = self.config.draw.model_copy(update={"sampling": settings})
-        return LiveImages(self.pipeline, self.config.pipeline, draw, self.config.seed)
+        """The images of these settings, generated when they are read, which must be before those of others."""
+        draw: DrawConfig = self.config.draw.model_copy(update={"sampling": without_average(settings)})
+        width = average_of(settings)
+        self._averages.use(width)
+        images = LiveImages(self.pipeline, self.config.pipeline, draw, self.config.seed)
+        images.hashes |= self._averages.hashes(width)
+        return images
 
     def _measured(self, settings: SolverConfig) -> Trial:
         started, size = time.perf_counter(), self.config.batch_size
