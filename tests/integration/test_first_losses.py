@@ -15,7 +15,18 @@ from alight.runtime.run_log import read_log
 from alight.stages import extract_latents, train_foundation, train_tokenizer, train_transformer
 
 RECORDED = Path(__file__).parents[1] / "data" / "first_losses.json"
-MACHINE = f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def processor():
+    """The kind of the processor: its numbers where the system tells them, since kernels are chosen by the kind."""
+    told = Path("/proc/cpuinfo")
+    first = told.read_text().split("\n\n")[0].splitlines() if told.exists() else []
+    named = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
+    numbers = [named.get(name, "?") for name in ("vendor_id", "cpu family", "model", "stepping")]
+    return f"{platform.machine()} {' '.join(numbers)}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+MACHINE = f"torch {torch.__version__}, {processor()}"
 DIGITS = {"source": "digits", "size": 32}
 TEN = {"steps": 10, "log_every": 1, "global_batch_size": 8}
 FOUNDATION = {"model": {"hidden_size": 24, "num_layers": 2, "num_heads": 2, "patch_size": 8}}
