@@ -245,6 +245,7 @@ def changed(folder, name, **fields):
         ({"prediction": "energy"}, "'energy'"),
         ({"recommended_sampling": [1]}, "recommended_sampling"),
         ({"recommended_sampling": {"steps": 3}}, "recommends the settings steps"),
+        ({"selection": {"tried": 0}}, "selection"),
     ],
 )
 def test_an_index_of_another_pipeline_is_a_sentence(fields, message, folder):

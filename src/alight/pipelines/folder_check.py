@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from alight.artifacts import PIPELINE_INDEX
 from alight.flow import PATHS, SolverSettings
 from alight.options import Prediction, names_of
+from alight.pipelines.selection import Selection
 from alight.runtime.errors import InputError
 from alight.runtime.reading import read_json
 
@@ -38,6 +39,7 @@ class PipelineIndex(TypedDict):
     path: NotRequired[str]
     prediction: NotRequired[str]
     recommended_sampling: NotRequired[dict[str, JsonValue] | None]
+    selection: NotRequired[Selection | None]
 
 
 @with_config(_STRICT)

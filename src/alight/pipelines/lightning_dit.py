@@ -86,6 +86,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         path: the path from noise to data that the transformer was trained on: linear, gvp or vp.
         prediction: of the transformer: velocity, noise or score.
         recommended_sampling: arguments of a call that 'alight tune' found to be good.
+        selection: record of that search, see `Selection`.
     """
 
     model_cpu_offload_seq = "transformer->tokenizer"
@@ -99,6 +100,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         path: str = "linear",
         prediction: str = "velocity",  # diffusers remarks on a Literal whenever it opens a pipeline
         recommended_sampling: Mapping[str, Any] | None = None,
+        selection: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
@@ -110,6 +112,7 @@ class LightningDiTPipeline(DiffusionPipeline):
             path=path,
             prediction=prediction,
             recommended_sampling=dict(recommended_sampling) if recommended_sampling else None,
+            selection=dict(selection) if selection else None,
         )
 
     @classmethod

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alight.config import DrawConfig
+from alight.config import DrawConfig, SolverConfig
 from alight.evaluation.batches import in_steps
 from alight.evaluation.generated import GeneratedImages, sampling_conditions
 from alight.models.weight_files import weights_hash
 from alight.pipelines.lightning_dit import LightningDiTPipeline, latent_shape
 from alight.pipelines.requests import label_protocol, plan_requests
+from alight.pipelines.selection import selection_text
 from alight.reporting.report import Conditions
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
@@ -42,6 +43,8 @@ class LiveImages(GeneratedImages):
         self._requests = [requests[number] for number in order]
         self._pipeline, self._draw, self._seed = pipeline, draw, seed
         self.hashes = {part: weights_hash(folder / part) for part in ("transformer", "tokenizer")}
+        chosen = SolverConfig(**pipeline.recommended_sampling) if pipeline.recommended_sampling else None
+        self.remarks = [selection_text(pipeline.config.selection if sampling == chosen else None)]
         self.evaluations: list[int] = []  # of every batch that was made
         self.name, self.count = folder.name, len(requests)
         self.labels = np.array([request.label for request in self._requests])

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from alight.artifacts import Artifact
+from alight.pipelines.selection import Selection, selection_text
 from alight.reporting.page import plain_text
 from alight.runtime.units import duration
 from alight.sharing.escaping import Markup, code, markdown, plain
@@ -51,6 +52,7 @@ class Shared:
         class_names: by label; empty if there are no classes.
         sampling: the settings of the pictured samples; None if there are none.
         report: figures of these networks, and the configuration they were measured with.
+        selection: record of the search that chose the recommended settings; None if there is none.
         pictures: file name -> caption.
         address: argument for `from_pretrained`.
     """
@@ -65,6 +67,7 @@ class Shared:
     class_names: Sequence[str] = ()
     sampling: Mapping[str, Any] | None = None
     report: Mapping[str, Any] | None = None
+    selection: Selection | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
     address: str = "FOLDER"
 
@@ -270,7 +273,10 @@ def _figures(shared: Shared) -> str:
                 f"{name} {plain_text(value)}" for name, value in portable(each["conditions"]).items()
             )
             rows.append((each["label"], _number(each), conditions))
-    notes = [f"- {markdown(note)}" for note in shared.report.get("notes", ())]
+    remarks = [*shared.report.get("notes", ())]
+    if shared.selection is not None and (remark := selection_text(shared.selection)) not in remarks:
+        remarks.append(remark)
+    notes = [f"- {markdown(remark)}" for remark in remarks]
     return _table(("Figure", "Value", "Conditions"), rows) + ("\n\n" + "\n".join(notes) if notes else "")
 
 

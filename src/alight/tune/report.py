@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from alight.artifacts import library_versions
 from alight.config import SolverConfig, TuneConfig
-from alight.evaluation.features import SPACES
-from alight.evaluation.generation_report import short_count
 from alight.evaluation.tokenizer_report import magnification
+from alight.pipelines.selection import Selection, selection_text
 from alight.reporting.pictures import image_grid
 from alight.reporting.report import Conditions, Curve, Figure, Picture, Report, Stage
 from alight.tune.averages import AveragedSettings, average_of
@@ -20,7 +19,13 @@ SHOWN_IMAGES = 10  # in each of two rows
 
 
 def describe(
-    config: TuneConfig, search: SettingsSearch, trials: Sequence[Trial], best: Trial, storing: str, doubt: str | None
+    config: TuneConfig,
+    search: SettingsSearch,
+    trials: Sequence[Trial],
+    best: Trial,
+    storing: str,
+    doubt: str | None,
+    selection: Selection,
 ) -> Report:
     """Quality against cost, the best settings and their images.
 
@@ -31,10 +36,11 @@ def describe(
         best: of them.
         storing: sentence on the place where the best settings are stored.
         doubt: reason why the distances do not tell good settings from bad ones, or None.
+        selection: record of the search.
     """
     images = search.images(best.settings)
     shown = images.pick(range(min(SHOWN_IMAGES * 2, images.count)))
-    measure = f"{SPACES[search.measure.key].distance}-{short_count(images.count)}"
+    measure = search.measure_name
     cheapest = "; ".join(f"NFE {trial.nfe:g}: {trial.distance:.4g} ({trial.settings})" for trial in front(trials))
     conditions = {**images.conditions, "comparable": f"no: {doubt}" if doubt else search.comparable}
     return Report(
@@ -53,7 +59,7 @@ def describe(
         versions=library_versions(),
         notes=[
             f"Every trial, with all its settings, is in {TABLE} beside this page.",
-            "The best of many trials looks a little better than it is: measure it again with another seed.",
+            selection_text(selection),
             f"The cheapest settings for every quality: {cheapest}.",
             *averages_note(trials),
         ],

@@ -20,7 +20,7 @@ from alight.tune.measure import open_measure
 from alight.tune.record import PROGRESS, Trial
 from alight.tune.report import TABLE, describe, table
 from alight.tune.storing import stored_settings, storing_note, warn_if_not_to_be_stored, write_settings
-from alight.tune.trial import SettingsSearch, preferred
+from alight.tune.trial import SettingsSearch, preferred, selection
 from alight.tune.trust import reason_against_comparing
 
 
@@ -73,11 +73,13 @@ def write(
     if math.isinf(best.distance):
         doubt = "no settings gave images that are finite"
     average, settings = average_of(best.settings), without_average(best.settings)
-    stored = config.store and doubt is None and average is None and stored_settings(config.pipeline, settings)
+    record = selection(config, search, trials, best)
+    place = config.pipeline, settings, record
+    stored = config.store and doubt is None and average is None and stored_settings(*place)
     storing = storing_note(config, stored, doubt, average)
     if config.store and doubt is not None:
         log.warning("tune: %s", storing)
-    report = describe(config, search, trials, best, storing, doubt)
+    report = describe(config, search, trials, best, storing, doubt, record)
     with writing_folder(config.output) as staging:
         write_report(staging, report)
         write_table(staging / TABLE, table(trials))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alight.artifacts import PIPELINE_INDEX, replace_file
 from alight.config import SolverConfig, TuneConfig
+from alight.pipelines.selection import Selection
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import write_text
@@ -57,15 +58,15 @@ def storing_note(config: TuneConfig, stored: bool, doubt: str | None, average: f
     return f"They are stored {place}."
 
 
-def stored_settings(folder: Path, settings: SolverConfig) -> bool:
-    """Write settings into the index of a pipeline, where `recommended_sampling` gives them back.
+def stored_settings(folder: Path, settings: SolverConfig, selection: Selection) -> bool:
+    """Write settings and the record of their search into the index of a pipeline; `recommended_sampling` reads them.
 
     Returns:
         True if they are there; a failing disk is a warning, since the search is worth more than its last step.
     """
     try:
         index = read_json_object(folder / PIPELINE_INDEX, "Restore it, or write the pipeline again.")
-        index["recommended_sampling"] = settings.model_dump(mode="json")
+        index |= {"recommended_sampling": settings.model_dump(mode="json"), "selection": selection}
         replace_file(folder, PIPELINE_INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
     except (InputError, OSError) as error:
         log.warning("tune: The best settings are not stored in the pipeline. %s", error)

@@ -3,15 +3,17 @@
 import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from alight.config import DrawConfig, SolverConfig, TuneConfig
 from alight.evaluation.batches import contiguous_share
 from alight.evaluation.features import SPACES
-from alight.evaluation.generation_report import comparable
+from alight.evaluation.generation_report import comparable, short_count
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.live_images import LiveImages
+from alight.pipelines.selection import Selection
 from alight.runtime.console import log
 from alight.runtime.distributed import Processes
 from alight.tune.averages import PipelineAverages, average_of, without_average
@@ -26,6 +28,8 @@ class SettingsSearch:
 
     Attributes:
         comparable: the figures that those of the trials may be compared with; empty before the first trial.
+        count: number of images of each trial.
+        measure_name: name of the distance, with that number.
 
     Raises:
         InputError: the output holds trials that were measured otherwise, or a damaged record of them.
@@ -36,7 +40,10 @@ class SettingsSearch:
     ) -> None:
         self.config, self.pipeline, self.measure, self.processes = config, pipeline, measure, processes
         self._averages = PipelineAverages(config, pipeline)
-        identity = measure.identity | self.images(config.draw.sampling).hashes | self._averages.identity
+        images = self.images(config.draw.sampling)
+        self.count = images.count
+        self.measure_name = f"{SPACES[measure.key].distance}-{short_count(images.count)}"
+        identity = measure.identity | images.hashes | self._averages.identity
         self._record = TrialRecord(config.output, identity)
         kept, self.comparable = self._record.read()
         self._trials = {trial.settings: trial for trial in kept}
@@ -99,6 +106,26 @@ class SettingsSearch:
 
     def _planned(self) -> list[SolverConfig]:
         return planned(self.config, {settings: trial.distance for settings, trial in self._trials.items()})
+
+
+def selection(config: TuneConfig, search: SettingsSearch, trials: Sequence[Trial], best: Trial) -> Selection:
+    """The record of a search, for the pipeline and the report."""
+    values: dict[str, list[Any]] = {}
+    for trial in trials:
+        for name, value in trial.settings.model_dump(mode="json").items():
+            seen = values.setdefault(name, [])
+            seen += [value] if value not in seen else []
+    lowest, *others = sorted(trial.distance for trial in trials)
+    return {
+        "tried": len(trials),
+        "varied": {name: seen for name, seen in sorted(values.items()) if len(seen) > 1},
+        "measure": SPACES[search.measure.key].distance,
+        "images": search.count,
+        "seed": config.seed,
+        "distance": best.distance,
+        "ahead": 1 - lowest / others[0] if others and 0 < others[0] < math.inf else None,
+        "within": config.within,
+    }
 
 
 def preferred(trials: Sequence[Trial], within: float) -> Trial:
