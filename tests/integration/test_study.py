@@ -290,6 +290,7 @@ ABLATION = SHORT | {
     "alone": {
         "no alignment": {"tokenizer.alignment.foundation": None},
         "gelu": {"transformer.model.feed_forward": "gelu"},
+        "another solver": {"samples.sampling.solver": "ucgm"},
     },
     "cumulated": {
         "uniform times": {"transformer.flow.time_sampling": "uniform"},
@@ -298,7 +299,7 @@ ABLATION = SHORT | {
 }
 
 
-def test_an_ablation_cumulates_and_trains_a_tokenizer_only_where_it_differs(tmp_path):
+def test_an_ablation_cumulates_and_trains_a_model_only_where_it_differs(tmp_path):
     values = {key: value for key, value in ABLATION.items() if key != "job"}
     config = validate(AblationStudyConfig, values | {"output": str(tmp_path)}, "test")
     runs = [run for run in all_runs(config, ablation.settings(config)) if run.seed == 0]
@@ -307,6 +308,9 @@ def test_an_ablation_cumulates_and_trains_a_tokenizer_only_where_it_differs(tmp_
     assert (last.time_sampling, last.cosine_weight) == ("uniform", 0)
     assert len({run.jobs["tokenizer"].output for run in runs}) == 2
     assert len({run.jobs["transformer"].output for run in runs}) == 5
+    solver = next(run for run in runs if run.setting == "another solver")
+    assert solver.jobs["transformer"].output == runs[0].jobs["transformer"].output
+    assert solver.jobs["report/2"].output != runs[0].jobs["report/2"].output
 
 
 def test_an_ablation_is_carried_out(alight, recipe, tmp_path):
@@ -314,10 +318,12 @@ def test_an_ablation_is_carried_out(alight, recipe, tmp_path):
     result = alight("study", "ablation", "--config", recipe(ABLATION), "--output", output, "--jobs", "2")
     assert result.returncode == 0, result.stderr
     report = json.loads((output / "report" / "report.json").read_text())
-    assert len(report["comparison"]["columns"]) == 5
+    assert len(report["comparison"]["columns"]) == 6
     labels = [figure["label"] for figure in report["figures"]]
     assert "Label accuracy: and no direction loss - uniform times" in labels
     assert len(list(output.glob("runs/*/tokenizer/alight.json"))) == 4  # two seeds of two tokenizers
+    assert len(list(output.glob("runs/*/transformer/alight.json"))) == 10  # of five transformers
+    assert not list(output.glob("runs/*/transformer/training/step-*.pt"))
 
 
 @pytest.mark.parametrize(

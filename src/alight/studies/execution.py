@@ -23,7 +23,7 @@ from alight.runtime.device import resolve_device
 from alight.runtime.errors import InputError
 from alight.runtime.hardware import available_cores
 from alight.runtime.units import duration
-from alight.studies.grid import Run, kind_of, module_of
+from alight.studies.grid import LATENTS, Run, kind_of, module_of
 from alight.studies.workers import Workers, own_device
 from alight.training.checkpoint import list_checkpoints
 from alight.training.longer import TRAINING_FOLDER
@@ -64,10 +64,11 @@ def carry_out(jobs: Mapping[str, Job]) -> None:
             import_module(module_of(name)).run(job)
 
 
-def remove_checkpoints(run: Run) -> None:
-    """Remove the checkpoints of a finished run's transformer, which its samples were drawn from."""
-    if run.is_finished:
-        for _, path in list_checkpoints(run.jobs["transformer"].output / TRAINING_FOLDER):
+def remove_checkpoints(run: Run, runs: Sequence[Run]) -> None:
+    """Remove the checkpoints of a run's transformer, once all of these runs that draw samples from it are finished."""
+    transformer = run.jobs["transformer"].output
+    if all(each.is_finished for each in runs if each.jobs["transformer"].output == transformer):
+        for _, path in list_checkpoints(transformer / TRAINING_FOLDER):
             path.unlink()
 
 
@@ -83,13 +84,14 @@ def carry_out_all(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> dic
         The reason of failure by the name of the run; empty if all went well.
     """
     failed: dict[str, str] = {}
-    for common, outcome in _outcomes(common_parts(runs), jobs):
-        if outcome.reason:
-            log.warning("study: %s failed: %s", common.name, outcome.reason)  # and again in every run that needs it
+    for stages in (LATENTS, ("transformer",)):
+        for common, outcome in _outcomes(common_parts(runs, stages), jobs):
+            if outcome.reason:  # and again in every run that needs it
+                log.warning("study: %s failed: %s", common.name, outcome.reason)
     open_runs = [run for run in runs if not run.is_finished]
     if not keep_checkpoints:
         for run in runs:  # of which a command that was killed may have left some
-            remove_checkpoints(run)
+            remove_checkpoints(run, runs)
     done, started = len(runs) - len(open_runs), time.perf_counter()
     seconds: list[float] = []
     for run, outcome in _outcomes(open_runs, jobs):
@@ -97,7 +99,7 @@ def carry_out_all(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> dic
             failed[run.name] = outcome.reason
             log.warning("study: %s failed and is left out: %s", run.name, outcome.reason)
         if not keep_checkpoints:
-            remove_checkpoints(run)
+            remove_checkpoints(run, runs)
         seconds.append(outcome.seconds)
         passed = time.perf_counter() - started
         log.info(
@@ -123,14 +125,15 @@ def remaining(seconds: Sequence[float], runs: int, jobs: int, passed: float) -> 
     return f"about {duration(max(whole - passed, 1.0))} left."
 
 
-def common_parts(runs: Sequence[Run]) -> list[Run]:
-    """The unfinished jobs that several runs share, a part per seed: made first, no run waits for another."""
+def common_parts(runs: Sequence[Run], stages: Sequence[str]) -> list[Run]:
+    """The unfinished jobs of some stages that several runs share: made first, no run waits for another."""
     users = Counter(job.output for run in runs for job in run.jobs.values())
     parts: dict[Path, Run] = {}
     for run in runs:
-        jobs = {name: job for name, job in run.jobs.items() if users[job.output] > 1 and not is_complete(job.output)}
+        shared = {name: run.jobs[name] for name in stages if users[run.jobs[name].output] > 1}
+        jobs = {name: job for name, job in shared.items() if not is_complete(job.output)}
         for folder in {job.output.parent for job in jobs.values()}:
-            parts.setdefault(folder, Run("latents of several settings", run.seed, folder, jobs))
+            parts.setdefault(folder, Run(f"{stages[-1]} of several settings", run.seed, folder, jobs))
     return list(parts.values())
 
 

@@ -25,8 +25,9 @@ MODULES = {  # the stage of every job, by the first word of its name
     "report": "alight.stages.evaluate",
 }
 KINDS = {"observer": "foundation", "reconstruction": "report"}  # of artifact, where the job's name does not say it
-RUNS, UNCHANGED = "runs", "unchanged"  # folders: of all runs, and of latents that no setting changes
-FIRST = ("tokenizer", "reconstruction", "latents")  # sections of what precedes a transformer
+RUNS, UNCHANGED = "runs", "unchanged"  # folders: of all runs, and of models that no setting changes
+LATENTS = ("tokenizer", "reconstruction", "latents")  # sections that decide on latents, and jobs that make them
+TRANSFORMER = (*LATENTS, "transformer")  # sections that decide on a transformer
 
 
 class Setting(NamedTuple):
@@ -91,21 +92,38 @@ def all_runs(config: GridStudyConfig, settings: Sequence[Setting]) -> list[Run]:
         InputError: a change names no key, or has a value that does not fit.
     """
     most = max(setting.seeds for setting in settings)
+    configs = {UNCHANGED: config} | {setting.name: changed(config, setting) for setting in settings}
     return [
-        one_run(config, setting, config.seed + number)
+        one_run(configs, setting.name, config.seed + number)
         for number in range(most)
         for setting in settings
         if number < setting.seeds
     ]
 
 
-def one_run(config: GridStudyConfig, setting: Setting, seed: int) -> Run:
-    """The jobs of a run, with their folders joined up."""
-    own = changed(config, setting)
-    folder = config.output / RUNS / f"{slug(setting.name)}-seed{seed}"
-    first = config.output / RUNS / f"{UNCHANGED}-seed{seed}"  # made once for all settings that do not change it
-    latents = first if all(getattr(own, name) == getattr(config, name) for name in FIRST) else folder
-    return Run(setting.name, seed, folder, dict(wire(own, folder, latents, seed)))
+def one_run(configs: Mapping[str, GridStudyConfig], setting: str, seed: int) -> Run:
+    """The jobs of a run, with their folders joined up.
+
+    Latents and transformers are made once for all settings that agree in what decides on them, in the folder of the
+    first of these settings.
+
+    Args:
+        configs: of all settings by name, that of the study first.
+        setting: name of the run's.
+        seed: of all jobs.
+    """
+    own = configs[setting]
+
+    def folder_of(name: str) -> Path:
+        return own.output / RUNS / f"{slug(name)}-seed{seed}"
+
+    def first_with(sections: Sequence[str]) -> Path:
+        wanted = [getattr(own, section) for section in sections]
+        equal = (name for name, each in configs.items() if [getattr(each, section) for section in sections] == wanted)
+        return folder_of(next(equal))
+
+    folders = folder_of(setting), first_with(LATENTS), first_with(TRANSFORMER)
+    return Run(setting, seed, folders[0], dict(wire(own, *folders, seed)))
 
 
 def changed(config: Config, setting: Setting) -> Config:
@@ -120,18 +138,19 @@ def changed(config: Config, setting: Setting) -> Config:
     return validate(type(config), values, f"The setting '{setting.name}'")
 
 
-def wire(config: GridStudyConfig, folder: Path, first: Path, seed: int) -> Iterator[tuple[str, Job]]:
+def wire(config: GridStudyConfig, folder: Path, first: Path, second: Path, seed: int) -> Iterator[tuple[str, Job]]:
     """The jobs of a run by name, from the tokenizer to the last report.
 
     Args:
         config: with the changes of the setting.
-        folder: of transformer, samples and reports.
+        folder: of samples and reports.
         first: of tokenizer, its report and latents.
+        second: of the transformer.
         seed: of all jobs.
     """
     foundation = config.public_foundation or str(config.output / "foundation")
     observer, steps = str(config.output / "observer"), config.measured_steps
-    tokenizer, latents, transformer = first / "tokenizer", first / "latents", folder / "transformer"
+    tokenizer, latents, transformer = first / "tokenizer", first / "latents", second / "transformer"
 
     def joined(job: Job, output: Path, **links: Any) -> Job:
         pictures = {"images": config.images} if hasattr(job, "images") else {}
@@ -161,7 +180,7 @@ def wire(config: GridStudyConfig, folder: Path, first: Path, seed: int) -> Itera
 
 def typical_jobs(config: GridStudyConfig, settings: Sequence[Setting]) -> dict[str, Job]:
     """The shared jobs and those of one run, of the last setting: all that a plan has to measure."""
-    return shared_jobs(config) | dict(one_run(config, settings[-1], config.seed).jobs)
+    return shared_jobs(config) | dict(all_runs(config, settings)[len(settings) - 1].jobs)
 
 
 def repetitions(config: GridStudyConfig, settings: Sequence[Setting]) -> dict[str, int]:
