@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from alight.flow import LinearPath, kumaraswamy_grid, solve_ode, time_grid
+from alight.flow import LinearPath, history_extrapolation, kumaraswamy_grid, solve_ode, time_grid
 from alight.options import PUBLISHED_WARP
 from alight.runtime.errors import InputError
 from helpers.gaussian_flow import GaussianFlow
@@ -28,6 +28,17 @@ def test_order_of_convergence(kappa, order):
 
 def test_the_published_kappa_overshoots_as_far_as_euler_falls_behind():
     assert error(0.5, 320) / error(0.0, 320) == pytest.approx(-1, abs=0.1)
+
+
+def test_the_corrected_step_is_of_second_order():
+    flow = GaussianFlow(LinearPath())
+
+    def gap(steps):
+        times = torch.linspace(0.2, 0.95, steps + 1, dtype=torch.float64).tolist()
+        *_, found = history_extrapolation(flow.velocity, START, times, kappa=0, corrected=True)
+        return (found - flow.transport(START, 0.2, 0.95)).abs().max().item()
+
+    assert math.log2(gap(80) / gap(160)) == pytest.approx(2, abs=0.1)
 
 
 @pytest.mark.parametrize("grid", [{}, {"timestep_shift": 0.3}, {"time_warp": PUBLISHED_WARP}])

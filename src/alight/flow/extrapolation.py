@@ -21,6 +21,7 @@ def history_extrapolation(
     kappa: float = PUBLISHED_KAPPA,
     renoise: float = 0.0,
     noise: Iterator[Tensor] | None = None,
+    corrected: bool = False,
 ) -> Iterator[Tensor]:
     """Moves along the line between estimated data and estimated noise (UCGM-S, arXiv 2505.07447).
 
@@ -37,6 +38,8 @@ def history_extrapolation(
         kappa: in [0, 1].
         renoise: share of the noise's variance that is drawn again at every step, in [0, 1].
         noise: a standard normal draw per step in the shape of x, for `renoise`.
+        corrected: evaluate again at the end of every step but the last, and repeat the step with the mean of both
+            noise estimates, which is of second order. Times must be positive, and small ones magnify rounding.
     """
     before: tuple[Tensor, Tensor] | None = None
     for step, (t, t_next) in enumerate(pairwise(times)):
@@ -46,6 +49,9 @@ def history_extrapolation(
             data, rest = (now + kappa * (now - earlier) for now, earlier in zip(estimates, before, strict=True))
         if renoise > 0 and noise is not None:
             rest = math.sqrt(1 - renoise) * rest + math.sqrt(renoise) * next(noise)
-        x = t_next * data + (1 - t_next) * rest
+        start, x = x, t_next * data + (1 - t_next) * rest
+        if corrected and t_next < 1:
+            mean = (estimates[1] + x - t_next * velocity(x, t_next)) / 2
+            x = t_next / t * start + (1 - t_next - t_next * (1 - t) / t) * mean
         before = estimates
         yield x
