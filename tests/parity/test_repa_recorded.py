@@ -118,4 +118,3 @@ def denoising(tensors):
     loss = flow_matching_loss(model, images, None, path=LinearPath(), cosine_weight=0.0, t=1 - t, x_0=noise)
     torch.testing.assert_close(loss.mse_per_sample, tensors["out.denoising"], rtol=1e-5, atol=1e-6)
     return loss.mse_per_sample
-

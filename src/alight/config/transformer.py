@@ -20,7 +20,15 @@ from alight.config.base import (
     Source,
 )
 from alight.config.training import OptimizerConfig, TransformerTrainingConfig
-from alight.options import FeedForwardKind, LossWeight, Norm, PathName, Prediction, TimeDistribution, TokenProjectorKind
+from alight.options import (
+    FeedForwardKind,
+    LossWeight,
+    Norm,
+    PathName,
+    Prediction,
+    TimeDistribution,
+    TokenProjectorKind,
+)
 
 
 class TransformerModelConfig(Section):

@@ -1,8 +1,8 @@
 """Alignment of a diffusion transformer's hidden tokens with features of a vision foundation model.
 
-REPA (Yu et al., arXiv 2410.06940) turns each projected token towards the foundation model's feature at its place. iREPA
-(Singh et al., arXiv 2512.10794) normalises these features over the places of an image first, which takes away the part
-that all places share and leaves what tells them apart.
+REPA (Yu et al., arXiv 2410.06940) turns each projected token towards the foundation model's feature at its place.
+iREPA (Singh et al., arXiv 2512.10794) normalises these features over the places of an image first, which takes away
+the part that all places share and leaves what tells them apart.
 """
 
 import torch.nn.functional as F

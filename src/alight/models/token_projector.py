@@ -1,4 +1,4 @@
-"""Projectors that bring a transformer's hidden tokens to the width of a foundation model's features, for training only.
+"""Projectors from a transformer's hidden tokens to the width of a foundation model's features, for training only.
 
 Legend: B batch, N tokens, row by row of a grid, D width of the transformer, E width of the features.
 """
