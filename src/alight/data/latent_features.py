@@ -26,6 +26,7 @@ from alight.runtime.reading import check_values
 
 FEATURES, MIRRORED_FEATURES = "features", "features_flip"
 FEATURES_FOLDER = "features"
+_MADE_FROM = "made_from"  # key of a shard's metadata
 _CROP_SETTINGS = ("size", "crop", "background")  # of images, which decide on the pixels of a square
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -166,9 +167,9 @@ class LatentFeatures:
         maps, metadata = map_tensors(path)
         if metadata != _metadata(self._entry):
             raise InputError(
-                f"{path} holds features of {metadata.get('foundation', 'an unknown model')}, made from other crops or "
-                f"by another foundation model than the latents in {self._folder.parent} say "
-                f"({self._entry['foundation']}). Restore the files that belong together, or extract the latents again."
+                f"{path} holds features from other crops or by another foundation model than the latents in "
+                f"{self._folder.parent} say ({self._entry['foundation']}). Restore the files that belong together, or "
+                "extract the latents again."
             )
         names = {FEATURES, MIRRORED_FEATURES} if self._entry["mirrored"] else {FEATURES}
         expected = (shard["count"], *self.shape)
@@ -221,6 +222,6 @@ def _mirrored(tensors: Sequence[str]) -> bool:
 
 
 def _metadata(description: Mapping[str, Any]) -> dict[str, str]:
-    """The part of a description that every shard carries, as safetensors takes it."""
-    names = ("foundation", "foundation_hash", "foundation_input")
-    return {name: description[name] for name in names} | {"crop": json.dumps(description["crop"], sort_keys=True)}
+    """The part of a description that every shard carries, under one key: safetensors keeps no order of several."""
+    names = ("foundation", "foundation_hash", "foundation_input", "crop")
+    return {_MADE_FROM: json.dumps({name: description[name] for name in names}, sort_keys=True)}

@@ -97,7 +97,7 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
         if config.statistics == "tokenizer":
             check_statistics(vae, dataset, config)
         if foundation is not None:
-            tell_size(vae, foundation, len(dataset), config)
+            log.info("latents: %s", size_sentence(vae, foundation, len(dataset), config))
         started -= folder.start(config.model_dump(mode="json"), inputs)
     processes.barrier()  # the folder is there
     for _ in make_shards(Encoders(vae, foundation), dataset, folder, config, processes):
@@ -134,17 +134,14 @@ def open_foundation(
     return model, described
 
 
-def tell_size(vae: VAVAE, foundation: FoundationModel, count: int, config: ExtractLatentsConfig) -> None:
-    """Say how much room the features take on the disk, before the first is computed."""
-    size = config.images.size
-    side = size // vae.downsampling_factor
+def size_sentence(vae: VAVAE, foundation: FoundationModel, count: int, config: ExtractLatentsConfig) -> str:
+    """How much room the features of so many images take on the disk."""
+    side = config.images.size // vae.downsampling_factor
     features = stored_size(count, (foundation.feature_dim, side, side), config.features.dtype, config.flips)
-    latents = stored_size(count, (vae.config.latent_channels, side, side), config.dtype, config.flips)
-    log.info(
-        "latents: the features of %s take %s on disk beside %s of latents (%s).",
-        *(foundation.name, size_text(features), size_text(latents)),
-        foundation.describe((side, side), (size, size)),
-    )
+    channels = vae.config.latent_channels * (2 if config.posterior == "moments" else 1)
+    latents = stored_size(count, (channels, side, side), config.dtype, config.flips)
+    name, size = foundation.name, size_text(features)
+    return f"The features of {name} take {size} on disk, beside {size_text(latents)} of latents."
 
 
 def check_statistics(vae: VAVAE, dataset: ImageDataset, config: ExtractLatentsConfig) -> None:

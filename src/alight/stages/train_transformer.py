@@ -39,9 +39,9 @@ from alight.training.average_snapshots import AverageTracks
 from alight.training.inputs import INIT_FROM, foundation_inputs, require_unchanged
 from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, optimizer_step
-from alight.training.parallel import ModelState, OptimizerState, release_weights
+from alight.training.parallel import ModelState, release_weights
 from alight.training.previews import preview_is_due
-from alight.training.run import Stateful, TrainingRun
+from alight.training.run import TrainingRun
 from alight.training.snapshot import snapshot_record
 from alight.training.transformer_networks import build_model, build_networks, image_flops
 from alight.training.transformer_step import draw_batch, transformer_backward
@@ -94,13 +94,8 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
     networks = build_networks(config, dataset, processes, origin, feature_dim)
     model, ema, optimizer, forward, averages, alignment = networks
     del origin
-    state: dict[str, Stateful] = {"model": ModelState(model), "optimizer": OptimizerState(networks.trained, optimizer)}
-    if alignment is not None:
-        state["projector"] = ModelState(alignment.projector)
-    if ema is not None:
-        state["ema"] = ModelState(ema.model)
     tracks = AverageTracks(averages, config.output, training, resolved, inputs, processes)
-    state |= tracks.states()
+    state = networks.states() | tracks.states()
 
     sampled = ema.model if ema is not None else model
     preview = open_preview(config, dataset, latents, drawing=processes.is_main or isinstance(sampled, FSDPModule))

@@ -1,9 +1,9 @@
 """The transformer, its average and its optimizer, built from a configuration and laid out over the processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -17,7 +17,8 @@ from alight.runtime.seeding import seeded_initialisation
 from alight.training.ema import EMA, PowerAverage
 from alight.training.flops import known_flops
 from alight.training.optimizer import make_optimizer
-from alight.training.parallel import replicate, shard, synchronised
+from alight.training.parallel import ModelState, OptimizerState, replicate, shard, synchronised
+from alight.training.run import Stateful
 from alight.training.token_alignment import TappedForward, TokenAlignment, build_token_alignment
 
 
@@ -56,6 +57,18 @@ class TransformerNetworks(NamedTuple):
     def trained(self) -> nn.Module:
         """The module with all parameters of the optimizer, by whose names its memory is stored."""
         return trained_together(self.model, self.alignment)
+
+    def states(self) -> dict[str, Stateful]:
+        """Everything of it that a checkpoint holds, by name, but the power-function averages."""
+        states: dict[str, Stateful] = {
+            "model": ModelState(self.model),
+            "optimizer": OptimizerState(self.trained, self.optimizer),
+        }
+        if self.ema is not None:
+            states["ema"] = ModelState(self.ema.model)
+        if self.alignment is not None:
+            states["projector"] = ModelState(self.alignment.projector)
+        return states
 
     @contextmanager
     def synchronised(self, last: bool) -> Iterator[None]:
@@ -143,7 +156,8 @@ def image_flops(config: TrainTransformerConfig, latents: LatentFormat, feature_d
             features = torch.empty(1, feature_dim, *model.grid)
 
     def learn() -> None:
-        predict: Callable[..., Any] = partial(model, auxiliary=True) if model.has_auxiliary_output else model
+        network: nn.Module = model
+        predict = partial(network, auxiliary=True) if model.has_auxiliary_output else network
         tapped = TappedForward(predict, alignment.block) if alignment is not None else None
         answer = (tapped or predict)(x, t, labels)
         loss = (sum(answer) if model.has_auxiliary_output else answer).sum()

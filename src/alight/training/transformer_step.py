@@ -43,14 +43,13 @@ class TransformerBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "TransformerBatch":
         """The same on a device."""
-        features = self.features.to(device) if self.features is not None else None
-        return TransformerBatch(*(tensor.to(device) for tensor in self[:5]), features)
+        moved = (tensor if tensor is None else tensor.to(device) for tensor in self)
+        return TransformerBatch(*moved)  # type: ignore[arg-type]  # None only where it was
 
     def micro_batches(self, count: int) -> list["TransformerBatch"]:
         """The batch in equal parts."""
-        features = self.features.chunk(count) if self.features is not None else [None] * count
-        parts = zip(*(tensor.chunk(count) for tensor in self[:5]), features, strict=True)
-        return [TransformerBatch(*part) for part in parts]
+        parts = ([None] * count if tensor is None else tensor.chunk(count) for tensor in self)
+        return [TransformerBatch(*part) for part in zip(*parts, strict=True)]
 
 
 def draw_batch(
