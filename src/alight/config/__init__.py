@@ -12,7 +12,7 @@ from alight.config.evaluation import (
     FeatureNetworksConfig,
     MeasureTokenizerConfig,
 )
-from alight.config.latents import ExtractLatentsConfig, InspectLatentsConfig
+from alight.config.latents import ExtractLatentsConfig, FeaturesConfig, InspectLatentsConfig
 from alight.config.sampling import DrawConfig, SampleConfig, SolverConfig
 from alight.config.studies import (
     AblationStudyConfig,
@@ -46,7 +46,18 @@ from alight.config.tools import (
     TuneConfig,
 )
 from alight.config.training import MuonConfig, OptimizerConfig, TrainingConfig, TransformerTrainingConfig
-from alight.config.transformer import FlowConfig, TrainTransformerConfig, TransformerModelConfig
+from alight.config.transformer import (
+    FlowConfig,
+    RepresentationConfig,
+    TrainTransformerConfig,
+    TransformerModelConfig,
+)
+
+LATER_SECTIONS = {  # which earlier versions lacked; their defaults are what those had built in
+    "optimizer.muon": MuonConfig,
+    "features": FeaturesConfig,
+    "representation": RepresentationConfig,
+}
 
 __all__ = [
     "AlignmentConfig",
@@ -61,6 +72,7 @@ __all__ = [
     "ExportConfig",
     "ExtractLatentsConfig",
     "FeatureNetworksConfig",
+    "FeaturesConfig",
     "FlowConfig",
     "FoundationModelConfig",
     "ImagesConfig",
@@ -68,6 +80,7 @@ __all__ = [
     "InfoImagesConfig",
     "InspectLatentsConfig",
     "Job",
+    "LATER_SECTIONS",
     "LatentRegularisationConfig",
     "MeasureTokenizerConfig",
     "MuonConfig",
@@ -76,6 +89,7 @@ __all__ = [
     "QuickstartConfig",
     "ReconstructionConfig",
     "ReportConfig",
+    "RepresentationConfig",
     "SampleConfig",
     "Section",
     "ServeConfig",

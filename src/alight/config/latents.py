@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from alight.config.base import ImagesConfig, Job, NonNegative, Positive, Section, Seed
+from alight.config.base import ImagesConfig, Job, NonNegative, Positive, Section, Seed, Source
 from alight.options import Precision, StoredDtype, StoredPosterior
+
+
+class FeaturesConfig(Section):
+    """Features of a vision foundation model, stored beside the latents for the alignment of a transformer's tokens."""
+
+    foundation: Source | None = None  # folder or hub id of a transformers model; None = no features
+    foundation_input: Literal["own", "published"] = "own"  # the model's own normalisation, or [-1, 1] as published
+    dtype: StoredDtype = "bf16"  # of the stored features
 
 
 class ExtractLatentsConfig(Job):
@@ -19,6 +27,7 @@ class ExtractLatentsConfig(Job):
     posterior: StoredPosterior = "sample"  # published: sample; moments: a new sample at every read
     statistics: Literal["tokenizer", "data"] = "tokenizer"  # origin of the mean and std that normalise the latents
     dtype: StoredDtype = "fp32"  # of the stored latents
+    features: FeaturesConfig = FeaturesConfig()  # for 'alight transformer train --representation.weight'
     precision: Precision = "fp32"  # of the encoder; bf16 = autocast, faster and good to two digits
     batch_size: Positive = 64  # images at a time, each with its mirror image
     shard_size: Positive = 10_000  # images per file; the unit of resuming, and of dividing the work between processes

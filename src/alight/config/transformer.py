@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from alight.config.base import (
     Depth,
@@ -17,9 +17,18 @@ from alight.config.base import (
     PositiveReal,
     Section,
     Size,
+    Source,
 )
 from alight.config.training import OptimizerConfig, TransformerTrainingConfig
-from alight.options import FeedForwardKind, LossWeight, Norm, PathName, Prediction, TimeDistribution
+from alight.options import (
+    FeedForwardKind,
+    LossWeight,
+    Norm,
+    PathName,
+    Prediction,
+    TimeDistribution,
+    TokenProjectorKind,
+)
 
 
 class TransformerModelConfig(Section):
@@ -77,6 +86,32 @@ class FlowConfig(Section):
     auxiliary_weight: NonNegativeReal = 0.5  # of the error of the auxiliary output, where model.auxiliary_block is set
 
 
+class RepresentationConfig(Section):
+    """Alignment of hidden tokens with the features of a foundation model that are stored beside the latents.
+
+    The defaults beside the weight are those of REPA; iREPA has the weight 1.0, the projector conv and the spatial norm
+    0.6.
+    """
+
+    weight: NonNegativeReal = 0.0  # of the mean of -cos, 0.5 in REPA; 0 = off, and no features are read
+    block: Positive = 8  # the tokens after this many blocks are aligned
+    projector: TokenProjectorKind = "mlp"  # from tokens to features: three layers, or one convolution over the grid
+    hidden_size: Size = 2048  # of the mlp
+    kernel_size: Literal[1, 3] = 3  # of the conv
+    spatial_norm: Annotated[float, Field(ge=0, le=1)] | None = None  # share of an image's mean to subtract; None = off
+    stop_step: Positive | None = None  # plain training from this step on; None = never
+    foundation: Source | None = None  # whose features these must be; None = whichever are stored
+
+    @property
+    def enabled(self) -> bool:
+        """Tell if tokens are aligned at all."""
+        return self.weight > 0
+
+    def counts_at(self, step: int) -> bool:
+        """Tell if tokens are aligned at a step, counted from 0."""
+        return self.enabled and (self.stop_step is None or step < self.stop_step)
+
+
 class TrainTransformerConfig(Job):
     """Train LightningDiT on latents with rectified flow."""
 
@@ -85,8 +120,16 @@ class TrainTransformerConfig(Job):
     init_from: str | None = None  # a transformer to start from: artifact, diffusers folder or published checkpoint
     model: TransformerModelConfig = TransformerModelConfig()  # with init_from, that transformer's
     flow: FlowConfig = FlowConfig()
+    representation: RepresentationConfig = RepresentationConfig()  # alignment of hidden tokens, REPA and iREPA
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TransformerTrainingConfig = TransformerTrainingConfig()
     samples_every: Positive | None = None  # steps between grids of samples; None = after 1/16, 1/8, 1/4, 1/2 and all
     sample_images: NonNegative = 16  # images in a grid, of the same noise and classes every time; 0 = no grids
     samples_tokenizer: Path | None = None  # decodes them; None = the folder that the latents were made with
+
+    @model_validator(mode="after")
+    def _aligned_block(self) -> Self:
+        layers, block = self.model.num_layers, self.representation.block
+        if self.representation.enabled and layers is not None and block > layers:
+            raise ValueError(f"representation.block {block} does not exist in a model of {layers}; give 1 to {layers}")
+        return self

@@ -7,13 +7,14 @@ killed run resumes with the missing shards, in any number of processes.
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import ConfigDict, with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from alight.artifacts import differences
+from alight.data.latent_features import FEATURES, FEATURES_FOLDER, MIRRORED_FEATURES, features_name, write_features
 from alight.data.latent_shards import shard_name, write_shard
 from alight.data.latents import UNFINISHED
 from alight.runtime.checked_json import read_checked, write_checked
@@ -52,6 +53,7 @@ class _Record(TypedDict):
     tensors: list[str]
     sha256: str
     statistics: _Sums
+    features: NotRequired[dict[str, Any]]  # the record of the features of these images, from `write_features`
 
 
 class LatentFolder:
@@ -61,10 +63,11 @@ class LatentFolder:
         path: the folder of the latents artifact.
         count: images of the whole run; image i is row i % `shard_size` of shard i // `shard_size`.
         shard_size: images per shard; the last one may be smaller.
+        features: what features, which are stored beside the latents, are of; None = there are none.
     """
 
-    def __init__(self, path: Path, count: int, shard_size: int) -> None:
-        self.path, self.count, self.shard_size = path, count, shard_size
+    def __init__(self, path: Path, count: int, shard_size: int, features: Mapping[str, Any] | None = None) -> None:
+        self.path, self.count, self.shard_size, self.features = path, count, shard_size, features
         self._unfinished = path / UNFINISHED
 
     @property
@@ -104,6 +107,10 @@ class LatentFolder:
             for leftover in [*self.path.glob("latents_*.safetensors"), *self.path.glob(".latents_*.writing")]:
                 if not (self._unfinished / f"{leftover.stem}.json").exists():
                     leftover.unlink()  # a process was killed between shard and record, or within the shard
+            if not finished or self.features is None:
+                shutil.rmtree(self.path / FEATURES_FOLDER, ignore_errors=True)  # likewise
+            if self.features is not None:
+                (self.path / FEATURES_FOLDER).mkdir(exist_ok=True)
         seconds = float(run["seconds"]) if run is not None and finished else 0.0
         self.record_time(seconds)
         return seconds
@@ -115,11 +122,14 @@ class LatentFolder:
 
     def holds(self, number: int) -> bool:
         """Tell if shard `number` exists and is intact."""
-        path = self.path / shard_name(number)
+        path, beside = self.path / shard_name(number), self.path / FEATURES_FOLDER / features_name(number)
         if not self._record_path(number).exists():
             return False
         try:
-            intact = _read(self._record_path(number), _Record)["sha256"] == file_hash(path)
+            record = _read(self._record_path(number), _Record)
+            intact = record["sha256"] == file_hash(path)
+            if self.features is not None:
+                intact = intact and record.get("features", {}).get("sha256") == file_hash(beside)
         except (InputError, OSError):
             intact = False
         if not intact:
@@ -127,12 +137,17 @@ class LatentFolder:
         return bool(intact)
 
     def write(self, number: int, tensors: Mapping[str, Tensor]) -> None:
-        """Store shard `number`, then its record.
+        """Store shard `number`, the features among its tensors in a file of their own, then its record.
 
         Raises:
-            InputError: latents are not finite, or the disk refuses; other shards are kept.
+            InputError: latents or features are not finite, or the disk refuses; other shards are kept.
         """
-        record = write_shard(self.path / shard_name(number), tensors)
+        features = {name: tensors[name] for name in (FEATURES, MIRRORED_FEATURES) if name in tensors}
+        latents = {name: values for name, values in tensors.items() if name not in features}
+        record = write_shard(self.path / shard_name(number), latents)
+        if self.features is not None:
+            path = self.path / FEATURES_FOLDER / features_name(number)
+            record["features"] = write_features(path, features, self.features)
         with explained_disk_errors(self.path):
             write_checked(self._record_path(number), record)
 

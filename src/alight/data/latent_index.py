@@ -65,6 +65,30 @@ class Statistics(TypedDict):
 
 
 @with_config(_STRICT)
+class FeaturesEntry(TypedDict):
+    """The features of a foundation model that are stored beside the latents, and everything that they depend on.
+
+    Attributes:
+        foundation: name of the model.
+        foundation_hash: of its weights.
+        foundation_input: how it was fed.
+        crop: the rule that made the squares, and the fingerprint of their images.
+        shape: (D, h, w) of one image.
+        mirrored: whether those of the mirrored images are there, too.
+        shards: one for each shard of latents, with the same images.
+    """
+
+    foundation: str
+    foundation_hash: str
+    foundation_input: str
+    crop: dict[str, Any]
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    dtype: str
+    mirrored: bool
+    shards: Annotated[list[ShardEntry], Field(min_length=1), AfterValidator(_distinct)]
+
+
+@with_config(_STRICT)
 class LatentIndex(TypedDict):
     """The required fields of an index; others are allowed."""
 
@@ -74,6 +98,7 @@ class LatentIndex(TypedDict):
     shards: Annotated[list[ShardEntry], Field(min_length=1), AfterValidator(_distinct)]
     class_names: Annotated[list[str], Field(max_length=MAX_CLASSES)]
     statistics: Statistics
+    features: NotRequired[FeaturesEntry]
 
 
 def read_index(folder: Path) -> LatentIndex:
@@ -103,6 +128,7 @@ def write_index(
     statistics: tuple[Tensor, Tensor],
     source: str,
     class_names: Sequence[str],
+    features: FeaturesEntry | None = None,
 ) -> None:
     """Write `index.json`.
 
@@ -112,6 +138,7 @@ def write_index(
         statistics: mean and std, each (C,), for normalisation.
         source: of the statistics, `tokenizer` or `data`.
         class_names: by label.
+        features: what is known of the features beside the latents, where there are any.
     """
     measured = merged_statistics(records)
     index = {
@@ -122,7 +149,7 @@ def write_index(
         "statistics": {"source": source, "mean": statistics[0].tolist(), "std": statistics[1].tolist()},
         "statistics_of_data": {"mean": measured.mean.tolist(), "std": measured.std.tolist()},
     }
-    write_checked(folder / INDEX, index)
+    write_checked(folder / INDEX, index | ({"features": features} if features is not None else {}))
 
 
 def merged_statistics(records: Sequence[Mapping[str, Any]]) -> ChannelStatistics:

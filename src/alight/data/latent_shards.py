@@ -7,9 +7,9 @@ log-variances are `latents_logvar` and `latents_flip_logvar`.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from alight.runtime.reading import check_values, require_regular
 LATENTS, MIRRORED, LABELS = "latents", "latents_flip", "labels"
 LOGVAR = {LATENTS: "latents_logvar", MIRRORED: "latents_flip_logvar"}  # name of the means -> of the log-variances
 
+Measured = TypeVar("Measured")
 MAX_CLASSES = 1_000_000  # a larger label is a mistake, and that many class names would fill the memory
 
 _HEADER_LIMIT = 16 * 2**20  # bytes; that of a shard takes a few hundred
@@ -53,16 +54,7 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             f"Some latents of {path.name} are not finite in {_dtype_name(tensors)}, so the shard was not written. "
             "Store latents as fp32 or bf16; if that does not help, the tokenizer itself has diverged."
         )
-    temporary = path.with_name(f".{path.name}.writing")  # what a killed process leaves is written over
-    with explained_disk_errors(path.parent):
-        try:
-            save_file(dict(tensors), temporary)
-            digest, statistics = file_hash(temporary), shard_statistics(map_shard(temporary))
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    digest, statistics = write_tensors(path, tensors, measure=lambda place: shard_statistics(map_shard(place)))
     return {
         "file": path.name,
         "count": len(tensors[LABELS]),
@@ -72,6 +64,33 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "sha256": digest,
         "statistics": statistics.to_dict(),
     }
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    measure: Callable[[Path], Measured],
+    metadata: dict[str, str] | None = None,
+) -> tuple[str, Measured]:
+    """Write a safetensors file atomically and durably.
+
+    Returns:
+        Its SHA-256, and what `measure` found in the file before it had its name.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.writing")  # what a killed process leaves is written over
+    with explained_disk_errors(path.parent):
+        try:
+            save_file(dict(tensors), temporary, metadata)
+            digest, measured = file_hash(temporary), measure(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return digest, measured
 
 
 def shard_statistics(maps: Mapping[str, np.ndarray]) -> ChannelStatistics:
@@ -101,17 +120,26 @@ def map_shard(path: Path) -> dict[str, np.ndarray]:
         InputError: the file is missing, truncated, too long or of another format, its tensors overlap, or it is not a
             shard of latents.
     """
+    maps, _ = map_tensors(path)
+    _require_latents(path, maps)
+    return maps
+
+
+def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Memory maps of all tensors of any safetensors file, as `map_shard`, and its metadata.
+
+    Raises:
+        InputError: the file is missing, truncated, too long or of another format, or its tensors overlap.
+    """
     try:
         require_regular(path)
         contents = np.asarray(np.memmap(path, np.uint8, mode="r"))
-        header, data = _split(contents)
-        maps = {name: _map_tensor(data, entry) for name, entry in header.items()}
+        header, data, metadata = _split(contents)
+        return {name: _map_tensor(data, entry) for name, entry in header.items()}, metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise InputError(
             f"{path} is not a complete shard of latents ({error}). Extract the latents again, or restore the file."
         ) from error
-    _require_latents(path, maps)
-    return maps
 
 
 def require_finite(path: Path, maps: Mapping[str, np.ndarray]) -> None:
@@ -134,13 +162,13 @@ def as_tensor(array: np.ndarray) -> Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
-def _split(contents: np.ndarray) -> tuple[dict[str, _Entry], np.ndarray]:
-    """The checked header of a safetensors file, and the bytes after it, which its tensors must fill without a gap."""
+def _split(contents: np.ndarray) -> tuple[dict[str, _Entry], np.ndarray, dict[str, str]]:
+    """The checked header of a safetensors file, the bytes that its tensors must fill without a gap, and metadata."""
     size = int.from_bytes(contents[:8].tobytes(), "little")
     if size > _HEADER_LIMIT or 8 + size > len(contents):
         raise ValueError("the header is truncated, or too long")
     values = json.loads(contents[8 : 8 + size].tobytes())
-    values.pop("__metadata__", None)
+    metadata = values.pop("__metadata__", None)
     header = check_values(values, dict[str, _Entry], "its header", "")
     data, position = contents[8 + size :], 0
     for begin, end in sorted(entry["data_offsets"] for entry in header.values()):
@@ -149,7 +177,7 @@ def _split(contents: np.ndarray) -> tuple[dict[str, _Entry], np.ndarray]:
         position = end
     if position != len(data):
         raise ValueError("the tensors do not fill the file")
-    return header, data
+    return header, data, metadata if isinstance(metadata, dict) else {}
 
 
 def _map_tensor(data: np.ndarray, entry: _Entry) -> np.ndarray:

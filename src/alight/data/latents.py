@@ -58,6 +58,7 @@ class LatentDataset:
         labels: (N,) int64.
         class_names: by label.
         has_flips: True if mirrored latents are stored.
+        has_features: True if features of a foundation model lie beside them; see `LatentFeatures`.
         has_moments: True if mean and log-variance are stored, of which every read can draw a new sample.
         mean, std: (C, 1, 1) in float32, for normalisation.
 
@@ -85,6 +86,7 @@ class LatentDataset:
                 )
         self.shape = tuple(self._maps[0][LATENTS].shape[1:])
         self.has_flips, self.has_moments = MIRRORED in keys, LOGVAR[LATENTS] in keys
+        self.has_features = "features" in index
         self.labels = torch.from_numpy(np.concatenate([maps[LABELS] for maps in self._maps]))
         if not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
             raise InputError(

@@ -24,6 +24,7 @@ from alight.config import (
     TrainTransformerConfig,
 )
 from alight.config.recipes import load_config, shipped_recipes
+from alight.data.latent_features import LatentFeatures
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_source
 from alight.interop.tokenizer_sources import open_tokenizer
@@ -42,6 +43,7 @@ from alight.plan.untrained import (
     untrained_foundation,
 )
 from alight.runtime.errors import InputError
+from alight.training.inputs import foundation_inputs
 from alight.training.tokenizer_networks import used_foundation
 from alight.training.transformer_networks import build_model
 
@@ -49,7 +51,7 @@ JobT = TypeVar("JobT", bound=Job)
 IMAGENET_IMAGES, IMAGENET_VALIDATION = 1_281_167, 50_000
 KINDS_OF_IMAGES = {"train": "training images", "held_out": "held-out images", "all": "images"}
 DECODED_IMAGES = 16  # that the time of decoding is the mean of
-ASSUMED_LATENTS, ASSUMED_CLASSES = (32, 16, 16), 1000
+ASSUMED_LATENTS, ASSUMED_CLASSES, ASSUMED_FEATURES = (32, 16, 16), 1000, 768
 
 
 class Inputs:
@@ -111,6 +113,30 @@ class Inputs:
             "--num-classes say otherwise."
         )
         return shape, count
+
+    def feature_dim(self, recipe: TrainTransformerConfig) -> int | None:
+        """Width of the features that the tokens of a transformer are aligned with; None where they are not.
+
+        Raises:
+            InputError: the latents are there, and hold no features, or those of another model.
+        """
+        wanted = recipe.representation
+        if not wanted.enabled:
+            return None
+        if is_complete(recipe.latents):
+            artifact = read_artifact(recipe.latents, "latents", verify=False)
+            return LatentFeatures(
+                artifact, wanted.foundation, foundation_inputs(wanted.foundation).get("foundation")
+            ).shape[0]
+        maker = self.maker(recipe.latents, ExtractLatentsConfig)
+        name = (maker.features.foundation if maker is not None else None) or wanted.foundation
+        if name is not None:
+            return self.foundation(name, "own").feature_dim
+        self.note(
+            f"There are no features at {recipe.latents} yet: they are taken to be {ASSUMED_FEATURES} wide, as those "
+            "of DINOv2-B; representation.foundation says otherwise."
+        )
+        return ASSUMED_FEATURES
 
     def tokenizer(self, source: Path | str) -> VAVAE:
         """A tokenizer, with random weights if it is not there yet.

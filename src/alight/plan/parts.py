@@ -22,6 +22,7 @@ from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
 from alight.plan.inputs import Inputs
 from alight.plan.passes import Passes
+from alight.stages.extract_latents import size_sentence
 
 PUBLISHED_COUNT = 50_000
 DINOV2_SIDE = 224
@@ -73,6 +74,12 @@ def extraction(job: ExtractLatentsConfig, inputs: Inputs, passes: Passes) -> Ite
     mirrored = 2 if job.flips else 1
     vae = inputs.tokenizer(job.tokenizer)
     yield Part("encode", mirrored * count, passes.encoding(vae, job.images.size, job.batch_size, job.precision))
+    if job.features.foundation is not None:
+        model = inputs.foundation(job.features.foundation, job.features.foundation_input).to(passes.device)
+        grid = (job.images.size // vae.downsampling_factor,) * 2
+        inputs.note(size_sentence(vae, model, count, job))
+        each = passes.features(lambda images: model(images, grid=grid), job.images.size, job.batch_size)
+        yield Part("features of the foundation model", mirrored * count, each)
 
 
 def sampling(

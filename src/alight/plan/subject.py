@@ -76,6 +76,7 @@ def transformer_subject(
 ) -> Subject:
     """The recipe's model, or two shallow ones."""
     latents, num_images = inputs.latents(recipe.latents)
+    latents = latents._replace(feature_dim=inputs.feature_dim(recipe))
     with torch.device("meta"):
         model = build_model(recipe, latents)
     parameters, depth, tokens = count_parameters(model), num_layers(recipe), model.grid.height * model.grid.width

@@ -21,10 +21,12 @@ class LatentShape(NamedTuple):
     Attributes:
         shape: (C, h, w).
         num_classes: of their labels.
+        feature_dim: width of the features that tokens are aligned with; None = they are not.
     """
 
     shape: tuple[int, ...]
     num_classes: int
+    feature_dim: int | None = None
 
 
 class TransformerShape(NamedTuple):
@@ -98,7 +100,8 @@ def shallower(config: TrainTransformerConfig, layers: int) -> TrainTransformerCo
     sizes = PRESETS[config.model.preset]._asdict() if config.model.preset else {}
     block = block_within(config.model.auxiliary_block, layers)
     model = config.model.model_copy(update={"preset": None, **sizes, "num_layers": layers, "auxiliary_block": block})
-    return config.model_copy(update={"model": model})
+    aligned = config.representation.model_copy(update={"block": min(config.representation.block, layers)})
+    return config.model_copy(update={"model": model, "representation": aligned})
 
 
 def block_within(auxiliary_block: int | None, layers: int) -> int | None:

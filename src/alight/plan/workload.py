@@ -101,21 +101,27 @@ class TransformerWorkload(Workload):
         self._config, self._latents = shallower(config, num_layers), latents
         plain = {"compile": False, "activation_checkpointing": False}
         plain_config = self._config.model_copy(update={"training": config.training.model_copy(update=plain)})
-        networks = transformer_networks.build_networks(plain_config, latents, Processes(0, 1, device))
+        processes, feature_dim = Processes(0, 1, device), latents.feature_dim
+        networks = transformer_networks.build_networks(plain_config, latents, processes, feature_dim=feature_dim)
         model, ema, optimizer, *_ = networks
         averages = [*present(ema), *networks.power_averages]
         self._model, self._times = model, torch.Generator().manual_seed(0)
+        self._alignment = networks.alignment
         compilation = partial(compile_blocks, model.blocks)
-        averaged = (model, averages)
-        super().__init__(config.training, config.optimizer, device, averaged, {optimizer: [model]}, compilation)
+        averaged, trained = (model, averages), {optimizer: [networks.trained]}
+        super().__init__(config.training, config.optimizer, device, averaged, trained, compilation)
 
     def backward(self, images: int) -> None:
         """Add the gradient of a micro-batch of that many images."""
         flow, device = self._config.flow, self.device
         labels = torch.zeros(images, dtype=torch.long, device=device)
         x_1, x_0 = (self.noise(images, *self._latents.shape) for _ in range(2))
-        batch = TransformerBatch(x_1, labels, draw_times(flow, 0, images, self._times), x_0, labels).to(device)
-        transformer_backward(self._model, batch, flow, self.training.precision)
+        features = None
+        if self._alignment is not None and self._latents.feature_dim is not None:
+            features = self.noise(images, self._latents.feature_dim, *self._latents.shape[1:])
+        times = draw_times(flow, 0, images, self._times)
+        batch = TransformerBatch(x_1, labels, times, x_0, labels, features).to(device)
+        transformer_backward(self._model, batch, flow, self.training.precision, alignment=self._alignment)
 
 
 class TokenizerWorkload(Workload):

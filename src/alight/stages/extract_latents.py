@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +13,20 @@ from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import ExtractLatentsConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.images import ImageSource
+from alight.data.latent_features import (
+    FEATURES,
+    MIRRORED_FEATURES,
+    LatentFeatures,
+    crop_rule,
+    features_entry,
+    stored_size,
+)
 from alight.data.latent_folder import LatentFolder
 from alight.data.latent_shards import LABELS, LATENTS, LOGVAR, MIRRORED
 from alight.data.latents import UNFINISHED, merged_statistics, write_index
 from alight.data.loading import open_dataset
 from alight.lineage import warn_of_other_squares
+from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.console import log, progress_bar
@@ -26,8 +36,8 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import derive_seed, noise_of_seeds, random_stream
-from alight.runtime.units import duration
-from alight.training.inputs import image_inputs, require_unchanged
+from alight.runtime.units import duration, size_text
+from alight.training.inputs import foundation_inputs, image_inputs, require_unchanged
 
 CPU_PIXELS = 2**17  # that pass the encoder at a time: two images of 256 pixels, 32 of 64
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -37,14 +47,16 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def run(config: ExtractLatentsConfig) -> Artifact:
     """Encode every training image, and its mirror image in the same pass, into shards of raw latents.
 
+    Features of a foundation model are stored beside them where they are asked for.
+
     Several processes share the shards, and a run that was killed goes on with those that are missing.
 
     Returns:
         The latents artifact: safetensors shards, an index and statistics.
 
     Raises:
-        InputError: on unusable images or tokenizer, an output folder that cannot be written, or latents there of
-            another configuration, other images or another tokenizer.
+        InputError: on unusable images, tokenizer or foundation model, an output folder that cannot be written, or
+            latents there of another configuration, other images, another tokenizer or another foundation model.
     """
     tokenizer = read_artifact(config.tokenizer, "tokenizer")
     resolved = config.model_dump(mode="json")
@@ -56,7 +68,9 @@ def run(config: ExtractLatentsConfig) -> Artifact:
             extract(config, tokenizer, processes)
         else:
             finished.require_input(tokenizer)
-            require_unchanged(finished, image_inputs(config.images))
+            require_unchanged(finished, image_inputs(config.images) | foundation_inputs(config.features.foundation))
+            if config.features.foundation is not None:
+                LatentFeatures(finished)  # its files are no part of the manifest
             shutil.rmtree(config.output / UNFINISHED, ignore_errors=True)  # if the run was killed at its very end
     return read_artifact(config.output, "latents")
 
@@ -72,22 +86,62 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
         )
     dataset = open_dataset(config.images, "train", augment=False, cache_bytes=0)  # each image is read once
     source = dataset.source
-    folder = LatentFolder(config.output, len(dataset), config.shard_size)
+    foundation, described = open_foundation(config, source, processes)
+    folder = LatentFolder(config.output, len(dataset), config.shard_size, described)
     started = time.perf_counter()
+    inputs = {"tokenizer": tokenizer.hash, "images": source.fingerprint}
+    if described is not None:
+        inputs["foundation"] = described["foundation_hash"]
     if processes.is_main:
         warn_of_other_squares(tokenizer, config.images)
         if config.statistics == "tokenizer":
             check_statistics(vae, dataset, config)
-        inputs = {"tokenizer": tokenizer.hash, "images": source.fingerprint}
+        if foundation is not None:
+            log.info("latents: %s", size_sentence(vae, foundation, len(dataset), config))
         started -= folder.start(config.model_dump(mode="json"), inputs)
     processes.barrier()  # the folder is there
-    for _ in make_shards(vae, dataset, folder, config, processes):
+    for _ in make_shards(Encoders(vae, foundation), dataset, folder, config, processes):
         if processes.is_main:
             folder.record_time(time.perf_counter() - started)
     processes.barrier()  # all shards are there
     if processes.is_main:
         finish(vae, source, folder, config, tokenizer, started)
     processes.barrier()  # the artifact is there
+
+
+class Encoders(NamedTuple):
+    """The networks that turn images into the tensors of a shard; a foundation model only where features are wanted."""
+
+    vae: VAVAE
+    foundation: FoundationModel | None
+
+
+def open_foundation(
+    config: ExtractLatentsConfig, source: ImageSource, processes: Processes
+) -> tuple[FoundationModel | None, dict[str, Any] | None]:
+    """The foundation model on its device, and all that the features depend on; nothing where none are wanted."""
+    wanted = config.features
+    if wanted.foundation is None:
+        return None, None
+    model = FoundationModel.from_pretrained(wanted.foundation, wanted.foundation_input).to(processes.device)
+    described = {
+        "foundation": wanted.foundation,
+        "foundation_hash": foundation_inputs(wanted.foundation).get("foundation") or model.identity(),
+        "foundation_input": wanted.foundation_input,
+        "crop": crop_rule(config.model_dump(mode="json")["images"], source.fingerprint),
+        "mirrored": config.flips,
+    }
+    return model, described
+
+
+def size_sentence(vae: VAVAE, foundation: FoundationModel, count: int, config: ExtractLatentsConfig) -> str:
+    """How much room the features of so many images take on the disk."""
+    side = config.images.size // vae.downsampling_factor
+    features = stored_size(count, (foundation.feature_dim, side, side), config.features.dtype, config.flips)
+    channels = vae.config.latent_channels * (2 if config.posterior == "moments" else 1)
+    latents = stored_size(count, (channels, side, side), config.dtype, config.flips)
+    name, size = foundation.name, size_text(features)
+    return f"The features of {name} take {size} on disk, beside {size_text(latents)} of latents."
 
 
 def check_statistics(vae: VAVAE, dataset: ImageDataset, config: ExtractLatentsConfig) -> None:
@@ -102,7 +156,7 @@ def check_statistics(vae: VAVAE, dataset: ImageDataset, config: ExtractLatentsCo
 
 
 def make_shards(
-    vae: VAVAE, dataset: ImageDataset, folder: LatentFolder, config: ExtractLatentsConfig, processes: Processes
+    encoders: Encoders, dataset: ImageDataset, folder: LatentFolder, config: ExtractLatentsConfig, processes: Processes
 ) -> Iterator[int]:
     """Make this process's share of the shards that are missing; yields the number of each when it is stored."""
     shards = range(folder.num_shards)
@@ -117,7 +171,7 @@ def make_shards(
     started = time.perf_counter()
     with progress_bar(total=total, desc=f"latents{share}", unit=" img") as bar:
         for number in own:
-            folder.write(number, encode_shard(vae, dataset, folder.images(number), config, bar.update))
+            folder.write(number, encode_shard(encoders, dataset, folder.images(number), config, bar.update))
             yield number
     seconds = time.perf_counter() - started
     if total:
@@ -125,7 +179,11 @@ def make_shards(
 
 
 def encode_shard(
-    vae: VAVAE, dataset: ImageDataset, images: range, config: ExtractLatentsConfig, report: Callable[[int], object]
+    encoders: Encoders,
+    dataset: ImageDataset,
+    images: range,
+    config: ExtractLatentsConfig,
+    report: Callable[[int], object],
 ) -> dict[str, Tensor]:
     """The tensors of the shard with these images, on the CPU in the type that is stored; tells how many are done.
 
@@ -136,8 +194,12 @@ def encode_shard(
     done = 0
     for batch in loader:
         labels, part = batch.label, slice(done, done + len(batch.label))
-        encoded = encode(vae, unit_range(batch.image.to(vae.device)), images[part], config)
+        pixels = unit_range(batch.image.to(encoders.vae.device))
+        encoded = encode(encoders.vae, pixels, images[part], config)
         stored = {key: values.to("cpu", _DTYPES[config.dtype]) for key, values in encoded.items()} | {LABELS: labels}
+        if encoders.foundation is not None:
+            grid = encoded[LATENTS].shape[2], encoded[LATENTS].shape[3]
+            stored |= encode_features(encoders.foundation, pixels, grid, config)
         for key, values in stored.items():
             if key not in shard:
                 shard[key] = values.new_empty(len(images), *values.shape[1:])
@@ -162,6 +224,18 @@ def encode(vae: VAVAE, images: Tensor, numbers: Sequence[int], config: ExtractLa
     if config.posterior == "moments":
         encoded |= zip((LOGVAR[key] for key in keys), logvar.split(len(images)), strict=True)
     return encoded
+
+
+def encode_features(
+    foundation: FoundationModel, images: Tensor, grid: tuple[int, int], config: ExtractLatentsConfig
+) -> dict[str, Tensor]:
+    """Features of images in [-1, 1] on the grid of their latents, and of the mirror images, as they are stored.
+
+    The features of a mirror image are not the mirrored features.
+    """
+    sides = {FEATURES: images, MIRRORED_FEATURES: images.flip(-1)} if config.flips else {FEATURES: images}
+    with autocast(images.device, config.precision):
+        return {key: foundation(side, grid).to("cpu", _DTYPES[config.features.dtype]) for key, side in sides.items()}
 
 
 def moments(vae: VAVAE, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +266,10 @@ def finish(
     of_tokenizer = vae.latents_statistics if config.statistics == "tokenizer" else None
     with writing_folder(config.output) as staging:
         statistics = of_tokenizer or (measured.mean, measured.std)
-        write_index(staging, records, statistics, config.statistics, source.class_names)
+        features = None
+        if folder.features is not None:
+            features = features_entry(folder.features, [record["features"] for record in records])
+        write_index(staging, records, statistics, config.statistics, source.class_names, features)
         shards = [config.output / record["file"] for record in records]
         digest = file_hash(*shards)
         facts = {
@@ -203,5 +280,7 @@ def finish(
         }
         seconds = time.perf_counter() - started
         inputs = {"tokenizer": tokenizer.hash}
+        if features is not None:
+            inputs["foundation"] = features["foundation_hash"]
         write_manifest(staging, "latents", config.model_dump(mode="json"), digest, inputs, facts, seconds, shards)
     folder.finish()

@@ -9,6 +9,7 @@ import numpy as np
 
 from alight.artifacts import Artifact, library_versions, read_artifact, write_manifest
 from alight.config import InspectLatentsConfig
+from alight.data.latent_features import LatentFeatures
 from alight.data.latents import LatentDataset
 from alight.evaluation.latent_report import density_figures, latent_figures, latent_plots, read_some
 from alight.outputs import claimed_output, writing_folder
@@ -68,6 +69,9 @@ def inspect(config: InspectLatentsConfig, artifact: Artifact) -> Inspection:
     """Check every byte, and measure some of the latents."""
     dataset = LatentDataset(config.latents)
     dataset.check_bytes(artifact.hash)
+    features = LatentFeatures(artifact) if dataset.has_features else None
+    if features is not None:
+        features.check_bytes()
     latents = read_some(dataset, config.seed)
     figures, pictures = latent_figures(dataset, latents, config.seed), []
     if config.density_runs:
@@ -81,6 +85,8 @@ def inspect(config: InspectLatentsConfig, artifact: Artifact) -> Inspection:
         "per class": f"{counts.min():,} to {counts.max():,}",
         "tokenizer": artifact.inputs.get("tokenizer", "")[:12] or "unknown",
     }
+    if features is not None:
+        facts["features"] = f"{' x '.join(map(str, features.shape))} of {features.foundation}; all checksums are right"
     report = None
     if config.output is not None:
         page, resolved = build_report(artifact, dataset, latents, figures, pictures), config.model_dump(mode="json")

@@ -1,6 +1,7 @@
 """Stage 3: latents -> LightningDiT, trained with rectified flow (paper, section 4)."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import TrainTransformerConfig
+from alight.data.latent_features import LatentFeatures
 from alight.data.latents import LatentDataset
 from alight.data.sampling import ResumableSampler
 from alight.flow import PATHS, GuidedVelocity, sample
@@ -34,16 +36,17 @@ from alight.runtime.files import file_hash
 from alight.runtime.pixels import to_uint8
 from alight.runtime.seeding import noise_of_batch
 from alight.training.average_snapshots import AverageTracks
-from alight.training.inputs import INIT_FROM
+from alight.training.inputs import INIT_FROM, foundation_inputs, require_unchanged
 from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, optimizer_step
-from alight.training.parallel import ModelState, OptimizerState, release_weights, synchronised
+from alight.training.parallel import ModelState, release_weights
 from alight.training.previews import preview_is_due
-from alight.training.run import Stateful, TrainingRun
+from alight.training.run import TrainingRun
 from alight.training.snapshot import snapshot_record
 from alight.training.transformer_networks import build_model, build_networks, image_flops
 from alight.training.transformer_step import draw_batch, transformer_backward
 
+FEATURES = "features"  # of a foundation model, among the inputs
 SAMPLE_STEPS = 10  # of a second-order solver, enough to see what training does
 
 
@@ -68,6 +71,8 @@ def run(config: TrainTransformerConfig) -> Artifact:
             train(config, resolved, latents, processes)
         else:
             finished.require_input(latents)
+            if (features := open_features(config, latents)) is not None:
+                require_unchanged(finished, {FEATURES: features.identity})
     return read_artifact(config.output, "transformer")
 
 
@@ -76,7 +81,9 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
     training, device = config.training, processes.device
     dataset = LatentDataset(config.latents)
     origin = open_transformer(config.init_from) if config.init_from is not None else None
-    inputs, facts = describe(config, dataset, latents, origin)
+    features = open_features(config, latents, verify=True)
+    feature_dim = features.shape[0] if features is not None else None
+    inputs, facts = describe(config, dataset, latents, origin, features)
     if origin is not None:
         architecture = architecture_of(origin.model, config.model, config.init_from)
         config = config.model_copy(update={"model": architecture})
@@ -84,13 +91,11 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
     batch, ranks = training.global_batch_size, (processes.rank, processes.world_size)
     sampler = ResumableSampler(len(dataset), batch, config.seed, *ranks)
     own, micro_batches = processes.share(batch), training.micro_batches(processes.world_size)
-    model, ema, optimizer, forward, averages = build_networks(config, dataset, processes, origin)
+    networks = build_networks(config, dataset, processes, origin, feature_dim)
+    model, ema, optimizer, forward, averages, alignment = networks
     del origin
-    state: dict[str, Stateful] = {"model": ModelState(model), "optimizer": OptimizerState(model, optimizer)}
-    if ema is not None:
-        state["ema"] = ModelState(ema.model)
     tracks = AverageTracks(averages, config.output, training, resolved, inputs, processes)
-    state |= tracks.states()
+    state = networks.states() | tracks.states()
 
     sampled = ema.model if ema is not None else model
     preview = open_preview(config, dataset, latents, drawing=processes.is_main or isinstance(sampled, FSDPModule))
@@ -102,18 +107,19 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
         "transformer",
         processes,
         dataset_size=len(dataset),
-        flops_per_image=image_flops(config, dataset),
+        flops_per_image=image_flops(config, dataset, feature_dim),
         inputs=inputs,
         artifact=snapshot_record(model.arguments, inputs, facts),
     ) as run:
         sampler.advance(run.start_step)
         order = iter(sampler)
         for step in run.steps():
-            drawn = draw_batch(config, model, dataset, next(order), step, own)
+            drawn = draw_batch(config, model, dataset, next(order), step, own, features)
             for number, micro_batch in enumerate(drawn.micro_batches(micro_batches), start=1):
-                with synchronised(forward, last=number == micro_batches):
-                    on_device = micro_batch.to(device)
-                    losses = transformer_backward(forward, on_device, config.flow, training.precision, micro_batches)
+                with networks.synchronised(last=number == micro_batches):
+                    losses = transformer_backward(
+                        forward, micro_batch.to(device), config.flow, training.precision, micro_batches, alignment
+                    )
                 run.log(**losses)
             lr = learning_rate(step, training.steps, config.optimizer)
             norm = optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
@@ -128,6 +134,21 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
     if processes.is_main:
         save(weights, config, resolved, dataset, inputs, facts, run.seconds)
     processes.barrier()  # the artifact is there
+
+
+def open_features(config: TrainTransformerConfig, latents: Artifact, verify: bool = False) -> LatentFeatures | None:
+    """The features beside the latents, where tokens are to be aligned with them; else nothing is looked at.
+
+    Raises:
+        InputError: there are none, or they are of another foundation model or of other crops, or damaged.
+    """
+    wanted = config.representation
+    if not wanted.enabled:
+        return None
+    features = LatentFeatures(latents, wanted.foundation, foundation_inputs(wanted.foundation).get("foundation"))
+    if verify and int(os.environ.get("LOCAL_RANK", "0")) == 0:  # the first process of the machine does it for all
+        features.check_bytes()
+    return features
 
 
 class Preview(NamedTuple):
@@ -209,10 +230,16 @@ def draw_samples(
 
 
 def describe(
-    config: TrainTransformerConfig, dataset: LatentDataset, latents: Artifact, origin: OpenTransformer | None
+    config: TrainTransformerConfig,
+    dataset: LatentDataset,
+    latents: Artifact,
+    origin: OpenTransformer | None,
+    features: LatentFeatures | None = None,
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The hashes of the inputs, and what sampling must know of the latents."""
     inputs = {"latents": latents.hash, "tokenizer": latents.inputs.get("tokenizer", "")}
+    if features is not None:
+        inputs[FEATURES] = features.identity
     facts: dict[str, Any] = {
         "class_names": list(dataset.class_names),
         "latents_mean": dataset.mean.flatten().tolist(),

@@ -1,5 +1,8 @@
 """The transformer, its average and its optimizer, built from a configuration and laid out over the processes."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,7 +17,9 @@ from alight.runtime.seeding import seeded_initialisation
 from alight.training.ema import EMA, PowerAverage
 from alight.training.flops import known_flops
 from alight.training.optimizer import make_optimizer
-from alight.training.parallel import replicate, shard
+from alight.training.parallel import ModelState, OptimizerState, replicate, shard, synchronised
+from alight.training.run import Stateful
+from alight.training.token_alignment import TappedForward, TokenAlignment, build_token_alignment
 
 
 class LatentFormat(Protocol):
@@ -38,6 +43,7 @@ class TransformerNetworks(NamedTuple):
         optimizer: of the model.
         forward: the module to call, so that gradients are averaged over the processes.
         power_averages: further averages, from which others can be put together after training.
+        alignment: of its tokens with features, with a projector that the optimizer has too; None = off.
     """
 
     model: LightningDiT
@@ -45,6 +51,32 @@ class TransformerNetworks(NamedTuple):
     optimizer: torch.optim.Optimizer
     forward: nn.Module
     power_averages: tuple[PowerAverage[LightningDiT], ...] = ()
+    alignment: TokenAlignment | None = None
+
+    @property
+    def trained(self) -> nn.Module:
+        """The module with all parameters of the optimizer, by whose names its memory is stored."""
+        return trained_together(self.model, self.alignment)
+
+    def states(self) -> dict[str, Stateful]:
+        """Everything of it that a checkpoint holds, by name, but the power-function averages."""
+        states: dict[str, Stateful] = {
+            "model": ModelState(self.model),
+            "optimizer": OptimizerState(self.trained, self.optimizer),
+        }
+        if self.ema is not None:
+            states["ema"] = ModelState(self.ema.model)
+        if self.alignment is not None:
+            states["projector"] = ModelState(self.alignment.projector)
+        return states
+
+    @contextmanager
+    def synchronised(self, last: bool) -> Iterator[None]:
+        """Around forward and backward of one micro-batch: gradients travel with the last one alone."""
+        with ExitStack() as stack:
+            for module in (self.forward, *((self.alignment.forward,) if self.alignment is not None else ())):
+                stack.enter_context(synchronised(module, last))
+            yield
 
 
 def build_networks(
@@ -52,13 +84,29 @@ def build_networks(
     latents: LatentFormat,
     processes: Processes,
     origin: OpenTransformer | None = None,
+    feature_dim: int | None = None,
 ) -> TransformerNetworks:
-    """Build the model from the seed or from existing weights, and its averages and optimizer."""
+    """Build the model from the seed or from existing weights, and its averages, projector and optimizer.
+
+    Args:
+        config: of the training.
+        latents: that the model is built for.
+        processes: that share the work.
+        origin: weights to start from; None = fresh ones.
+        feature_dim: width of the features that tokens are aligned with; without it they are not.
+
+    Raises:
+        InputError: sizes do not fit each other, or the block to be aligned does not exist.
+    """
     training = config.training
     with seeded_initialisation(config.seed, "transformer"):
         model = build_model(config, latents)
     if origin is not None:
         adopt_weights(model, origin)
+    alignment = None
+    if config.representation.enabled and feature_dim is not None:
+        alignment = build_token_alignment(config.representation, model, feature_dim, config.seed)
+        alignment.projector.to(processes.device)
     model.to(processes.device)
     if training.activation_checkpointing:
         model.enable_gradient_checkpointing()
@@ -66,12 +114,22 @@ def build_networks(
     power_averages = tuple(PowerAverage(model, width) for width in training.power_averages or ())
     if training.compile:
         compile_blocks(model.blocks)
-    if training.sharding == "shard" and processes.world_size > 1:
+    sharded = training.sharding == "shard" and processes.world_size > 1
+    if sharded:
         averages = (*((ema,) if ema is not None else ()), *power_averages)
         for each in (model, *(average.model for average in averages)):
             shard(each, each.blocks)
-    optimizer = make_optimizer(model.named_parameters(), config.optimizer)
-    return TransformerNetworks(model, ema, optimizer, replicate(model, processes), power_averages)
+    if alignment is not None:
+        alignment.distribute(processes, sharded)
+    optimizer = make_optimizer(trained_together(model, alignment).named_parameters(), config.optimizer)
+    return TransformerNetworks(model, ema, optimizer, replicate(model, processes), power_averages, alignment)
+
+
+def trained_together(model: LightningDiT, alignment: TokenAlignment | None) -> nn.Module:
+    """The model itself, or a container with its projector beside it."""
+    if alignment is None:
+        return model
+    return nn.ModuleDict({"transformer": model, "projector": alignment.projector})
 
 
 def build_model(config: TrainTransformerConfig, latents: LatentFormat) -> LightningDiT:
@@ -84,11 +142,27 @@ def build_model(config: TrainTransformerConfig, latents: LatentFormat) -> Lightn
     return LightningDiT(**fitted, **options)
 
 
-def image_flops(config: TrainTransformerConfig, latents: LatentFormat) -> int | None:
-    """Floating-point operations to learn from one image; None where they cannot be counted."""
+def image_flops(config: TrainTransformerConfig, latents: LatentFormat, feature_dim: int | None = None) -> int | None:
+    """Floating-point operations to learn from one image; None where they cannot be counted.
+
+    Tokens are aligned where the configuration says so and the width of the features is given.
+    """
     with torch.device("meta"):
         model, x, t = build_model(config, latents), torch.empty(1, *latents.shape), torch.empty(1)
         labels = torch.empty(1, dtype=torch.int64)
-    if model.has_auxiliary_output:
-        return known_flops(lambda: sum(model(x, t, labels, auxiliary=True)).sum().backward())
-    return known_flops(lambda: model(x, t, labels).sum().backward())
+        alignment = None
+        if config.representation.enabled and feature_dim is not None:
+            alignment = build_token_alignment(config.representation, model, feature_dim, config.seed)
+            features = torch.empty(1, feature_dim, *model.grid)
+
+    def learn() -> None:
+        network: nn.Module = model
+        predict = partial(network, auxiliary=True) if model.has_auxiliary_output else network
+        tapped = TappedForward(predict, alignment.block) if alignment is not None else None
+        answer = (tapped or predict)(x, t, labels)
+        loss = (sum(answer) if model.has_auxiliary_output else answer).sum()
+        if alignment is not None and tapped is not None:
+            loss = loss + alignment.loss(tapped.tokens, features)
+        loss.backward()
+
+    return known_flops(learn)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from alight.config import FlowConfig, TrainTransformerConfig
+from alight.data.latent_features import LatentFeatures
 from alight.data.latents import LatentDataset
 from alight.flow import PATHS, flow_matching_loss, sample_timesteps, time_interval
 from alight.models.lightning_dit import LightningDiT
 from alight.options import Precision
 from alight.runtime.device import autocast
 from alight.runtime.seeding import noise_of_batch, random_stream
+from alight.training.token_alignment import TappedForward, TokenAlignment
 
 
 class TransformerBatch(NamedTuple):
@@ -29,6 +31,7 @@ class TransformerBatch(NamedTuple):
         t: (B,) times.
         x_0: (B, C, h, w) noise.
         indices: (B,) int64 positions in the data set, by which anything stored per image can join the batch.
+        features: (B, D, h, w) of a foundation model, in the type that is stored; None = tokens are not aligned.
     """
 
     x_1: Tensor
@@ -36,14 +39,17 @@ class TransformerBatch(NamedTuple):
     t: Tensor
     x_0: Tensor
     indices: Tensor
+    features: Tensor | None = None
 
     def to(self, device: torch.device) -> "TransformerBatch":
         """The same on a device."""
-        return TransformerBatch(*(tensor.to(device) for tensor in self))
+        moved = (tensor if tensor is None else tensor.to(device) for tensor in self)
+        return TransformerBatch(*moved)  # type: ignore[arg-type]  # None only where it was
 
     def micro_batches(self, count: int) -> list["TransformerBatch"]:
         """The batch in equal parts."""
-        return [TransformerBatch(*parts) for parts in zip(*(tensor.chunk(count) for tensor in self), strict=True)]
+        parts = ([None] * count if tensor is None else tensor.chunk(count) for tensor in self)
+        return [TransformerBatch(*part) for part in zip(*parts, strict=True)]
 
 
 def draw_batch(
@@ -53,8 +59,9 @@ def draw_batch(
     indices: Sequence[int],
     step: int,
     own: slice,
+    features: LatentFeatures | None = None,
 ) -> TransformerBatch:
-    """Draw the batch of a step."""
+    """Draw the batch of a step, with features where tokens are aligned at this step."""
     batch, generator = config.training.global_batch_size, random_stream(config.seed, "step", step)
     flips = (torch.rand(batch, generator=generator) < 0.5)[own].numpy()
     t = draw_times(config.flow, step, batch, generator)[own]
@@ -62,7 +69,9 @@ def draw_batch(
     x_0 = noise_of_batch(own, dataset.shape, config.seed, "noise", step)
     noise = noise_of_batch(own, dataset.shape, config.seed, "posterior", step) if dataset.has_moments else None
     x_1, labels, positions = dataset.gather(indices, flips, noise=noise)
-    return TransformerBatch(x_1, model.drop_labels(labels, u=u), t, x_0, positions)
+    aligned = features is not None and config.representation.counts_at(step)
+    targets = features.gather(indices, flips) if features is not None and aligned else None
+    return TransformerBatch(x_1, model.drop_labels(labels, u=u), t, x_0, positions, targets)
 
 
 def draw_times(flow: FlowConfig, step: int, count: int, generator: torch.Generator) -> Tensor:
@@ -87,6 +96,7 @@ def transformer_backward(
     flow: FlowConfig,
     precision: Precision = "fp32",
     micro_batches: int = 1,
+    alignment: TokenAlignment | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of the flow matching objective (paper, section 4) to the parameters.
 
@@ -96,14 +106,18 @@ def transformer_backward(
         flow: path, prediction and weights of the loss; that of the auxiliary output counts where there is one.
         precision: of the forward pass.
         micro_batches: of equal size in the step; the gradient is this share of it.
+        alignment: of tokens with the features of the batch; a batch without features is learned from as without it.
 
     Returns:
         The loss and its terms, without gradient, by their names in the log.
     """
     auxiliary = has_auxiliary_output(forward)
+    predict = partial(forward, auxiliary=True) if auxiliary else forward
+    aligned = alignment is not None and batch.features is not None
+    tapped = TappedForward(predict, alignment.block) if alignment is not None and aligned else None
     with autocast(batch.x_1.device, precision):
         loss = flow_matching_loss(
-            partial(forward, auxiliary=True) if auxiliary else forward,
+            tapped or predict,
             batch.x_1,
             batch.labels,
             path=PATHS[flow.path](),
@@ -114,8 +128,13 @@ def transformer_backward(
             t=batch.t,
             x_0=batch.x_0,
         )
-    (loss.total / micro_batches).backward()
-    terms = {"loss": loss.total, "mse": loss.mse, "cosine": loss.cosine, "auxiliary": loss.auxiliary}
+        total, similarity = loss.total, None
+        if alignment is not None and tapped is not None and batch.features is not None:
+            similarity = alignment.loss(tapped.tokens, batch.features)
+            total = total + alignment.weight * similarity
+    (total / micro_batches).backward()
+    terms = {"loss": total, "mse": loss.mse, "cosine": loss.cosine, "auxiliary": loss.auxiliary}
+    terms["representation"] = similarity
     return {name: term.detach() for name, term in terms.items() if term is not None}
 
 
