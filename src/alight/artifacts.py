@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
-from alight.config import MuonConfig
+from alight.config import AverageVelocityConfig, MuonConfig
 from alight.config.commands import command_for
 from alight.runtime.checked_json import CHECKSUM, read_perhaps_checked, write_checked
 from alight.runtime.console import progress_bar
@@ -38,15 +38,15 @@ FORMAT = 2
 _FORMAT_WITHOUT_HASHES = 1  # version 0.1
 TO_BE_EDITED = ("README.md",)  # people may rewrite the card of a model that they share
 _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had built in, or one that is as good
-    "optimizer.name": "adamw",
-    "optimizer.muon": MuonConfig().model_dump(mode="json"),
+    **{"optimizer.name": "adamw", "optimizer.muon": MuonConfig().model_dump(mode="json")},
+    **{"flow.objective": "velocity", "flow.average_velocity": AverageVelocityConfig().model_dump(mode="json")},
     "images.background": "white",
     "model.initial_encoder": "random",
     **{"sampling.time_warp": None, "sampling.kappa": 0.5, "sampling.last_step_size": 0.04},
     **{"time_warps": [None], "kappas": [0.5], "within": 0.0},
     **{"grid_classes": 50, "shown_classes": 50, "guide_checkpoint": None, "auxiliary_block": None},
     **{"flow.auxiliary_weight": 0.5, "sampling.internal_scale": 1.0, "sampling.internal_interval": None},
-    **{"internal_scales": [1.0], "internal_intervals": [[0.0, 1.0]]},
+    **{"interval_embedding": False, "internal_scales": [1.0], "internal_intervals": [[0.0, 1.0]]},
     **dict.fromkeys(("training.power_averages", "training.snapshot_every", "averages_of")) | {"averages": []},
 }
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched

@@ -46,9 +46,15 @@ from alight.config.tools import (
     TuneConfig,
 )
 from alight.config.training import MuonConfig, OptimizerConfig, TrainingConfig, TransformerTrainingConfig
-from alight.config.transformer import FlowConfig, TrainTransformerConfig, TransformerModelConfig
+from alight.config.transformer import (
+    AverageVelocityConfig,
+    FlowConfig,
+    TrainTransformerConfig,
+    TransformerModelConfig,
+)
 
 __all__ = [
+    "AverageVelocityConfig",
     "AlignmentConfig",
     "AverageConfig",
     "BenchConfig",

@@ -18,8 +18,9 @@ from alight.config.base import (
     Section,
     Size,
 )
+from alight.config.sampling import GuidanceScale
 from alight.config.training import OptimizerConfig, TransformerTrainingConfig
-from alight.options import FeedForwardKind, LossWeight, Norm, PathName, Prediction, TimeDistribution
+from alight.options import FeedForwardKind, LossWeight, Norm, Objective, PathName, Prediction, TimeDistribution
 
 
 class TransformerModelConfig(Section):
@@ -38,6 +39,7 @@ class TransformerModelConfig(Section):
     rope: bool = True  # rotary positions, beside the sin-cos ones
     adaln_shift: bool = True  # modulate by shift and scale, or by scale alone
     auxiliary_block: int | None = None  # a second output after this many blocks, for Internal Guidance; None = off
+    interval_embedding: bool = False  # tell it the length of a step, too, which average velocities need
 
     @model_validator(mode="after")
     def _preset_or_sizes(self) -> Self:
@@ -59,6 +61,14 @@ class TransformerModelConfig(Section):
         return self
 
 
+class AverageVelocityConfig(Section):
+    """How average velocities are learned (MeanFlow); used where the objective is average_velocity."""
+
+    equal_times: Fraction = 0.75  # share of steps without a length, which learn the velocity itself
+    guidance_scale: GuidanceScale = 1.0  # of classifier-free guidance, trained in; sampling then has none; 1 = off
+    adaptive_power: Fraction = 1.0  # p of the weight 1 / (squared error + 0.01)^p; 0 = off
+
+
 class FlowConfig(Section):
     """The flow (paper, section 4): path and prediction, how time is drawn, and what the loss is.
 
@@ -75,6 +85,17 @@ class FlowConfig(Section):
     logit_normal_std: PositiveReal = 1.0
     cosine_weight: NonNegativeReal = 1.0  # of the velocity direction loss
     auxiliary_weight: NonNegativeReal = 0.5  # of the error of the auxiliary output, where model.auxiliary_block is set
+    objective: Objective = "velocity"  # or average_velocity, in place of the losses above: for sampling in few steps
+    average_velocity: AverageVelocityConfig = AverageVelocityConfig()
+
+    @model_validator(mode="after")
+    def _averages_are_of_velocities(self) -> Self:
+        if self.objective == "average_velocity" and (self.path, self.prediction) != ("linear", "velocity"):
+            raise ValueError(
+                "objective average_velocity needs the linear path and the prediction velocity, not "
+                f"{self.path} and {self.prediction}"
+            )
+        return self
 
 
 class TrainTransformerConfig(Job):
@@ -90,3 +111,18 @@ class TrainTransformerConfig(Job):
     samples_every: Positive | None = None  # steps between grids of samples; None = after 1/16, 1/8, 1/4, 1/2 and all
     sample_images: NonNegative = 16  # images in a grid, of the same noise and classes every time; 0 = no grids
     samples_tokenizer: Path | None = None  # decodes them; None = the folder that the latents were made with
+
+    @model_validator(mode="after")
+    def _average_velocities(self) -> Self:
+        if self.flow.objective != "average_velocity":
+            return self
+        if self.init_from is None:
+            raise ValueError(
+                "flow.objective average_velocity fine-tunes a trained transformer; name its folder: --init-from FOLDER"
+            )
+        if self.training.compile or self.training.sharding == "shard":
+            raise ValueError(
+                "flow.objective average_velocity differentiates the transformer in forward mode, which neither "
+                "training.compile nor training.sharding shard can; leave both out"
+            )
+        return self

@@ -13,14 +13,17 @@ expectation that v gives, whatever the model is so far. Its own velocity u(x, t,
 scatter less, but only points in the right direction once the model is good.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from alight.flow.path import Path, time_like
+from alight.flow.solvers import CountedField, Field, ODESolution, follow
+from alight.flow.timesteps import time_grid
 from alight.runtime.errors import InputError
 
 ADAPTIVE_OFFSET = 0.01  # c of the weight 1 / (error + c)^p, as published
@@ -65,7 +68,7 @@ def average_velocity_target(
         average: Tensor = model(x, time, class_labels, until=until)
         return average
 
-    _, rate = torch.func.jvp(along, (x_t, t), (velocity, torch.ones_like(t)))
+    rate: Tensor = torch.func.jvp(along, (x_t, t), (velocity, torch.ones_like(t)))[1]
     return velocity + time_like(until - t, x_t) * rate
 
 
@@ -128,6 +131,47 @@ def average_velocity_loss(
     summed = error.sum(1)
     weighted = summed / (summed.detach() + ADAPTIVE_OFFSET) ** adaptive_power
     return AverageVelocityLoss(weighted.mean(), error.mean(), error.mean(1), prediction, target)
+
+
+def solve_mean(
+    average: Field,
+    x: Tensor,
+    num_inference_steps: int,
+    timestep_shift: float | None = None,
+    *,
+    time_warp: tuple[float, float, float] | None = None,
+    t_0: float = 0.0,
+    t_1: float = 1.0,
+    return_trajectory: bool = False,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> ODESolution:
+    """Moves by the average velocity of each step, x <- x + (r - t) u(x, t, r): one evaluation, exact where u is.
+
+    Args:
+        average: `average(x, t, until) -> u`, shape of x, with Python floats as times: a `GuidedVelocity` of a model
+            with an interval embedding.
+        x: (B, ...) the state at `t_0`.
+        num_inference_steps: at least 1.
+        timestep_shift: as in `solve_ode`, like everything below.
+        time_warp: in place of the shift.
+        t_0: start time.
+        t_1: end time.
+        return_trajectory: keep the state at every grid point.
+        on_step: called after every step with (steps done, state).
+
+    Raises:
+        InputError: fewer than one step, a bad time range or warp.
+    """
+    grid = time_grid(num_inference_steps, timestep_shift, t_0, t_1, time_warp).tolist()
+    field = CountedField(average)
+
+    def states(x: Tensor) -> Iterator[Tensor]:
+        for t, until in pairwise(grid):
+            x = x + (until - t) * field(x, t, until)
+            yield x
+
+    x, trajectory = follow(states(x), x, return_trajectory, on_step)
+    return ODESolution(x, field.nfe, num_inference_steps, trajectory)
 
 
 def _check(

@@ -38,6 +38,7 @@ class PipelineIndex(TypedDict):
     path: NotRequired[str]
     prediction: NotRequired[str]
     recommended_sampling: NotRequired[dict[str, JsonValue] | None]
+    trained_guidance_scale: NotRequired[float | None]
 
 
 @with_config(_STRICT)
