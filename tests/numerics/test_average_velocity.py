@@ -72,7 +72,7 @@ def test_the_average_of_no_time_is_the_velocity():
 
 
 def test_the_target_with_single_pairs_has_the_exact_average_as_its_mean():
-    """At one point x_t, the pairs that lead through it are Gaussian; their velocities scatter, the target's mean not."""
+    """At one point x_t, the pairs that lead through it are Gaussian; their velocities scatter, the mean does not."""
     exact, path = ExactAverage(scale=0.7), LinearPath()
     count, t, until = 200_000, 0.4, 0.9
     generator = torch.Generator().manual_seed(1)

@@ -62,7 +62,7 @@ class TransformerModelConfig(Section):
 
 
 class AverageVelocityConfig(Section):
-    """How average velocities are learned (MeanFlow); used where the objective is average_velocity."""
+    """Training of average velocities (MeanFlow); used where the objective is average_velocity."""
 
     equal_times: Fraction = 0.75  # share of steps without a length, which learn the velocity itself
     guidance_scale: GuidanceScale = 1.0  # of classifier-free guidance, trained in; sampling then has none; 1 = off

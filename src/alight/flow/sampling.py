@@ -89,9 +89,9 @@ def sample(
         InputError: an unknown solver, or settings that do not go together.
     """
     _require_fitting(solver, path, prediction)
-    shift = None if options.timestep_shift == 1 else options.timestep_shift
+    shift, warp = None if options.timestep_shift == 1 else options.timestep_shift, options.time_warp
     if solver in SDE_SOLVERS:
-        if options.time_warp is not None:
+        if warp is not None:
             raise InputError(f"{solver} takes no time warp. Give a timestep shift, or choose an ODE solver.")
         method = cast(SDEMethod, solver.removeprefix("sde_"))
         return solve_sde(
@@ -106,16 +106,11 @@ def sample(
         )
     start, end = time_interval(path, prediction)
     if solver == MEAN_SOLVER:
-        return solve_mean(
-            *(field, noise, num_inference_steps, shift),
-            time_warp=options.time_warp,
-            t_0=start,
-            t_1=end,
-            on_step=on_step,
-        )
+        steps = field, noise, num_inference_steps, shift
+        return solve_mean(*steps, time_warp=warp, t_0=start, t_1=end, on_step=on_step)
     return solve_ode(
         *(VelocityField(field, path, prediction), noise, num_inference_steps, solver, shift),
-        time_warp=options.time_warp,
+        time_warp=warp,
         kappa=options.kappa,
         t_0=start,
         t_1=end,
