@@ -38,7 +38,7 @@ FORMAT = 2
 _FORMAT_WITHOUT_HASHES = 1  # version 0.1
 TO_BE_EDITED = ("README.md",)  # people may rewrite the card of a model that they share
 _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had built in, or one that is as good
-    "optimizer.name": "adamw",
+    **{"optimizer.name": "adamw", "flow.objective": "velocity"},
     **{name: section().model_dump(mode="json") for name, section in LATER_SECTIONS.items()},
     "images.background": "white",
     "model.initial_encoder": "random",
@@ -46,7 +46,7 @@ _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had b
     **{"time_warps": [None], "kappas": [0.5], "within": 0.0},
     **{"grid_classes": 50, "shown_classes": 50, "guide_checkpoint": None, "auxiliary_block": None},
     **{"flow.auxiliary_weight": 0.5, "sampling.internal_scale": 1.0, "sampling.internal_interval": None},
-    **{"internal_scales": [1.0], "internal_intervals": [[0.0, 1.0]]},
+    **{"interval_embedding": False, "internal_scales": [1.0], "internal_intervals": [[0.0, 1.0]]},
     **dict.fromkeys(("training.power_averages", "training.snapshot_every", "averages_of")) | {"averages": []},
 }
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched

@@ -41,6 +41,7 @@ InitialEncoder = Literal["random", "principal_components"]
 # --- flow ---------------------------------------------------------------------------------------------------------
 PathName = Literal["linear", "gvp", "vp"]
 Prediction = Literal["velocity", "noise", "score"]
+Objective = Literal["velocity", "average_velocity"]
 LossWeight = Literal["none", "velocity", "likelihood"]
 TimeDistribution = Literal["logit_normal", "uniform"]
 GuidanceName = Literal["classifier_free", "autoguidance"]
@@ -51,6 +52,7 @@ LastStep = Literal["mean", "tweedie", "euler"]
 ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "explicit_adams", "implicit_adams")
 ODE_SOLVERS = ("euler", "midpoint", "heun2", "heun3", "rk4", "rk4_classic", "heun", "ab2", "ucgm", *ADAPTIVE_SOLVERS)
 PUBLISHED_KAPPA, PUBLISHED_WARP = 0.5, (1.17, 0.8, 1.1)  # of ucgm, for LightningDiT
+MEAN_SOLVER = "mean"  # by average velocities, which few models predict
 SDE_SOLVERS = tuple(f"sde_{method}" for method in get_args(SDEMethod))
 
 
@@ -78,7 +80,7 @@ def require_solver(name: str) -> None:
     Raises:
         InputError: suggests the nearest and lists all.
     """
-    require_known(name, (*ODE_SOLVERS, *SDE_SOLVERS), "solver")
+    require_known(name, (*ODE_SOLVERS, *SDE_SOLVERS, MEAN_SOLVER), "solver")
 
 
 def suggestion(name: str, known: Iterable[str], cutoff: float = 0.4) -> str:

@@ -47,6 +47,7 @@ from alight.config.tools import (
 )
 from alight.config.training import MuonConfig, OptimizerConfig, TrainingConfig, TransformerTrainingConfig
 from alight.config.transformer import (
+    AverageVelocityConfig,
     FlowConfig,
     RepresentationConfig,
     TrainTransformerConfig,
@@ -55,11 +56,13 @@ from alight.config.transformer import (
 
 LATER_SECTIONS = {  # which earlier versions lacked; their defaults are what those had built in
     "optimizer.muon": MuonConfig,
+    "flow.average_velocity": AverageVelocityConfig,
     "features": FeaturesConfig,
     "representation": RepresentationConfig,
 }
 
 __all__ = [
+    "AverageVelocityConfig",
     "AlignmentConfig",
     "AverageConfig",
     "BenchConfig",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from alight.config.base import ClassName, Fraction, Job, NonNegative, Positive, PositiveReal, Section
 from alight.options import (
+    MEAN_SOLVER,
     PUBLISHED_KAPPA,
     SDE_SOLVERS,
     DiffusionForm,
@@ -51,6 +52,11 @@ class SolverConfig(Section):
             raise ValueError("time_warp goes with no timestep_shift and no sde_ solver; leave one of them out")
         if self.kappa != PUBLISHED_KAPPA and self.solver != "ucgm":
             raise ValueError(f"kappa belongs to the solver ucgm, not to {self.solver}; leave one of them out")
+        if self.solver == MEAN_SOLVER and (self.guidance_scale != 1 or self.internal_scale != 1):
+            raise ValueError(
+                "the solver mean takes no guidance_scale or internal_scale: guidance of average velocities is part of "
+                "their training (flow.average_velocity.guidance_scale); leave it out, or choose another solver"
+            )
         if self.stochastic and self.num_inference_steps < 2:
             raise ValueError(f"{self.solver} needs num_inference_steps of at least 2: a noisy step and the last one")
         if self.guidance_interval and self.guidance_interval[0] >= self.guidance_interval[1]:

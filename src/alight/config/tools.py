@@ -25,7 +25,7 @@ from alight.config.base import (
 from alight.config.evaluation import FeatureNetworksConfig
 from alight.config.sampling import DrawConfig, GuidanceScale, Steps, TimestepShift, TimeWarp
 from alight.config.training import AveragingWidth
-from alight.options import PUBLISHED_KAPPA, Precision, require_solver
+from alight.options import MEAN_SOLVER, PUBLISHED_KAPPA, Precision, require_solver
 
 
 class TuneConfig(FeatureNetworksConfig, Job):
@@ -61,6 +61,10 @@ class TuneConfig(FeatureNetworksConfig, Job):
     def _something_to_try(self) -> Self:
         for solver in self.solvers:
             require_solver(solver)
+        if MEAN_SOLVER in self.solvers and {*self.guidance_scales, *self.internal_scales} != {1.0}:
+            raise ValueError(
+                "the solver mean takes no guidance; give guidance_scales and internal_scales of 1 with it"
+            )
         guidance = (self.guidance_scales, self.guidance_intervals, self.internal_scales, self.internal_intervals)
         if not all((*guidance, self.timestep_shifts, self.time_warps, self.solvers, self.kappas, self.steps)):
             raise ValueError("every list of settings needs at least one entry; give the one value to keep")

@@ -19,11 +19,13 @@ from alight.config.base import (
     Size,
     Source,
 )
+from alight.config.sampling import GuidanceScale
 from alight.config.training import OptimizerConfig, TransformerTrainingConfig
 from alight.options import (
     FeedForwardKind,
     LossWeight,
     Norm,
+    Objective,
     PathName,
     Prediction,
     TimeDistribution,
@@ -47,6 +49,7 @@ class TransformerModelConfig(Section):
     rope: bool = True  # rotary positions, beside the sin-cos ones
     adaln_shift: bool = True  # modulate by shift and scale, or by scale alone
     auxiliary_block: int | None = None  # a second output after this many blocks, for Internal Guidance; None = off
+    interval_embedding: bool = False  # tell it the length of a step, too, which average velocities need
 
     @model_validator(mode="after")
     def _preset_or_sizes(self) -> Self:
@@ -68,6 +71,14 @@ class TransformerModelConfig(Section):
         return self
 
 
+class AverageVelocityConfig(Section):
+    """Training of average velocities (MeanFlow); used where the objective is average_velocity."""
+
+    equal_times: Fraction = 0.75  # share of steps without a length, which learn the velocity itself
+    guidance_scale: GuidanceScale = 1.0  # of classifier-free guidance, trained in; sampling then has none; 1 = off
+    adaptive_power: Fraction = 1.0  # p of the weight 1 / (squared error + 0.01)^p; 0 = off
+
+
 class FlowConfig(Section):
     """The flow (paper, section 4): path and prediction, how time is drawn, and what the loss is.
 
@@ -84,6 +95,17 @@ class FlowConfig(Section):
     logit_normal_std: PositiveReal = 1.0
     cosine_weight: NonNegativeReal = 1.0  # of the velocity direction loss
     auxiliary_weight: NonNegativeReal = 0.5  # of the error of the auxiliary output, where model.auxiliary_block is set
+    objective: Objective = "velocity"  # or average_velocity, in place of the losses above: for sampling in few steps
+    average_velocity: AverageVelocityConfig = AverageVelocityConfig()
+
+    @model_validator(mode="after")
+    def _averages_are_of_velocities(self) -> Self:
+        if self.objective == "average_velocity" and (self.path, self.prediction) != ("linear", "velocity"):
+            raise ValueError(
+                "objective average_velocity needs the linear path and the prediction velocity, not "
+                f"{self.path} and {self.prediction}"
+            )
+        return self
 
 
 class RepresentationConfig(Section):
@@ -132,4 +154,23 @@ class TrainTransformerConfig(Job):
         layers, block = self.model.num_layers, self.representation.block
         if self.representation.enabled and layers is not None and block > layers:
             raise ValueError(f"representation.block {block} does not exist in a model of {layers}; give 1 to {layers}")
+        return self
+
+    @model_validator(mode="after")
+    def _average_velocities(self) -> Self:
+        if self.flow.objective != "average_velocity":
+            return self
+        if self.representation.enabled:
+            raise ValueError(
+                "representation aligns the tokens of plain training alone; set representation.weight to 0"
+            )
+        if self.init_from is None:
+            raise ValueError(
+                "flow.objective average_velocity fine-tunes a trained transformer; name its folder: --init-from FOLDER"
+            )
+        if self.training.compile or self.training.sharding == "shard":
+            raise ValueError(
+                "flow.objective average_velocity differentiates the transformer in forward mode, which neither "
+                "training.compile nor training.sharding shard can; leave both out"
+            )
         return self

@@ -1,5 +1,11 @@
 """Flow matching: paths from noise to data, training times and objective, guidance, and the solvers that sample."""
 
+from alight.flow.average_velocity import (
+    AverageVelocityLoss,
+    average_velocity_loss,
+    average_velocity_target,
+    solve_mean,
+)
 from alight.flow.diffusion import diffusion_coefficient
 from alight.flow.extrapolation import history_extrapolation
 from alight.flow.guidance import GUIDANCES, AutoGuidance, ClassifierFreeGuidance, Guidance, GuidedVelocity
@@ -23,6 +29,7 @@ __all__ = [
     "FlowMatchingLoss",
     "GVPPath",
     "AutoGuidance",
+    "AverageVelocityLoss",
     "ClassifierFreeGuidance",
     "Guidance",
     "GuidedVelocity",
@@ -43,6 +50,8 @@ __all__ = [
     "TimeInterval",
     "VPPath",
     "VelocityField",
+    "average_velocity_loss",
+    "average_velocity_target",
     "default_eps",
     "diffusion_coefficient",
     "dimension_aware_shift",
@@ -54,6 +63,7 @@ __all__ = [
     "sample",
     "sample_timesteps",
     "shift_timesteps",
+    "solve_mean",
     "solve_ode",
     "solve_sde",
     "standard_normal_log_density",

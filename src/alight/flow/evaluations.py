@@ -32,7 +32,7 @@ def expected_evaluations(
     steps = ADAPTIVE_STEPS if adaptive else num_inference_steps
     counted = min(steps, MOST_COUNTED)
 
-    def zeros(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def zeros(x: Tensor, t: Tensor, labels: Tensor, until: Tensor | None = None) -> Tensor:
         return torch.zeros_like(x)
 
     label = torch.zeros(1, dtype=torch.long)

@@ -20,8 +20,8 @@ from alight.flow.path import Time
 from alight.options import GuidanceName, require_known
 from alight.runtime.errors import InputError
 
-Model = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""model(x, t, class_labels) -> velocity, with x (B, C, H, W), t (B,), class_labels (B,) int64."""
+Model = Callable[..., Tensor]
+"""model(x, t, class_labels) -> velocity, with x (B, C, H, W), t (B,), class_labels (B,) int64; `until=` for a mean."""
 
 
 class GuidedTimes(NamedTuple):
@@ -213,10 +213,18 @@ class GuidedVelocity:
         """Tell if guidance is on at time t: the scale differs from 1 and t lies in the interval."""
         return self.guidance_scale != 1 and self._times.low <= _as_float32(t) <= self._times.high
 
-    def __call__(self, x: Tensor, t: Time) -> Tensor:
-        """The velocity at state `x` (B, C, H, W) and time `t`, a number or a 0-d tensor on the CPU."""
+    def __call__(self, x: Tensor, t: Time, until: Time | None = None) -> Tensor:
+        """The velocity at state `x` (B, C, H, W) and time `t`, a number or a 0-d tensor on the CPU.
+
+        With `until`, likewise a time, it is the model's average velocity from `t` to there, which takes no guidance:
+        extrapolated averages are not the average of an extrapolated velocity.
+        """
         self._require_fit(x)
         time = torch.full((len(x),), float(t), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        if until is not None:
+            require_trained_guidance(self.guidance_scale)
+            self.nfe += 1
+            return self.model(x, time, self.class_labels, until=torch.full_like(time, float(until)))
         if self.guidance is None or not self.is_guided(t):
             self.nfe += 1
             return self.model(x, time, self.class_labels)
@@ -239,6 +247,20 @@ class GuidedVelocity:
             return guided
         channels = self.guidance_channels
         return torch.cat([guided[:, :channels], strong[:, channels:]], dim=1)
+
+
+def require_trained_guidance(*scales: float) -> None:
+    """Refuse guidance of the solver `mean`.
+
+    Raises:
+        InputError: a scale is not 1.
+    """
+    if any(scale != 1 for scale in scales):
+        raise InputError(
+            "The solver mean takes no guidance: that of average velocities is part of their training "
+            "(flow.average_velocity.guidance_scale). Set guidance_scale and internal_scale to 1, or choose another "
+            "solver."
+        )
 
 
 def _as_float32(t: Time) -> float:

@@ -14,13 +14,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from alight.flow.guidance import GuidedTimes
+from alight.flow.guidance import GuidedTimes, require_trained_guidance
 
 
 class AuxiliaryModel(Protocol):
     """A model with an auxiliary output: the strong and, with `auxiliary=True`, the weak velocity of one evaluation."""
 
-    def __call__(self, x: Tensor, t: Tensor, class_labels: Tensor, /, *, auxiliary: bool = False) -> Any: ...  # noqa: D102
+    def __call__(  # noqa: D102
+        self, x: Tensor, t: Tensor, class_labels: Tensor, /, *, auxiliary: bool = False, until: Tensor | None = None
+    ) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,15 @@ class InternalGuidance:
     def _times(self) -> GuidedTimes:
         return GuidedTimes.of(self.interval, "internal interval")
 
-    def __call__(self, x: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
-        """The velocity at states `x` (B, C, H, W) and times `t` (B,), guided in the rows whose time is inside."""
+    def __call__(self, x: Tensor, t: Tensor, class_labels: Tensor, until: Tensor | None = None) -> Tensor:
+        """The velocity at states `x` (B, C, H, W) and times `t` (B,), guided in the rows whose time is inside.
+
+        An average velocity, with `until`, is that of the model itself and takes no guidance.
+        """
+        if until is not None:
+            require_trained_guidance(self.scale)
+            average: Tensor = self.model(x, t, class_labels, until=until)
+            return average
         if self.scale == 1:
             velocity: Tensor = self.model(x, t, class_labels)
             return velocity

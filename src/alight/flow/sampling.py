@@ -9,13 +9,23 @@ from typing import TypedDict, cast
 
 from torch import Tensor
 
+from alight.flow.average_velocity import solve_mean
 from alight.flow.interval import time_interval
 from alight.flow.path import LinearPath, Path
 from alight.flow.predictions import VelocityField
 from alight.flow.randomness import Generators
 from alight.flow.sde import LAST_STEP_SIZE, SDESolution, solve_sde
 from alight.flow.solvers import Field, ODESolution, solve_ode
-from alight.options import PUBLISHED_KAPPA, SDE_SOLVERS, DiffusionForm, LastStep, Prediction, SDEMethod, require_solver
+from alight.options import (
+    MEAN_SOLVER,
+    PUBLISHED_KAPPA,
+    SDE_SOLVERS,
+    DiffusionForm,
+    LastStep,
+    Prediction,
+    SDEMethod,
+    require_solver,
+)
 from alight.runtime.errors import InputError
 
 
@@ -62,13 +72,13 @@ def sample(
     generator: Generators = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> ODESolution | SDESolution:
-    """Follow a field from noise to latents, by the ODE or, for the solvers `sde_...`, by the SDE.
+    """Follow a field from noise to latents, by the ODE, the SDE (`sde_...`) or average velocities (`mean`).
 
     Args:
-        field: `field(x, t) -> output`, for example a `GuidedVelocity`.
+        field: `field(x, t) -> output`, for example a `GuidedVelocity`; `field(x, t, until)` for the solver `mean`.
         noise: (B, C, h, w) in float32, the state at t = 0.
         num_inference_steps: steps really taken.
-        solver: a name that `solve_ode` knows, `sde_euler` or `sde_heun`.
+        solver: a name that `solve_ode` knows, `sde_euler`, `sde_heun` or `mean`.
         options: the other settings of the solver.
         path: the path that the network was trained on.
         prediction: of the field: velocity, noise or score.
@@ -78,14 +88,10 @@ def sample(
     Raises:
         InputError: an unknown solver, or settings that do not go together.
     """
-    require_solver(solver)
-    if solver == "ucgm" and not isinstance(path, LinearPath):
-        raise InputError(
-            f"The solver ucgm follows the linear path, and not the {type(path).__name__}. Choose another."
-        )
-    shift = None if options.timestep_shift == 1 else options.timestep_shift
+    _require_fitting(solver, path, prediction)
+    shift, warp = None if options.timestep_shift == 1 else options.timestep_shift, options.time_warp
     if solver in SDE_SOLVERS:
-        if options.time_warp is not None:
+        if warp is not None:
             raise InputError(f"{solver} takes no time warp. Give a timestep shift, or choose an ODE solver.")
         method = cast(SDEMethod, solver.removeprefix("sde_"))
         return solve_sde(
@@ -99,11 +105,24 @@ def sample(
             on_step=on_step,
         )
     start, end = time_interval(path, prediction)
+    if solver == MEAN_SOLVER:
+        steps = field, noise, num_inference_steps, shift
+        return solve_mean(*steps, time_warp=warp, t_0=start, t_1=end, on_step=on_step)
     return solve_ode(
         *(VelocityField(field, path, prediction), noise, num_inference_steps, solver, shift),
-        time_warp=options.time_warp,
+        time_warp=warp,
         kappa=options.kappa,
         t_0=start,
         t_1=end,
         on_step=on_step,
     )
+
+
+def _require_fitting(solver: str, path: Path, prediction: Prediction) -> None:
+    require_solver(solver)
+    if solver == "ucgm" and not isinstance(path, LinearPath):
+        raise InputError(
+            f"The solver ucgm follows the linear path, and not the {type(path).__name__}. Choose another."
+        )
+    if solver == MEAN_SOLVER and prediction != "velocity":
+        raise InputError(f"The solver mean needs average velocities, not a {prediction}. Choose another solver.")

@@ -20,8 +20,8 @@ from alight.flow.extrapolation import history_extrapolation
 from alight.flow.timesteps import time_grid
 from alight.options import PUBLISHED_KAPPA, require_known
 
-Field = Callable[[Tensor, float], Tensor]
-"""field(x, t) -> a tensor in the shape of x, with t a Python float."""
+Field = Callable[..., Tensor]
+"""field(x, t) -> a tensor in the shape of x, with t a Python float; field(x, t, until) for average velocities."""
 
 
 @dataclass(frozen=True)
@@ -206,10 +206,10 @@ class CountedField:
         self._calls = 0
         self._before = getattr(field, "nfe", 0)
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float, *until: float) -> Tensor:
         """Asks the field, and counts."""
         self._calls += 1
-        return self._field(x, t)
+        return self._field(x, t, *until)
 
     @property
     def nfe(self) -> int:

@@ -165,7 +165,16 @@ def convert_transformer_state_dict(published: Mapping[str, Tensor]) -> dict[str,
 
 
 def published_state_dict(model: LightningDiT) -> dict[str, Tensor]:
-    """The model's tensors under their published names, in published order and shapes; weights share its memory."""
+    """The model's tensors under their published names, in published order and shapes; weights share its memory.
+
+    Raises:
+        InputError: the model has an interval embedding, which the published layout does not know.
+    """
+    if model.has_interval_embedding:
+        raise InputError(
+            "The published layout has no interval embedding, which this transformer has (average velocities). Keep it "
+            "in the folder format of this package."
+        )
     names = {ours: published for published, ours in TRANSFORMER_NAMES.items()}
     patch = model.config.patch_size
     published = {}

@@ -24,7 +24,7 @@ _FREE = ("preset", "class_dropout_prob")  # fields of the section 'model' that f
 _OUTPUTS = tuple(
     f"{layer}.proj.{part}" for layer in ("output_layer", "auxiliary_layer") for part in ("weight", "bias")
 )
-_AUXILIARY = "auxiliary_layer."
+_AUXILIARY, _INTERVAL = "auxiliary_layer.", "interval_embed."
 
 
 class OpenTransformer(NamedTuple):
@@ -69,13 +69,16 @@ def architecture_of(model: LightningDiT, wanted: TransformerModelConfig, source:
 
     Args:
         model: source of the weights.
-        wanted: the section as configured; the default means the architecture of `model`.
+        wanted: the section as configured; the default means the architecture of `model`, and an interval embedding
+            alone means that beside it.
         source: the origin, for messages.
 
     Raises:
         InputError: the section has another architecture.
     """
     own = model.arguments
+    if wanted == TransformerModelConfig(interval_embedding=True):
+        own, wanted = own | {"interval_embedding": True}, TransformerModelConfig()
     shared = set(TransformerModelConfig.model_fields) - {*_FREE, *_SIZES}
     given = {"auxiliary_block": None} | wanted.model_dump(exclude={"preset"}, exclude_none=True)
     if wanted.preset and wanted != TransformerModelConfig():
@@ -83,6 +86,7 @@ def architecture_of(model: LightningDiT, wanted: TransformerModelConfig, source:
             given |= {name: LightningDiT.from_preset(wanted.preset).config[name] for name in _SIZES}
     if wanted != TransformerModelConfig():
         added = {"auxiliary_block"} if own["auxiliary_block"] is None else set()  # a new one learns beside the rest
+        added |= {"interval_embedding"} if not own["interval_embedding"] else set()
         other = [
             f"{name} {own[name]} -> {given[name]}"
             for name in (*_SIZES, *sorted(shared - added))
@@ -122,6 +126,8 @@ def adopt_weights(model: LightningDiT, origin: OpenTransformer) -> None:
     if model.has_auxiliary_output and not origin.model.has_auxiliary_output:
         state |= {name: value for name, value in own.items() if name.startswith(_AUXILIARY)}
         log.info("init_from: %s has no auxiliary output, so that of this model begins with new weights.", place)
+    if model.has_interval_embedding and not origin.model.has_interval_embedding:
+        state |= {name: value for name, value in own.items() if name.startswith(_INTERVAL)}
     state[_CLASSES] = _class_embeddings(state[_CLASSES], own[_CLASSES], origin.model, model, place)
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     if wrong or len(state) != len(own):

@@ -1,4 +1,4 @@
-"""The parts of a transformer block: attention, feed-forward networks, normalisation and modulation.
+"""A transformer block and its parts: attention, feed-forward networks, normalisation and modulation.
 
 Legend: B batch, N tokens, D model width, H heads, K = D / H head width, M inner width of the feed-forward network.
 """
@@ -136,3 +136,56 @@ def make_feed_forward(kind: FeedForwardKind, hidden_size: int, mlp_ratio: float)
     if kind == "swiglu":
         return SwiGLU(hidden_size, int(2 / 3 * inner_size))
     return GELUFeedForward(hidden_size, inner_size)
+
+
+class LightningDiTBlock(nn.Module):
+    """Attention and feed-forward network, each normalised, modulated by time and class, and gated (adaLN-zero)."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        mlp_ratio: float,
+        norm: Norm,
+        feed_forward: FeedForwardKind,
+        qk_norm: bool,
+        adaln_shift: bool,
+    ) -> None:
+        super().__init__()
+        self.norm1 = AdaptiveNorm(norm, hidden_size)
+        self.norm2 = AdaptiveNorm(norm, hidden_size)
+        self.attn = Attention(hidden_size, num_heads, norm, qk_norm)
+        self.feed_forward = make_feed_forward(feed_forward, hidden_size, mlp_ratio)
+        self.adaln_shift = adaln_shift
+        self.modulation = nn.Linear(hidden_size, (6 if adaln_shift else 4) * hidden_size)
+
+    def forward(self, x: Tensor, condition: Tensor, rotary: Tensor | None) -> Tensor:
+        """One block.
+
+        Args:
+            x: tokens (B, N, D).
+            condition: silu of the embedded time and class, (B, D).
+            rotary: the tokens' rotary table, or None for a model without.
+        """
+        shift_1 = shift_2 = None
+        if self.adaln_shift:
+            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)  # (B, D)
+        else:
+            scale_1, gate_1, scale_2, gate_2 = self.modulation(condition).chunk(4, dim=-1)  # (B, D)
+        x = torch.addcmul(x, gate_1[:, None], self.attn(self.norm1(x, shift_1, scale_1), rotary))
+        return torch.addcmul(x, gate_2[:, None], self.feed_forward(self.norm2(x, shift_2, scale_2)))
+
+
+class OutputLayer(nn.Module):
+    """Tokens to patches: norm, modulation and a linear map. Its modulation always has a shift."""
+
+    def __init__(self, hidden_size: int, patch_width: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm = AdaptiveNorm(norm, hidden_size)
+        self.proj = nn.Linear(hidden_size, patch_width)
+        self.modulation = nn.Linear(hidden_size, 2 * hidden_size)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to patches (B, N, p p C)."""
+        shift, scale = self.modulation(condition).chunk(2, dim=-1)  # (B, D)
+        return self.proj(self.norm(x, shift, scale))

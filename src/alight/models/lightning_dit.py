@@ -13,10 +13,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from alight.models.embeddings import TimeEmbedding, drop_labels, patchify, unpatchify
-from alight.models.layers import AdaptiveNorm, Attention, make_feed_forward
+from alight.models.layers import AdaptiveNorm, LightningDiTBlock, OutputLayer
 from alight.models.position import resample_position_embedding, rotary_table, sincos_position_embedding
 from alight.models.pretrained import StrictlyLoaded
-from alight.models.sizes import check_config, token_grid
+from alight.models.sizes import check_config, check_inputs, token_grid
 from alight.options import FeedForwardKind, Norm, PositionResize
 from alight.runtime.errors import InputError
 
@@ -55,59 +55,6 @@ SIZES = {
 PRESETS = {f"LightningDiT-{size}/{p}": Preset(*SIZES[size], patch_size=p) for size in SIZES for p in (1, 2)}
 
 
-class LightningDiTBlock(nn.Module):
-    """Attention and feed-forward network, each normalised, modulated by time and class, and gated (adaLN-zero)."""
-
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        mlp_ratio: float,
-        norm: Norm,
-        feed_forward: FeedForwardKind,
-        qk_norm: bool,
-        adaln_shift: bool,
-    ) -> None:
-        super().__init__()
-        self.norm1 = AdaptiveNorm(norm, hidden_size)
-        self.norm2 = AdaptiveNorm(norm, hidden_size)
-        self.attn = Attention(hidden_size, num_heads, norm, qk_norm)
-        self.feed_forward = make_feed_forward(feed_forward, hidden_size, mlp_ratio)
-        self.adaln_shift = adaln_shift
-        self.modulation = nn.Linear(hidden_size, (6 if adaln_shift else 4) * hidden_size)
-
-    def forward(self, x: Tensor, condition: Tensor, rotary: Tensor | None) -> Tensor:
-        """One block.
-
-        Args:
-            x: tokens (B, N, D).
-            condition: silu of the embedded time and class, (B, D).
-            rotary: the tokens' rotary table, or None for a model without.
-        """
-        shift_1 = shift_2 = None
-        if self.adaln_shift:
-            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)  # (B, D)
-        else:
-            scale_1, gate_1, scale_2, gate_2 = self.modulation(condition).chunk(4, dim=-1)  # (B, D)
-        x = torch.addcmul(x, gate_1[:, None], self.attn(self.norm1(x, shift_1, scale_1), rotary))
-        return torch.addcmul(x, gate_2[:, None], self.feed_forward(self.norm2(x, shift_2, scale_2)))
-
-
-class OutputLayer(nn.Module):
-    """Tokens to patches: norm, modulation and a linear map. Its modulation always has a shift."""
-
-    def __init__(self, hidden_size: int, patch_width: int, norm: Norm) -> None:
-        super().__init__()
-        self.norm = AdaptiveNorm(norm, hidden_size)
-        self.proj = nn.Linear(hidden_size, patch_width)
-        self.modulation = nn.Linear(hidden_size, 2 * hidden_size)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Map tokens (B, N, D) to patches (B, N, p p C)."""
-        shift, scale = self.modulation(condition).chunk(2, dim=-1)  # (B, D)
-        return self.proj(self.norm(x, shift, scale))
-
-
 class LightningDiT(StrictlyLoaded, ConfigMixin):
     """The transformer of the paper: velocity of a noisy latent, given its time and its class.
 
@@ -141,6 +88,8 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
             positions are then stretched to its range.
         auxiliary_block: number of blocks, from 1 to `num_layers` - 1, after which a second output layer predicts the
             velocity too, less well: the weak prediction of Internal Guidance (arXiv 2512.24176). None builds none.
+        interval_embedding: whether the model is told the length of a step too, so that it can predict the average
+            velocity over it (MeanFlow, arXiv 2505.13447). At first the embedding is zero.
 
     Raises:
         InputError: the sizes do not fit each other.
@@ -170,6 +119,7 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         learn_sigma: bool = False,
         trained_size: int | tuple[int, int] | None = None,
         auxiliary_block: int | None = None,
+        interval_embedding: bool = False,
     ) -> None:
         super().__init__()
         check_config(self.config)
@@ -179,6 +129,7 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         out_channels = in_channels * (2 if learn_sigma else 1)
         self.patch_embed = nn.Linear(in_channels * patch_size**2, hidden_size)
         self.time_embed = TimeEmbedding(hidden_size)
+        self.interval_embed = TimeEmbedding(hidden_size) if interval_embedding else None
         self.class_embed = nn.Embedding(num_classes + (class_dropout_prob > 0), hidden_size)
         self.blocks = nn.ModuleList(
             LightningDiTBlock(hidden_size, num_heads, mlp_ratio, norm, feed_forward, qk_norm, adaln_shift)
@@ -235,6 +186,9 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
                 module.reset_parameters()
         for embedding in (self.class_embed, self.time_embed.linear_1, self.time_embed.linear_2):
             nn.init.normal_(embedding.weight, std=0.02, generator=generator)
+        if self.interval_embed is not None:
+            nn.init.normal_(self.interval_embed.linear_1.weight, std=0.02, generator=generator)
+            nn.init.zeros_(self.interval_embed.linear_2.weight)
         nn.init.zeros_(self.output_layer.proj.weight)
         for module in self.modules():
             if isinstance(module, LightningDiTBlock | OutputLayer) and module is not self.auxiliary_layer:
@@ -280,6 +234,11 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         return self.auxiliary_layer is not None
 
     @property
+    def has_interval_embedding(self) -> bool:
+        """Tell if the model can predict average velocities, which sampling in few steps needs."""
+        return self.interval_embed is not None
+
+    @property
     def null_label(self) -> int:
         """The label that stands for "no class".
 
@@ -302,9 +261,15 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         return drop_labels(class_labels, self.config.class_dropout_prob, self.null_label, generator=generator, u=u)
 
     def forward(
-        self, x: Tensor, t: Tensor, class_labels: Tensor, at: Sequence[int] = (), auxiliary: bool = False
+        self,
+        x: Tensor,
+        t: Tensor,
+        class_labels: Tensor,
+        at: Sequence[int] = (),
+        auxiliary: bool = False,
+        until: Tensor | None = None,
     ) -> Tensor | tuple[Tensor | dict[int, Tensor], ...]:
-        """The velocity x_1 - x_0 that the model expects at `x`.
+        """The velocity x_1 - x_0 that the model expects at `x`, or its average until a later time.
 
         Args:
             x: noisy latents (B, C, H, W), normalised per channel.
@@ -313,17 +278,20 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
                 checked here (that would stall an accelerator); see `embeddings.validate_class_labels`.
             at: numbers of blocks whose tokens are returned too, see `forward_features`.
             auxiliary: return the velocity of the auxiliary output too, from the same evaluation.
+            until: end (B,) of the interval from t on over which the velocity is averaged, along the path that leads
+                through `x`; None is t, the velocity itself. Needs an `interval_embedding`.
 
         Returns:
             (B, C, H, W) in the dtype of `x`. With `auxiliary` or `at` a tuple that begins with it, then holds the
             auxiliary velocity of the same shape, then the tokens (B, N, D) after each of these blocks.
 
         Raises:
-            InputError: a shape does not fit the model, a tapped block does not exist, or there is no auxiliary output.
+            InputError: a shape does not fit the model, a tapped block does not exist, or the model lacks an auxiliary
+                output or an interval embedding that it needs.
         """
         weak_layer = self.require_auxiliary_output() if auxiliary else None
         kept = {*at, self.config.auxiliary_block} if auxiliary else at
-        features = self.forward_features(x, t, class_labels, tuple(kept))
+        features = self.forward_features(x, t, class_labels, tuple(kept), until)
         velocity = self._velocity(self.output_layer(features.tokens, features.condition), x.dtype)
         if weak_layer is None:
             return (velocity, features.tapped) if at else velocity
@@ -350,7 +318,23 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
             )
         return self.auxiliary_layer
 
-    def forward_features(self, x: Tensor, t: Tensor, class_labels: Tensor, at: Sequence[int] = ()) -> Features:
+    def require_interval_embedding(self) -> TimeEmbedding:
+        """The embedding of the length of a step.
+
+        Raises:
+            InputError: the model was built without one.
+        """
+        if self.interval_embed is None:
+            raise InputError(
+                "Average velocities need a transformer with an interval embedding, which this one does not have. Take "
+                "another solver than mean, or fine-tune it first: --model.interval-embedding True --flow.objective "
+                "average_velocity."
+            )
+        return self.interval_embed
+
+    def forward_features(
+        self, x: Tensor, t: Tensor, class_labels: Tensor, at: Sequence[int] = (), until: Tensor | None = None
+    ) -> Features:
         """Everything before the output layer, for auxiliary heads and losses on hidden tokens.
 
         Args:
@@ -358,16 +342,23 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
             t: as in `forward`.
             class_labels: as in `forward`.
             at: numbers of blocks whose tokens are kept: k means after the first k blocks, 0 the embedded patches.
+            until: as in `forward`.
 
         Raises:
-            InputError: a shape does not fit the model, or a tapped block does not exist.
+            InputError: as in `forward`.
         """
-        self._check_shapes(x, t, class_labels)
+        grid, patch = self.grid, self.config.patch_size
+        check_inputs(x, t, class_labels, (self.config.in_channels, grid.height * patch, grid.width * patch))
         if not set(at) <= set(range(len(self.blocks) + 1)):
             raise InputError(f"The model has {len(self.blocks)} blocks; tokens cannot be tapped at {list(at)}.")
         patches = patchify(x, self.config.patch_size).to(self.patch_embed.weight.dtype)  # (B, N, C p p)
         tokens = self.patch_embed(patches) + self.pos_embed  # (B, N, D)
-        condition = F.silu(self.time_embed(t) + self.class_embed(class_labels))  # (B, D)
+        embedded = self.time_embed(t) + self.class_embed(class_labels)  # (B, D)
+        if self.interval_embed is not None or until is not None:
+            embedded = embedded + self.require_interval_embedding()(
+                torch.zeros_like(t) if until is None else until - t
+            )
+        condition = F.silu(embedded)
         tapped = {0: tokens} if 0 in at else {}
         for number, block in enumerate(self.blocks, start=1):
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -377,18 +368,3 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
             if number in at:
                 tapped[number] = tokens
         return Features(tokens, condition, tapped)
-
-    def _check_shapes(self, x: Tensor, t: Tensor, class_labels: Tensor) -> None:
-        patch = self.config.patch_size
-        expected = (self.config.in_channels, self.grid.height * patch, self.grid.width * patch)
-        if x.shape[1:] != expected:
-            raise InputError(
-                f"This model takes latents of shape (batch, {', '.join(map(str, expected))}), not {tuple(x.shape)}; "
-                "take latents of the tokenizer it was trained with, or build the model with that sample_size and "
-                "in_channels."
-            )
-        if t.shape != x.shape[:1] or class_labels.shape != x.shape[:1]:
-            raise InputError(
-                f"{len(x)} latents need as many times and class labels, each of shape ({len(x)},), not "
-                f"{tuple(t.shape)} and {tuple(class_labels.shape)}."
-            )

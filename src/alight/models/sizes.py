@@ -2,6 +2,8 @@
 
 from typing import Any, get_args
 
+from torch import Tensor
+
 from alight.models.position import Grid
 from alight.options import FeedForwardKind, Norm
 from alight.runtime.errors import InputError
@@ -50,4 +52,23 @@ def check_auxiliary_block(block: Any, num_layers: int) -> None:
         raise InputError(
             f"auxiliary_block is {block}, but must be a whole number from 1 to {num_layers - 1}: the auxiliary output "
             f"follows a block before the last of the {num_layers}."
+        )
+
+
+def check_inputs(x: Tensor, t: Tensor, class_labels: Tensor, expected: tuple[int, int, int]) -> None:
+    """Refuse latents that are not of the expected shape (C, H, W), or another number of times or labels.
+
+    Raises:
+        InputError: names both shapes.
+    """
+    if x.shape[1:] != expected:
+        raise InputError(
+            f"This model takes latents of shape (batch, {', '.join(map(str, expected))}), not {tuple(x.shape)}; "
+            "take latents of the tokenizer it was trained with, or build the model with that sample_size and "
+            "in_channels."
+        )
+    if t.shape != x.shape[:1] or class_labels.shape != x.shape[:1]:
+        raise InputError(
+            f"{len(x)} latents need as many times and class labels, each of shape ({len(x)},), not "
+            f"{tuple(t.shape)} and {tuple(class_labels.shape)}."
         )

@@ -40,6 +40,7 @@ class PipelineIndex(TypedDict):
     prediction: NotRequired[str]
     recommended_sampling: NotRequired[dict[str, JsonValue] | None]
     selection: NotRequired[Selection | None]
+    trained_guidance_scale: NotRequired[float | None]
 
 
 @with_config(_STRICT)

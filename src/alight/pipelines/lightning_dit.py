@@ -36,7 +36,7 @@ from alight.pipelines.call_arguments import (
     require_finite,
 )
 from alight.pipelines.folder_check import PREDICTIONS, check_pipeline_folder
-from alight.pipelines.guidance_check import check_guidance, latent_shape
+from alight.pipelines.guidance_check import check_guidance, check_solver, latent_shape
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import to_uint8
 from alight.runtime.reading import check_values
@@ -56,6 +56,7 @@ class TransformerFacts(TypedDict):
     class_names: NotRequired[list[str] | None]
     path: NotRequired[str]
     prediction: NotRequired[str]
+    trained_guidance_scale: NotRequired[float]
 
 
 @dataclass
@@ -87,6 +88,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         prediction: of the transformer: velocity, noise or score.
         recommended_sampling: arguments of a call that 'alight tune' found to be good.
         selection: record of that search, see `Selection`.
+        trained_guidance_scale: of guidance that average velocities were trained with; None = none.
     """
 
     model_cpu_offload_seq = "transformer->tokenizer"
@@ -101,6 +103,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         prediction: str = "velocity",  # diffusers remarks on a Literal whenever it opens a pipeline
         recommended_sampling: Mapping[str, Any] | None = None,
         selection: Mapping[str, Any] | None = None,
+        trained_guidance_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
@@ -113,6 +116,7 @@ class LightningDiTPipeline(DiffusionPipeline):
             prediction=prediction,
             recommended_sampling=dict(recommended_sampling) if recommended_sampling else None,
             selection=dict(selection) if selection else None,
+            **({} if trained_guidance_scale is None else {"trained_guidance_scale": trained_guidance_scale}),
         )
 
     @classmethod
@@ -140,8 +144,10 @@ class LightningDiTPipeline(DiffusionPipeline):
     def from_models(cls, tokenizer: VAVAE, transformer: LightningDiT, facts: TransformerFacts) -> LightningDiTPipeline:
         """Join networks in memory, by the facts that the transformer's training recorded."""
         tokenizer.set_latents_statistics(torch.tensor(facts["latents_mean"]), torch.tensor(facts["latents_std"]))
+        scheduler, names = FlowMatchEulerDiscreteScheduler(shift=1.0), facts.get("class_names")
         flow = facts.get("path", "linear"), facts.get("prediction", "velocity")
-        return cls(tokenizer, transformer, FlowMatchEulerDiscreteScheduler(shift=1.0), facts.get("class_names"), *flow)
+        trained = facts.get("trained_guidance_scale")
+        return cls(tokenizer, transformer, scheduler, names, *flow, trained_guidance_scale=trained)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
@@ -242,7 +248,8 @@ class LightningDiTPipeline(DiffusionPipeline):
             guidance_interval: (low, high) in model time, t = 0 noise and t = 1 data; None = everywhere.
             guidance_channels: number of channels that are guided; None = all.
             timestep_shift: s of t' = s t / (1 + (s-1) t); None = the scheduler's.
-            solver: a name that `alight.flow.solve_ode` knows; `sde_euler` and `sde_heun` add noise on the way.
+            solver: a name that `alight.flow.solve_ode` knows; `sde_euler` and `sde_heun` add noise on the way, and
+                `mean` takes few steps with a transformer that was trained for it.
             guide: a weaker transformer on the same latents: autoguidance (arXiv 2406.02507), not the null class.
             guidance: a strategy of `alight.flow.GUIDANCES`; None = autoguidance with a guide, else classifier-free.
             internal_scale: of Internal Guidance, which needs a transformer with an auxiliary output; 1 = off.
@@ -260,6 +267,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         """
         require_known(output_type, OUTPUT_TYPES, "output_type")
         num_inference_steps = as_steps(num_inference_steps)
+        check_solver(self.transformer, solver, guidance_scale, internal_scale)
         check_numbers(guidance_scale=guidance_scale, timestep_shift=timestep_shift, internal_scale=internal_scale)
         strategy = guidance_scale, guidance_interval, guidance_channels, guide, guidance
         velocity = self.velocity(class_labels, *strategy, internal_scale, internal_interval)
@@ -332,7 +340,8 @@ class LightningDiTPipeline(DiffusionPipeline):
         internal_scale: float = 1.0,
     ) -> None:
         """Refuse guidance that the transformer cannot have, before any work starts; see `guidance_check`."""
-        check_guidance(self.transformer, scale, channels, guide, guidance, internal_scale)
+        trained = self.config.get("trained_guidance_scale")
+        check_guidance(self.transformer, scale, channels, guide, guidance, internal_scale, trained)
 
     def _noise(
         self, count: int, seeds: Any, generator: Any, latents: Tensor | None

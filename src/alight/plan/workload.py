@@ -30,7 +30,7 @@ from alight.training.ema import EMA
 from alight.training.flops import count_flops
 from alight.training.optimizer import make_optimizer, optimizer_step, state_size
 from alight.training.tokenizer_step import autoencoder_backward, discriminator_backward
-from alight.training.transformer_step import TransformerBatch, draw_times, transformer_backward
+from alight.training.transformer_step import TransformerBatch, draw_steps, draw_times, transformer_backward
 
 Item = TypeVar("Item")
 BYTES = 4  # weights, gradients, moments and averages are float32 in either precision
@@ -116,11 +116,13 @@ class TransformerWorkload(Workload):
         flow, device = self._config.flow, self.device
         labels = torch.zeros(images, dtype=torch.long, device=device)
         x_1, x_0 = (self.noise(images, *self._latents.shape) for _ in range(2))
-        features = None
+        features = until = None
         if self._alignment is not None and self._latents.feature_dim is not None:
             features = self.noise(images, self._latents.feature_dim, *self._latents.shape[1:])
-        times = draw_times(flow, 0, images, self._times)
-        batch = TransformerBatch(x_1, labels, times, x_0, labels, features).to(device)
+        t = draw_times(flow, 0, images, self._times)
+        if flow.objective == "average_velocity":
+            t, until = draw_steps(flow, 0, t, self._times)
+        batch = TransformerBatch(x_1, labels, t, x_0, labels, features, until).to(device)
         transformer_backward(self._model, batch, flow, self.training.precision, alignment=self._alignment)
 
 

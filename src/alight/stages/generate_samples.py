@@ -19,6 +19,7 @@ from alight.lineage import require_tokenizer_of
 from alight.models.lightning_dit import LightningDiT
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
+from alight.pipelines.guidance_check import check_solver
 from alight.pipelines.requests import label_protocol, plan_requests
 from alight.pipelines.snapshot import pipeline_of_snapshot
 from alight.reporting.class_rows import MOST_COLUMNS, class_rows, left_out
@@ -140,6 +141,7 @@ def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: to
     pipeline.check_guidance(
         sampling.guidance_scale, sampling.guidance_channels, guide, sampling.guidance, sampling.internal_scale
     )
+    check_solver(pipeline.transformer, sampling.solver)
     return Models(pipeline, guide, artifacts)
 
 

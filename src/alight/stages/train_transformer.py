@@ -26,6 +26,7 @@ from alight.interop.transformer_sources import (
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
+from alight.options import MEAN_SOLVER
 from alight.outputs import claimed_output, writing_folder
 from alight.reporting.pictures import image_grid
 from alight.runtime.console import log
@@ -48,6 +49,7 @@ from alight.training.transformer_step import draw_batch, transformer_backward
 
 FEATURES = "features"  # of a foundation model, among the inputs
 SAMPLE_STEPS = 10  # of a second-order solver, enough to see what training does
+MEAN_STEPS = 2  # of average velocities, likewise
 
 
 def run(config: TrainTransformerConfig) -> Artifact:
@@ -221,8 +223,9 @@ def draw_samples(
     """A grid of images as the model makes them now, without guidance."""
     path, prediction, vae = PATHS[config.flow.path](), config.flow.prediction, preview.vae.to(device)
     velocity = GuidedVelocity(model, preview.labels.to(device))
+    solver = (MEAN_STEPS, MEAN_SOLVER) if config.flow.objective == "average_velocity" else (SAMPLE_STEPS, "ab2")
     with autocast(device, config.training.precision):
-        latents = sample(velocity, preview.noise.to(device), SAMPLE_STEPS, "ab2", path=path, prediction=prediction).x
+        latents = sample(velocity, preview.noise.to(device), *solver, path=path, prediction=prediction).x
         # one by one, since training leaves little memory; and a picture of nothing is no reason to stop it
         images = torch.cat([vae.decode_latents(each[None]).nan_to_num() for each in latents])
     release_weights(model)
@@ -247,6 +250,9 @@ def describe(
         "path": config.flow.path,
         "prediction": config.flow.prediction,
     }
+    trained_scale = config.flow.average_velocity.guidance_scale
+    if config.flow.objective == "average_velocity" and trained_scale != 1:
+        facts["trained_guidance_scale"] = trained_scale
     if origin is not None:
         inputs[INIT_FROM], facts[INIT_FROM] = origin.artifact.hash, config.init_from
     return inputs, facts

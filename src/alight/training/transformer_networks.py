@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from alight.config import TrainTransformerConfig
+from alight.flow import average_velocity_target
 from alight.interop.transformer_sources import OpenTransformer, adopt_weights
 from alight.models.lightning_dit import LightningDiT
 from alight.runtime.device import compile_blocks
 from alight.runtime.distributed import Processes
+from alight.runtime.errors import InputError
 from alight.runtime.seeding import seeded_initialisation
 from alight.training.ema import EMA, PowerAverage
 from alight.training.flops import known_flops
@@ -103,6 +105,8 @@ def build_networks(
         model = build_model(config, latents)
     if origin is not None:
         adopt_weights(model, origin)
+    if config.flow.objective == "average_velocity":
+        require_average_velocities(model)
     alignment = None
     if config.representation.enabled and feature_dim is not None:
         alignment = build_token_alignment(config.representation, model, feature_dim, config.seed)
@@ -142,6 +146,24 @@ def build_model(config: TrainTransformerConfig, latents: LatentFormat) -> Lightn
     return LightningDiT(**fitted, **options)
 
 
+def require_average_velocities(model: LightningDiT) -> None:
+    """Refuse models that cannot learn average velocities.
+
+    Raises:
+        InputError: there is no interval embedding, or there is an auxiliary output, which would learn nothing.
+    """
+    if not model.has_interval_embedding:
+        raise InputError(
+            "flow.objective average_velocity needs a transformer with an interval embedding. Add one to that of "
+            "init_from: --model.interval-embedding True."
+        )
+    if model.has_auxiliary_output:
+        raise InputError(
+            "flow.objective average_velocity has no loss for the auxiliary output of this transformer. Start from one "
+            "without (auxiliary_block is null)."
+        )
+
+
 def image_flops(config: TrainTransformerConfig, latents: LatentFormat, feature_dim: int | None = None) -> int | None:
     """Floating-point operations to learn from one image; None where they cannot be counted.
 
@@ -165,4 +187,11 @@ def image_flops(config: TrainTransformerConfig, latents: LatentFormat, feature_d
             loss = loss + alignment.loss(tapped.tokens, features)
         loss.backward()
 
-    return known_flops(learn)
+    flops = known_flops(learn)
+    if config.flow.objective == "velocity" or flops is None:
+        return flops
+    averages = config.flow.average_velocity
+    forward = known_flops(lambda: model(x, t, labels)) or 0
+    derivative = known_flops(lambda: average_velocity_target(model, x, t, t, labels, x)) or 0
+    guided = forward if averages.guidance_scale != 1 else 0
+    return flops + guided + round((1 - averages.equal_times) * derivative)

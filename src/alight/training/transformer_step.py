@@ -4,17 +4,18 @@ Everything random is drawn for the whole batch of all processes, so that neither
 micro-batch changes what is learned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alight.config import FlowConfig, TrainTransformerConfig
 from alight.data.latent_features import LatentFeatures
 from alight.data.latents import LatentDataset
-from alight.flow import PATHS, flow_matching_loss, sample_timesteps, time_interval
+from alight.flow import PATHS, average_velocity_loss, flow_matching_loss, sample_timesteps, time_interval
 from alight.models.lightning_dit import LightningDiT
 from alight.options import Precision
 from alight.runtime.device import autocast
@@ -32,6 +33,7 @@ class TransformerBatch(NamedTuple):
         x_0: (B, C, h, w) noise.
         indices: (B,) int64 positions in the data set, by which anything stored per image can join the batch.
         features: (B, D, h, w) of a foundation model, in the type that is stored; None = tokens are not aligned.
+        until: (B,) ends of the steps that begin at t, of average velocities alone.
     """
 
     x_1: Tensor
@@ -40,11 +42,11 @@ class TransformerBatch(NamedTuple):
     x_0: Tensor
     indices: Tensor
     features: Tensor | None = None
+    until: Tensor | None = None
 
     def to(self, device: torch.device) -> "TransformerBatch":
         """The same on a device."""
-        moved = (tensor if tensor is None else tensor.to(device) for tensor in self)
-        return TransformerBatch(*moved)  # type: ignore[arg-type]  # None only where it was
+        return TransformerBatch._make(None if tensor is None else tensor.to(device) for tensor in self)
 
     def micro_batches(self, count: int) -> list["TransformerBatch"]:
         """The batch in equal parts."""
@@ -64,14 +66,17 @@ def draw_batch(
     """Draw the batch of a step, with features where tokens are aligned at this step."""
     batch, generator = config.training.global_batch_size, random_stream(config.seed, "step", step)
     flips = (torch.rand(batch, generator=generator) < 0.5)[own].numpy()
-    t = draw_times(config.flow, step, batch, generator)[own]
+    t, until = draw_times(config.flow, step, batch, generator), None
+    if config.flow.objective == "average_velocity":
+        t, until = draw_steps(config.flow, step, t, random_stream(config.seed, "until", step))
+        until = until[own]
     u = torch.rand(batch, generator=generator)[own]
     x_0 = noise_of_batch(own, dataset.shape, config.seed, "noise", step)
     noise = noise_of_batch(own, dataset.shape, config.seed, "posterior", step) if dataset.has_moments else None
     x_1, labels, positions = dataset.gather(indices, flips, noise=noise)
     aligned = features is not None and config.representation.counts_at(step)
     targets = features.gather(indices, flips) if features is not None and aligned else None
-    return TransformerBatch(x_1, model.drop_labels(labels, u=u), t, x_0, positions, targets)
+    return TransformerBatch(x_1, model.drop_labels(labels, u=u), t[own], x_0, positions, targets, until)
 
 
 def draw_times(flow: FlowConfig, step: int, count: int, generator: torch.Generator) -> Tensor:
@@ -90,6 +95,20 @@ def draw_times(flow: FlowConfig, step: int, count: int, generator: torch.Generat
     )
 
 
+def draw_steps(flow: FlowConfig, step: int, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Starts and ends of steps, both (B,): `t` twice, or the earlier and the later of `t` and another random time.
+
+    Args:
+        flow: says how often a step has no length, and how times are distributed.
+        step: of the training.
+        t: (B,) random times.
+        generator: of everything else.
+    """
+    other = draw_times(flow, step, len(t), generator)
+    other = torch.where(torch.rand(len(t), generator=generator) < flow.average_velocity.equal_times, t, other)
+    return torch.minimum(t, other), torch.maximum(t, other)
+
+
 def transformer_backward(
     forward: nn.Module,
     batch: TransformerBatch,
@@ -98,7 +117,7 @@ def transformer_backward(
     micro_batches: int = 1,
     alignment: TokenAlignment | None = None,
 ) -> dict[str, Tensor]:
-    """Add the gradient of the flow matching objective (paper, section 4) to the parameters.
+    """Add the gradient of the flow matching objective (paper, section 4), or of average velocities, to the parameters.
 
     Args:
         forward: the transformer, or the module that averages its gradients over processes.
@@ -111,6 +130,10 @@ def transformer_backward(
     Returns:
         The loss and its terms, without gradient, by their names in the log.
     """
+    if batch.until is not None:
+        averages = average_velocity_terms(forward, batch, batch.until, flow, precision)
+        (averages["loss"] / micro_batches).backward()
+        return {name: term.detach() for name, term in averages.items()}
     auxiliary = has_auxiliary_output(forward)
     predict = partial(forward, auxiliary=True) if auxiliary else forward
     aligned = alignment is not None and batch.features is not None
@@ -136,6 +159,45 @@ def transformer_backward(
     terms = {"loss": total, "mse": loss.mse, "cosine": loss.cosine, "auxiliary": loss.auxiliary}
     terms["representation"] = similarity
     return {name: term.detach() for name, term in terms.items() if term is not None}
+
+
+def average_velocity_terms(
+    forward: nn.Module, batch: TransformerBatch, until: Tensor, flow: FlowConfig, precision: Precision
+) -> dict[str, Tensor]:
+    """The objective of average velocities and its terms, by their names in the log; see `average_velocity_loss`.
+
+    Targets come from the transformer itself, not from the module that averages gradients, which counts its passes.
+    Their derivative is taken in float32, with attention as plain matrix products: fused kernels have no forward mode.
+    Each pass has an autocast of its own, since one that is entered without gradient leaves narrow weights behind
+    that have none.
+    """
+    model = cast(LightningDiT, getattr(forward, "module", forward))
+
+    def under_autocast(module: Callable[..., Any], *inputs: Tensor, **later: Tensor) -> Any:
+        with autocast(batch.x_1.device, precision):
+            return module(*inputs, **later)
+
+    def teacher(*inputs: Tensor, until: Tensor | None = None) -> Any:
+        if until is None:
+            return under_autocast(model, *inputs)
+        with sdpa_kernel(SDPBackend.MATH):
+            return model(*inputs, until=until)
+
+    settings = flow.average_velocity
+    loss = average_velocity_loss(
+        partial(under_autocast, forward),
+        batch.x_1,
+        batch.labels,
+        path=PATHS[flow.path](),
+        t=batch.t,
+        until=until,
+        x_0=batch.x_0,
+        guidance_scale=settings.guidance_scale,
+        null_label=model.null_label if settings.guidance_scale != 1 else None,
+        adaptive_power=settings.adaptive_power,
+        teacher=teacher,
+    )
+    return {"loss": loss.total, "mse": loss.mse}
 
 
 def has_auxiliary_output(forward: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from alight.options import ODE_SOLVERS, PUBLISHED_WARP, SDE_SOLVERS
+from alight.options import MEAN_SOLVER, ODE_SOLVERS, PUBLISHED_WARP, SDE_SOLVERS
 from alight.web.sampling import MAX_GUIDANCE, MAX_STEPS
 from alight.web.served import ServedPipeline
 from alight.web.uploads import SUFFIXES
@@ -96,7 +96,8 @@ def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
         shift_slider = gr.Slider(
             0.05, MAX_SHIFT, shift, step=0.05, label="Timestep shift", info="1 = even steps; less = more near noise"
         )
-        solver = gr.Dropdown([*ODE_SOLVERS, *SDE_SOLVERS], value=start.solver, label="Solver", info=SOLVER_NOTE)
+        few = [MEAN_SOLVER] if which.pipeline.transformer.has_interval_embedding else []
+        solver = gr.Dropdown([*ODE_SOLVERS, *SDE_SOLVERS, *few], value=start.solver, label="Solver", info=SOLVER_NOTE)
         kappa = gr.Slider(
             0, 1, start.kappa, label="Extrapolation (kappa)", info="of ucgm alone: 0.33 is second order, 0.5 published"
         )

@@ -65,9 +65,9 @@ class MixedVelocity:
         """The times at which both fields jump."""
         return self.first.breakpoints
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        """The velocity at state `x` and time `t`."""
-        return (1 - self.weight) * self.first(x, t) + self.weight * self.second(x, t)
+    def __call__(self, x: Tensor, t: float, *until: float) -> Tensor:
+        """The velocity at state `x` and time `t`, or its average until a later time."""
+        return (1 - self.weight) * self.first(x, t, *until) + self.weight * self.second(x, t, *until)
 
 
 def _weights(frames: int, like: Tensor) -> Tensor:
