@@ -194,6 +194,7 @@ def test_image_i_has_the_ith_seed_whatever_its_class():
 )
 def test_the_controls_of_a_solver_are_settings_that_go_together(changes, expected):
     values = {"steps": 5, "guidance": 1.5, "low": 0, "high": 1, "shift": 0.5, "solver": "euler", "channels": 0}
+    values |= {"internal": 1.0, "internal_low": 0, "internal_high": 1}
     chosen = SolverControls(**values | {"kappa": 0.3, "ucgm_grid": False} | changes)
     found = SolverConfig.model_validate(settings(chosen))
     assert {name: getattr(found, name) for name in expected} == expected

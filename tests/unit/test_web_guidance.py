@@ -15,7 +15,7 @@ from alight.web.sampling import MAX_GUIDANCE, solver_settings
 from helpers.models import TRANSFORMER, normalised, tiny_tokenizer, tiny_transformer
 
 PLAIN = {"steps": 5, "guidance": 1.0, "low": 0, "high": 1, "shift": 1.0, "solver": "euler", "channels": 0}
-OFF = {"internal": 1.0, "internal_low": 0, "internal_high": 1}
+OFF = {"internal": 1.0, "internal_low": 0, "internal_high": 1, "kappa": 0.5, "ucgm_grid": False}
 
 
 def pipeline(**options):

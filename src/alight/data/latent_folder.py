@@ -104,7 +104,11 @@ class LatentFolder:
             )
         with explained_disk_errors(self.path):
             self._unfinished.mkdir(parents=True, exist_ok=True)
-            for leftover in [*self.path.glob("latents_*.safetensors"), *self.path.glob(".latents_*.writing")]:
+            for leftover in [
+                *self.path.glob("latents_*.safetensors"),
+                *self.path.glob(".latents_*.writing"),
+                *self.path.glob(".tmp*"),
+            ]:
                 if not (self._unfinished / f"{leftover.stem}.json").exists():
                     leftover.unlink()  # a process was killed between shard and record, or within the shard
             if not finished or self.features is None:

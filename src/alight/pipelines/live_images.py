@@ -44,7 +44,7 @@ class LiveImages(GeneratedImages):
         self._pipeline, self._draw, self._seed = pipeline, draw, seed
         self.hashes = {part: weights_hash(folder / part) for part in ("transformer", "tokenizer")}
         chosen = SolverConfig(**pipeline.recommended_sampling) if pipeline.recommended_sampling else None
-        self.remarks = [selection_text(pipeline.config.selection if sampling == chosen else None)]
+        self.remarks = [selection_text(pipeline.config.get("selection") if sampling == chosen else None)]
         self.evaluations: list[int] = []  # of every batch that was made
         self.name, self.count = folder.name, len(requests)
         self.labels = np.array([request.label for request in self._requests])

@@ -158,7 +158,7 @@ def describe(
         parameters={kind: sum(weight.numel() for weight in model.parameters()) for kind, model in models.items()},
         class_names=pipeline.class_names if pipeline is not None else (),
         report=report,
-        selection=pipeline.config.selection if pipeline is not None else None,
+        selection=pipeline.config.get("selection") if pipeline is not None else None,
         address=config.push_to_hub or "FOLDER",
     )
 

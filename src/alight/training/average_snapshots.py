@@ -87,6 +87,9 @@ class AverageTracks:
         processes: Processes,
     ) -> None:
         self.averages, self.folder, self.processes = averages, folder / TRAINING_FOLDER / FOLDER, processes
+        if averages and processes.is_main:
+            for left in self.folder.glob(".*"):  # by a process that was killed while it wrote
+                left.unlink()
         self._interval, self._steps = training.snapshot_interval, training.steps
         self._run = {
             "config": {key: value for key, value in config.items() if key not in _PLACES},
