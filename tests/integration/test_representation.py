@@ -13,6 +13,7 @@ from alight.config import ExtractLatentsConfig, TrainTransformerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.latent_features import LatentFeatures
 from alight.data.loading import open_source
+from alight.doctor.recipe_needs import needs
 from alight.models.foundation import FoundationModel
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import unit_range
@@ -148,6 +149,14 @@ def test_inspection_checks_features_too(alight, refused, latents, tmp_path):
     shard = damaged.path / "features" / "features_00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     assert "features_00002.safetensors is damaged" in refused("latents", "inspect", "--latents", damaged.path)
+
+
+def test_the_foundation_model_is_among_the_needs_of_a_recipe(extraction, tmp_path):
+    recipe = tmp_path / "recipe.json"
+    config = extraction(tmp_path / "latents", features={"foundation": str(tmp_path)}).model_dump(mode="json")
+    recipe.write_text(json.dumps({"job": "latents extract", **config}))
+    found = [finding for finding in needs(str(recipe)) if finding.subject == "foundation"]
+    assert [finding.verdict for finding in found] == ["problem"]
 
 
 # --- training -----------------------------------------------------------------------------------------------------

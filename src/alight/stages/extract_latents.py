@@ -135,7 +135,7 @@ def open_foundation(
 
 
 def size_sentence(vae: VAVAE, foundation: FoundationModel, count: int, config: ExtractLatentsConfig) -> str:
-    """How much room the features of so many images take on the disk."""
+    """Tell the room that the features of so many images take on the disk."""
     side = config.images.size // vae.downsampling_factor
     features = stored_size(count, (foundation.feature_dim, side, side), config.features.dtype, config.flips)
     channels = vae.config.latent_channels * (2 if config.posterior == "moments" else 1)
