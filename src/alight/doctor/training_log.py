@@ -139,7 +139,8 @@ def lasting_since(spells: Sequence[tuple[int, bool]]) -> int | None:
 def first_loss(lines: Sequence[Line]) -> Iterator[Finding]:
     """Check the size of the latents by the velocity error of the untrained network."""
     values = series(lines, "mse")
-    if values and values[0][0] <= FEW_STEPS and values[0][1] > FIRST_MSE:
+    fine_tuned = lines and "cosine" not in lines[0]  # average velocities, guided ones: their error may begin higher
+    if values and not fine_tuned and values[0][0] <= FEW_STEPS and values[0][1] > FIRST_MSE:
         yield Finding(
             "problem",
             "latents",
