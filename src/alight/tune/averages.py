@@ -1,4 +1,4 @@
-"""Averages of different lengths as an axis of a search: the weights of a pipeline's transformer, put together anew."""
+"""Averages of different lengths as an axis of a search: the weights of a transformer, combined from snapshots."""
 
 from __future__ import annotations
 
