@@ -11,7 +11,7 @@ from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint
 from helpers import warm
 from helpers.written import same_weights, write_published_shards
 
-STEPS, KILLS = 400, 16
+STEPS, KILLS = 300, 10
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +96,15 @@ def test_two_processes_killed_at_random_moments(latents, tmp_path, sharding):
 
 
 def test_snapshots_of_averages_are_those_of_an_undisturbed_run(latents, tmp_path):
-    options = {"steps": 120, "power_averages": "0.05 0.1", "snapshot_every": 1}
+    options = {"steps": 60, "power_averages": "0.05 0.1", "snapshot_every": 1}
     finish(start(latents, tmp_path / "whole", **options))
     moments = random.Random(2)
-    for _ in range(4):
+    for _ in range(3):
         kill_after_progress(start(latents, tmp_path / "parts", **options), tmp_path / "parts", moments.uniform(0, 0.1))
     finish(start(latents, tmp_path / "parts", **options))
     whole, parts = (sorted((tmp_path / name / "training" / "averages").glob("*.*")) for name in ("whole", "parts"))
     assert [path.name for path in parts] == [path.name for path in whole]
-    assert len(whole) == 2 * 2 * 120  # of each average, with checksums
+    assert len(whole) == 2 * 2 * 60  # of each average, with checksums
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(whole, parts, strict=True))
 
 

@@ -24,7 +24,7 @@ def train(model, flow, steps, lr, seed):
         if flow.objective == "average_velocity":
             t, until = draw_steps(flow, step, t, generator)
         labels = torch.zeros(BATCH, dtype=torch.long)
-        transformer_backward(model, TransformerBatch(x_1, labels, t, x_0, labels, until), flow)
+        transformer_backward(model, TransformerBatch(x_1, labels, t, x_0, labels, until=until), flow)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -92,6 +92,7 @@ def test_a_game_that_has_been_one_sided_for_long_is_a_warning(accuracy, said):
 
 def test_the_first_loss_tells_latents_that_are_not_normalised():
     assert sick(log_of(lambda i: 17 * falling(i))) == [("problem", "latents")]
+    assert sick(log_of(lambda i: 17 * falling(i), loss=lambda i: 0.9)) == []  # average velocities, guided
 
 
 def test_a_run_on_a_known_curve_is_well_and_one_off_it_is_not(tmp_path):

@@ -31,7 +31,7 @@ def drawn(batch=8, null=()):
     generator = torch.Generator().manual_seed(2)
     t, until = draw_steps(FlowConfig(average_velocity={"equal_times": 0.5}), 0, t, generator)
     labels[list(null)] = 10
-    return TransformerBatch(x_1, labels, t, torch.randn(x_1.shape, generator=generator), labels, until)
+    return TransformerBatch(x_1, labels, t, torch.randn(x_1.shape, generator=generator), labels, until=until)
 
 
 # --- the model ----------------------------------------------------------------------------------------------------

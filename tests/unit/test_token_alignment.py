@@ -25,7 +25,7 @@ def batch(count=3, features=None):
     labels = torch.arange(count)
     t = torch.rand(count, generator=torch.Generator().manual_seed(1))
     x_1, x_0 = normal(count, 4, 4, 4, seed=2), normal(count, 4, 4, 4, seed=3)
-    return TransformerBatch(x_1, labels, t, x_0, labels, features)
+    return TransformerBatch(x_1, labels, t, x_0, labels, features=features)
 
 
 def gradients(model):

@@ -139,8 +139,9 @@ def lasting_since(spells: Sequence[tuple[int, bool]]) -> int | None:
 def first_loss(lines: Sequence[Line]) -> Iterator[Finding]:
     """Check the size of the latents by the velocity error of the untrained network."""
     values = series(lines, "mse")
-    fine_tuned = lines and "cosine" not in lines[0]  # average velocities, guided ones: their error may begin higher
-    if values and not fine_tuned and values[0][0] <= FEW_STEPS and values[0][1] > FIRST_MSE:
+    # The loss of average velocities is weighted to stay below 1; their error may begin higher, as guidance adds to it.
+    weighted = bool(lines) and lines[0].get("loss", math.inf) < 1
+    if values and not weighted and values[0][0] <= FEW_STEPS and values[0][1] > FIRST_MSE:
         yield Finding(
             "problem",
             "latents",
