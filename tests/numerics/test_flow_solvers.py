@@ -10,28 +10,10 @@ from alight.flow import SOLVERS, euler, solve_ode
 from alight.flow.solvers import adams_bashforth2
 from alight.runtime.errors import InputError
 
-ORDERS = {
-    "euler": 1,
-    "midpoint": 2,
-    "heun": 2,
-    "heun2": 2,
-    "heun3": 3,
-    "rk4": 4,
-    "rk4_classic": 4,
-    "ab2": 2,
-    "ucgm": 1,
-}
-EVALUATIONS = {
-    "euler": 1,
-    "midpoint": 2,
-    "heun": 2,
-    "heun2": 2,
-    "heun3": 3,
-    "rk4": 4,
-    "rk4_classic": 4,
-    "ab2": 1,
-    "ucgm": 1,
-}
+ONCE = {"euler": 1, "ab2": 2, "ucgm": 1}  # order of the solvers with one evaluation per step
+RUNGE_KUTTA = {"midpoint": 2, "heun": 2, "heun2": 2, "heun3": 3, "rk4": 4, "rk4_classic": 4}  # as many as the order
+ORDERS = ONCE | RUNGE_KUTTA
+EVALUATIONS = dict.fromkeys(ONCE, 1) | RUNGE_KUTTA
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 ADAMS = ("explicit_adams", "implicit_adams")
 
