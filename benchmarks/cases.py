@@ -122,12 +122,30 @@ class PlainTraining:
 
 
 class Training:
-    """A training step of the library's parts, as its training stage joins them."""
+    """A training step of the library's parts, as its training stage joins them.
 
-    def __init__(self, model: LightningDiT, x_1: Tensor, labels: Tensor, setting: Setting) -> None:
+    Args:
+        model: the transformer.
+        x_1: (B, C, h, w) latents.
+        labels: (B,) int64.
+        setting: device and precision.
+        forward: the module that averages gradients over processes; None = the model.
+        ema: moving average; None = a new one of the model.
+    """
+
+    def __init__(
+        self,
+        model: LightningDiT,
+        x_1: Tensor,
+        labels: Tensor,
+        setting: Setting,
+        forward: nn.Module | None = None,
+        ema: EMA[LightningDiT] | None = None,
+    ) -> None:
         self.model, self.x_1, self.labels, self.setting = model, x_1, labels, setting
+        self.forward = forward if forward is not None else model
         self.optimizer = make_optimizer(model.named_parameters(), OPTIMIZER)
-        self.ema = EMA(model, EMA_DECAY)
+        self.ema = ema or EMA(model, EMA_DECAY)
         self.generator = torch.Generator(setting.device).manual_seed(0)
 
     def __call__(self) -> Tensor:
@@ -136,7 +154,7 @@ class Training:
         labels = self.model.drop_labels(self.labels, generator=self.generator)
         x_0 = standard_normal(self.x_1.shape, self.generator, self.x_1.device, self.x_1.dtype)
         batch = TransformerBatch(self.x_1, labels, t, x_0, labels)
-        losses = transformer_backward(self.model, batch, FlowConfig(), self.setting.precision)
+        losses = transformer_backward(self.forward, batch, FlowConfig(), self.setting.precision)
         optimizer_step(self.optimizer, OPTIMIZER.lr, None)
         self.ema.update(self.model)
         return losses["loss"]
@@ -146,7 +164,6 @@ def sampling(model: LightningDiT, setting: Setting, steps: int) -> list[Contende
     """Noise to latents by Euler's method with guidance, in the published setting; `steps` is the number of calls."""
     noise, _, labels = example(model, setting.batch, setting.device)
     times = time_grid(steps, TIMESTEP_SHIFT).tolist()
-    guided = sum(t >= GUIDANCE_START for t in times[:-1])
     flops = float(forward_flops(model) * setting.batch)  # of one forward pass per image
     contenders = []
     for suffix in ("", ", compiled") if setting.compiled else ("",):
@@ -159,8 +176,14 @@ def sampling(model: LightningDiT, setting: Setting, steps: int) -> list[Contende
         plain_sampler = partial(sample_plainly, plain, noise, labels, model.null_label, times, setting)
         own_sampler = partial(sample, own, noise, labels, steps)
         contenders.append(Contender("plain" + suffix, plain_sampler, setting.batch, flops * 2 * steps))
-        contenders.append(Contender("alight" + suffix, own_sampler, setting.batch, flops * (steps + guided)))
+        contenders.append(Contender("alight" + suffix, own_sampler, setting.batch, flops * evaluations(steps)))
     return contenders
+
+
+def evaluations(steps: int) -> int:
+    """Evaluations for each image of the published setting, which guides from `GUIDANCE_START` on."""
+    times = time_grid(steps, TIMESTEP_SHIFT).tolist()
+    return steps + sum(t >= GUIDANCE_START for t in times[:-1])
 
 
 def sample_plainly(

@@ -7,9 +7,10 @@ this small encoder.
 
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +35,15 @@ PHOTOGRAPH = (375, 500)  # height and width, about the median of ImageNet
 SIZE, BATCH = 64, 32
 
 
+SMALL = {
+    "latent_channels": 8, "block_out_channels": (16, 16, 16), "layers_per_block": 1, "norm_num_groups": 8,
+    "level_attention": False, "mid_block_attention": False,
+}  # fmt: skip
+
+
 @contextmanager
-def stored_images(count: int) -> Iterator[Path]:
-    """A temporary folder with photographs as JPEG files, and a small tokenizer beside them."""
+def stored_images(count: int, architecture: Mapping[str, Any] = SMALL) -> Iterator[Path]:
+    """A temporary folder with photographs as JPEG files, and a tokenizer beside them, a small one by default."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images" / "photographs").mkdir(parents=True)
@@ -49,7 +56,7 @@ def stored_images(count: int) -> Iterator[Path]:
             part = photograph[top : top + PHOTOGRAPH[0], left : left + PHOTOGRAPH[1]]
             Image.fromarray(part).save(folder / "images" / "photographs" / f"{number:05d}.jpg", quality=90)
         with seeded_initialisation(0), writing_folder(folder / "tokenizer") as staging:
-            vae = VAVAE.build(8, (16, 16, 16), 1, 8, level_attention=False, mid_block_attention=False)
+            vae = VAVAE.build(**architecture)
             vae.save_pretrained(staging)
             write_manifest(staging, "tokenizer", {}, file_hash(staging / WEIGHTS_FILE))
         yield folder

@@ -53,8 +53,12 @@ class Section:
 
 
 def table(sections: Sequence[Section]) -> str:
-    """All sections as one Markdown table, its columns aligned to be read as plain text too."""
-    rows = [HEADER, *(row for section in sections for row in section_rows(section))]
+    """All sections as one Markdown table."""
+    return markdown([HEADER, *(row for section in sections for row in section_rows(section))])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a Markdown table, the first of them as its heading, the columns aligned to be read as plain text too."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

@@ -1,4 +1,4 @@
-"""`alight bench`: run the benchmarks of the repository that this package was installed from.
+"""`alight bench` and `alight bench accelerator`: run the benchmarks of the repository that holds this package.
 
 They hold a plain version of the same mathematics, and record what they measure beside themselves with the commit, so
 they live with the sources and not in the wheel.
@@ -9,14 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from alight.config import BenchConfig
+from alight.config import BenchAcceleratorConfig, BenchConfig
 from alight.runtime.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run(config: BenchConfig) -> Any:
-    """Time the contenders that the configuration names, and give their tables as text and `as_data`.
+def run(config: BenchConfig | BenchAcceleratorConfig) -> Any:
+    """Time what the configuration names, and give the tables as text and `as_data`.
 
     Raises:
         InputError: the repository or the device is not available.
@@ -31,4 +31,5 @@ def run(config: BenchConfig) -> Any:
         )
     if str(found) not in sys.path:
         sys.path.insert(0, str(found))
-    return import_module("benchmarks.run").run(config)
+    name = "accelerator" if isinstance(config, BenchAcceleratorConfig) else "run"
+    return import_module(f"benchmarks.{name}").run(config)

@@ -38,6 +38,10 @@ DistanceOn = Literal["projected", "latent"]
 AdversarialLoss = Literal["hinge", "vanilla"]
 InitialEncoder = Literal["random", "principal_components"]
 
+AcceleratorPart = Literal[
+    "ceilings", "attention", "training", "processes", "agreement", "sampling", "autoencoder", "tokenizer", "extraction"
+]
+
 # --- flow ---------------------------------------------------------------------------------------------------------
 PathName = Literal["linear", "gvp", "vp"]
 Prediction = Literal["velocity", "noise", "score"]

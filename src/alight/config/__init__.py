@@ -34,6 +34,7 @@ from alight.config.tokenizer import (
 )
 from alight.config.tools import (
     AverageConfig,
+    BenchAcceleratorConfig,
     BenchConfig,
     ConvertConfig,
     DoctorConfig,
@@ -65,6 +66,7 @@ __all__ = [
     "AverageVelocityConfig",
     "AlignmentConfig",
     "AverageConfig",
+    "BenchAcceleratorConfig",
     "BenchConfig",
     "ConvertConfig",
     "DoctorConfig",

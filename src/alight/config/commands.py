@@ -166,6 +166,12 @@ COMMANDS = {
         "time the library against a plain version of the same mathematics",
         operand="--work",
     ),
+    "bench accelerator": Command(
+        tools.BenchAcceleratorConfig,
+        "alight.bench",
+        "measure training, sampling and encoding at the published sizes on a GPU",
+        operand="--parts",
+    ),
     "plan": Command(tools.PlanConfig, "alight.plan.estimate", "estimate the time of a recipe on this machine"),
     "doctor": Command(tools.DoctorConfig, "alight.doctor.examine", "diagnose problems and suggest fixes"),
     "serve": Command(tools.ServeConfig, "alight.web.serve", "try a pipeline in the browser", operand="--pipeline"),

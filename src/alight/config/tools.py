@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_serializer, model_validator
 
@@ -25,7 +25,7 @@ from alight.config.base import (
 from alight.config.evaluation import FeatureNetworksConfig
 from alight.config.sampling import DrawConfig, GuidanceScale, Steps, TimestepShift, TimeWarp
 from alight.config.training import AveragingWidth
-from alight.options import MEAN_SOLVER, PUBLISHED_KAPPA, Precision, require_solver
+from alight.options import MEAN_SOLVER, PUBLISHED_KAPPA, AcceleratorPart, Precision, require_solver
 
 
 class TuneConfig(FeatureNetworksConfig, Job):
@@ -170,6 +170,16 @@ class BenchConfig(Section):
     tokenizer_image_size: Positive | None = None  # None = 128 on a CPU and 256 on a GPU
     latents: Positive = 4096  # number that the reading benchmark stores in a temporary folder, 32 KiB each
     images: Positive = 256  # number of JPEG files that the extraction benchmark stores in one
+    write: bool = False  # append the table to benchmarks/RESULTS.md
+
+
+class BenchAcceleratorConfig(Section):
+    """Measure training, sampling and encoding at the published sizes on one device, in under 15 minutes on a GPU."""
+
+    parts: AtLeastOne[AcceleratorPart] = get_args(AcceleratorPart)  # of the measurement, in their order
+    device: Device = "auto"
+    dry_run: bool = False  # every part at toy size, on any device
+    minutes: PositiveReal = 14.0  # a part that would begin later is left out, and the record says so
     write: bool = False  # append the table to benchmarks/RESULTS.md
 
 
