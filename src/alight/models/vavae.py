@@ -210,7 +210,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         Raises:
             InputError: the statistics are those of another tokenizer or of other images, or there are none.
         """
-        latents = self.normalize(raw_latents.double())
+        latents = self.normalize(raw_latents.cpu().double())  # MPS has no float64
         mean = latents.mean(dim=(0, 2, 3)).square().mean().sqrt().item()
         size = latents.square().mean().sqrt().item()
         slack = 1 + 2 / len(raw_latents) ** 0.5
@@ -229,7 +229,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
                 "This tokenizer has no latents_mean and latents_std, so latents cannot be normalised. Extract latents "
                 "with 'alight latents extract --statistics data', or call set_latents_statistics."
             )
-        mean, std = (value.to(like).view(1, -1, 1, 1) for value in statistics)
+        mean, std = (value.to(like.dtype).to(like.device).view(1, -1, 1, 1) for value in statistics)
         return mean, std
 
 
