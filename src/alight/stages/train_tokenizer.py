@@ -17,6 +17,7 @@ from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.reporting.pictures import pair_strip
+from alight.runtime.ahead import on_device, sent
 from alight.runtime.console import log, progress_bar
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -74,7 +75,11 @@ def run(config: TrainTokenizerConfig) -> Artifact:
 
 
 def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Processes) -> None:
-    """Run the training loop; its steps are those of one process, whatever the number of processes."""
+    """Run the training loop; its steps are those of one process, whatever the number of processes.
+
+    All but those of the discriminator, whose batch normalisation takes the statistics of one micro-batch of one
+    process, as published: they depend on how the batch is divided.
+    """
     device = processes.device
     dataset = open_dataset(config.images, "train", seed=config.seed)
     schedule = tokenizer_schedule(config, len(dataset))
@@ -107,7 +112,9 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
         inputs=inputs,
     ) as run:
         sampler.advance(run.start_step)
-        samples = iter(ResumableLoader(dataset, sampler, training.micro_batch_size, config.images.workers))
+        workers, pinned = config.images.workers, device.type == "cuda"
+        loader = ResumableLoader(dataset, sampler, training.micro_batch_size, workers, pin_memory=pinned)
+        samples = on_device(loader, device, "image")
         for step in run.steps():
             phase = phase_at(schedule, step)
             if phase.restart and step == phase.start:
@@ -115,14 +122,14 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
             run.meter.flops_per_image = accumulation.flops_per_image(step, phase)
             for scalars in accumulation.backward(step, phase, samples):
                 run.log(**scalars)
-            lr, adversarial = phase.learning_rate(step), phase.adversarial_factor(step) is not None
+            lr, adversarial, norms = phase.learning_rate(step), phase.adversarial_factor(step) is not None, []
             for prefix, optimizer in optimizers.items():
                 if prefix == AUTOENCODER or adversarial:
                     processes.average_gradients(optimizer)
-                    norm = optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
-                    run.log(**{f"{prefix}grad_norm": norm})
-                    run.check(norm)
+                    norms.append(optimizer_step(optimizer, lr, config.optimizer.max_grad_norm))
+                    run.log(**{f"{prefix}grad_norm": norms[-1]})
             run.log(lr=lr)
+            run.check(*norms)
             if ema is not None:
                 ema.update(networks.vae, step)
             due = preview_is_due(step + 1, training.steps, config.preview_every)

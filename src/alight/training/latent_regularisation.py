@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alight.config import LatentRegularisationConfig
+from alight.runtime.ahead import sent
 
 SMALLEST_IMAGE = 32  # pixels along a side that the discriminator needs
 
@@ -35,7 +36,7 @@ class LatentRegularisation:
     def __call__(self, images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         """The images to reconstruct and the latents to decode, (B, 3, h' * factor, w' * factor) and (B, C, h', w')."""
         if self.noise is not None:
-            latents = latents + self.noise.to(latents)
+            latents = latents + sent(self.noise.to(latents.dtype), latents.device)
         if self.grid is not None:
             size = (self.grid[0] * self.factor, self.grid[1] * self.factor)
             latents, images = resize(latents, self.grid), resize(images, size)
