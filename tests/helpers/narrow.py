@@ -1,4 +1,4 @@
-"""A tensor that behaves as on a device without float64, such as Apple's: it must reach the CPU before it is widened."""
+"""A tensor that behaves as on a device without float64, such as Apple's: to be widened, it must be on the CPU."""
 
 from typing import Any
 

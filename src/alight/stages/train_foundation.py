@@ -14,6 +14,7 @@ from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
 from alight.models.foundation_loading import quiet_transformers
 from alight.outputs import claimed_output, writing_folder
+from alight.runtime.ahead import on_device
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError

@@ -17,7 +17,7 @@ from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.reporting.pictures import pair_strip
-from alight.runtime.ahead import on_device, sent
+from alight.runtime.ahead import on_device
 from alight.runtime.console import log, progress_bar
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
