@@ -12,12 +12,13 @@ from alight.data.image_dataset import ImageDataset
 from alight.data.latent_statistics import ChannelStatistics
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
+from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.reporting.pictures import pair_strip
-from alight.runtime.ahead import on_device
+from alight.runtime.ahead import on_device, sent
 from alight.runtime.console import log, progress_bar
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -135,9 +136,9 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
             due = preview_is_due(step + 1, training.steps, config.preview_every)
             if processes.is_main and previews is not None and due:
                 run.picture("reconstructions", step + 1, draw_reconstructions(trained, previews, device))
+    if config.train == "all":
+        measure_latents_statistics(trained, dataset, config, processes)
     if processes.is_main:
-        if config.train == "all":
-            measure_latents_statistics(trained, dataset, config, device)
         save(trained, networks, config, origin, inputs, training.steps, run.seconds)
     processes.barrier()  # the artifact is there
 
@@ -209,17 +210,30 @@ def draw_reconstructions(vae: VAVAE, images: np.ndarray, device: torch.device) -
 
 @torch.no_grad()
 def measure_latents_statistics(
-    vae: VAVAE, dataset: ImageDataset, config: TrainTokenizerConfig, device: torch.device
+    vae: VAVAE, dataset: ImageDataset, config: TrainTokenizerConfig, processes: Processes
 ) -> None:
-    """Mean and std per channel of posterior samples, over the training images (at most 50,000 of them)."""
-    count = min(len(dataset), STATISTICS_IMAGES)
+    """Mean and std per channel of posterior samples, over the training images (at most 50,000 of them).
+
+    The processes share the batches. Noise is drawn and sums are taken in the order of all of them, so that the result
+    does not depend on the number of processes, but for the rounding of the network.
+    """
+    count, channels = min(len(dataset), STATISTICS_IMAGES), vae.config.latent_channels
     order = torch.randperm(len(dataset), generator=random_stream(config.seed, "statistics"))[:count].tolist()
-    generator = random_stream(config.seed, "statistics noise")
-    statistics = ChannelStatistics(vae.config.latent_channels)
-    batch = config.training.micro_batch_size or config.training.global_batch_size
-    for start in progress_bar(range(0, count, batch), desc="latent statistics", unit="batch"):
-        pixels = torch.stack([dataset[index].image for index in order[start : start + batch]])
-        statistics.update(vae.encode_raw_latents(unit_range(pixels.to(device)), generator))
+    batches = index_batches(order, config.training.micro_batch_size or config.training.global_batch_size)
+    own = share_of(range(len(batches)), processes)
+    loaded = load_batches(dataset, [batches[number] for number in own], config.images.workers)
+    generator, side = random_stream(config.seed, "statistics noise"), config.images.size // vae.downsampling_factor
+    parts = []
+    for number, indices in enumerate(progress_bar(batches, desc="latent statistics", unit="batch")):
+        if number in own:
+            images = unit_range(sent(next(loaded), processes.device))
+            parts.append(ChannelStatistics(channels))
+            parts[-1].update(vae.encode_raw_latents(images, generator))
+        else:
+            torch.randn(len(indices), channels, side, side, generator=generator)  # that of another process
+    statistics = ChannelStatistics(channels)
+    for part in gather_batches(parts, processes):
+        statistics.merge(part)
     vae.set_latents_statistics(statistics.mean, statistics.std)
 
 
