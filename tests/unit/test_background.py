@@ -4,8 +4,13 @@ import threading
 import time
 
 import pytest
+import torch
+from threadpoolctl import threadpool_info
 
-from alight.runtime.background import BackgroundWork
+from alight.runtime import threads as runtime_threads
+from alight.runtime.background import BackgroundWork, mapped_ahead
+from alight.runtime.distributed import Processes
+from alight.runtime.threads import all_cores
 
 
 def fail():
@@ -72,3 +77,36 @@ def test_an_error_in_the_block_is_the_one_that_is_raised_and_the_rest_is_dropped
         interrupted()
     assert done == ["begun"]
     assert not any(thread.name.startswith("background") for thread in threading.enumerate())
+
+
+def test_results_come_in_order_and_only_a_few_are_worked_out_ahead():
+    begun = []
+
+    def square(number):
+        begun.append(number)
+        time.sleep(0.002 * (number % 3))
+        return number**2
+
+    results = mapped_ahead(square, range(100), threads=3)
+    assert [next(results) for _ in range(10)] == [number**2 for number in range(10)]
+    assert len(begun) <= 10 + 2 * 3 + 1
+    assert list(results) == [number**2 for number in range(10, 100)]
+
+
+def test_an_error_comes_in_the_place_of_its_result():
+    results = mapped_ahead(lambda number: 1 // (3 - number), range(10), threads=2)
+    assert [next(results) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
+
+
+def test_all_cores_work_only_while_other_processes_wait(monkeypatch):
+    monkeypatch.setattr(runtime_threads, "available_cores", lambda: 3)
+    before = torch.get_num_threads()
+    with all_cores(Processes(0, 1, torch.device("cpu"))):
+        assert torch.get_num_threads() == before
+    with all_cores(Processes(0, 2, torch.device("cpu"))):
+        assert torch.get_num_threads() == 3
+        assert {pool["num_threads"] for pool in threadpool_info()} == {3}
+    assert torch.get_num_threads() == before

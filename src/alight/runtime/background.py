@@ -1,9 +1,34 @@
 """Work in threads beside the main one, with a bound on what is waiting, and errors that are not lost."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def mapped_ahead(call: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """The results of a call for some items, in their order, worked out a few items ahead.
+
+    Args:
+        call: for one item; it may run in any thread.
+        items: taken one after another, no more than twice as many ahead as there are threads.
+        threads: that work at the same time.
+    """
+    with ThreadPoolExecutor(threads, "ahead") as pool:
+        begun: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                begun.append(pool.submit(call, item))
+                if len(begun) > 2 * threads:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()
 
 
 class BackgroundWork:
