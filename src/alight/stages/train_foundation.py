@@ -71,7 +71,7 @@ def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
     ) as run:
         sampler.advance(run.start_step)
         workers, pinned = config.images.workers, device.type == "cuda"
-        loader = ResumableLoader(dataset, sampler, training.micro_batch_size, workers, pin_memory=pinned)
+        loader = ResumableLoader(dataset, sampler, training.micro_batch_size, workers, pinned)
         batches = on_device(loader, device, "image", "label")
         for step in run.steps():
             for _ in range(micro_batches):

@@ -1,5 +1,6 @@
 """Stage 1: images -> a tokenizer whose latent space is aligned with a vision foundation model (paper, section 3)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 
 from alight.artifacts import DISCRIMINATOR_FILE, PROJECTION_FILE, Artifact, read_artifact, write_manifest
 from alight.config import OptimizerConfig, TrainTokenizerConfig
-from alight.data.image_dataset import ImageDataset
+from alight.data.image_dataset import ImageDataset, ImageSample
 from alight.data.latent_statistics import ChannelStatistics
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
@@ -76,11 +77,7 @@ def run(config: TrainTokenizerConfig) -> Artifact:
 
 
 def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Processes) -> None:
-    """Run the training loop; its steps are those of one process, whatever the number of processes.
-
-    All but those of the discriminator, whose batch normalisation takes the statistics of one micro-batch of one
-    process, as published: they depend on how the batch is divided.
-    """
+    """Run the training loop; its steps are those of one process, but for the statistics of `PatchDiscriminator`."""
     device = processes.device
     dataset = open_dataset(config.images, "train", seed=config.seed)
     schedule = tokenizer_schedule(config, len(dataset))
@@ -113,9 +110,7 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
         inputs=inputs,
     ) as run:
         sampler.advance(run.start_step)
-        workers, pinned = config.images.workers, device.type == "cuda"
-        loader = ResumableLoader(dataset, sampler, training.micro_batch_size, workers, pin_memory=pinned)
-        samples = on_device(loader, device, "image")
+        samples = open_samples(config, dataset, sampler, device)
         for step in run.steps():
             phase = phase_at(schedule, step)
             if phase.restart and step == phase.start:
@@ -141,6 +136,15 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
     if processes.is_main:
         save(trained, networks, config, origin, inputs, training.steps, run.seconds)
     processes.barrier()  # the artifact is there
+
+
+def open_samples(
+    config: TrainTokenizerConfig, dataset: ImageDataset, sampler: ResumableSampler, device: torch.device
+) -> Iterator[ImageSample]:
+    """Micro-batches in the order of the sampler, their images on the device, copied while those before are learned."""
+    workers, pinned = config.images.workers, device.type == "cuda"
+    loader = ResumableLoader(dataset, sampler, config.training.micro_batch_size, workers, pinned)
+    return on_device(loader, device, "image")
 
 
 def announce(config: TrainTokenizerConfig, schedule: list[TokenizerPhase], images: int, processes: Processes) -> None:
