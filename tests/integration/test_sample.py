@@ -1,10 +1,12 @@
 """`alight sample`: every image from its own seed, however the work is cut, interrupted or shared."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from PIL import Image
 from alight.artifacts import read_artifact
 from alight.config import SampleConfig
 from alight.config.recipes import validate
+from alight.data.sample_folder import SampleFolder
 from alight.runtime.errors import InputError
+from alight.runtime.files import explained_disk_errors
 from alight.stages.generate_samples import label_protocol, run
 from helpers import warm
 from helpers.models import tiny_tokenizer, tiny_transformer
@@ -317,3 +321,43 @@ def test_killing_the_process_loses_no_image(alight, configure, models, tmp_path)
     sampling = {"num_inference_steps": 150}
     whole = run(configure(tmp_path / "whole", batch_size=1, sampling=sampling))
     assert files(output) == files(whole.path)
+
+
+def test_images_are_stored_beside_the_generation_and_count_only_then(configure, tmp_path, monkeypatch):
+    threads, counted = set(), []
+    write, record = SampleFolder.write, SampleFolder.record_time
+
+    def slow_write(folder, *arguments):
+        time.sleep(0.02)
+        threads.add(threading.current_thread())
+        write(folder, *arguments)
+
+    def count(folder, seconds):
+        counted.append(len(list((folder.path / "images").glob("*.png"))))
+        record(folder, seconds)
+
+    monkeypatch.setattr(SampleFolder, "write", slow_write)
+    monkeypatch.setattr(SampleFolder, "record_time", count)
+    artifact = run(configure(tmp_path / "run", batch_size=4))
+    assert threading.main_thread() not in threads
+    assert all(there >= expected for there, expected in zip(counted, (0, 4, 8, 12), strict=True))
+    monkeypatch.undo()
+    assert files(artifact.path) == files(run(configure(tmp_path / "again", batch_size=4)).path)
+
+
+def test_a_disk_that_is_full_while_images_are_stored_ends_the_run(configure, tmp_path, monkeypatch):
+    write = SampleFolder.write
+
+    def refuse(folder, number, *arguments):
+        if number == 5:
+            with explained_disk_errors(folder.path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, number, *arguments)
+
+    monkeypatch.setattr(SampleFolder, "write", refuse)
+    config = configure(tmp_path / "run", batch_size=2)
+    with pytest.raises(InputError, match="the disk is full"):
+        run(config)
+    assert not (config.output / "alight.json").exists()
+    monkeypatch.undo()
+    assert run(config).hash == run(configure(tmp_path / "whole", batch_size=2)).hash

@@ -1,5 +1,7 @@
 """Feature statistics against numpy, the Frechet distance against closed forms and torchmetrics."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -210,3 +212,39 @@ def test_a_matrix_that_is_no_covariance_is_refused(matrix, message):
     good = FeatureStatistics.from_moments(np.zeros(2), np.eye(2))
     with pytest.raises(InputError, match=message):
         frechet_distance(good, FeatureStatistics.from_moments(np.zeros(2), matrix))
+
+
+def test_sums_on_a_gpu_are_those_of_the_cpu(monkeypatch):
+    """The same sums by torch in place of NumPy, also where they meet others, travel or end; here on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(size, 8, generator=generator) + 100 for size in (16, 1, 0, 40)]
+    expected, mixed = FeatureStatistics(8, "some"), FeatureStatistics(8, "some")
+    for batch in batches:
+        expected.update(batch)
+    mixed.update(batches[0])
+    monkeypatch.setattr("alight.metrics.frechet.sums_in_place", lambda features: True)
+    mixed.update(batches[1])
+    mixed.update(batches[2])
+    mixed = pickle.loads(pickle.dumps(mixed))
+    last = FeatureStatistics(8, "some")
+    last.update(batches[3])
+    mixed.merge(last)
+    assert mixed.n == expected.n == 57
+    np.testing.assert_allclose(mixed.mu, expected.mu, rtol=1e-14)
+    np.testing.assert_allclose(mixed.sigma, expected.sigma, rtol=1e-11, atol=1e-11)  # float64 about a mean of 100
+    with pytest.raises(InputError, match="NaN or infinity"):
+        mixed.update(torch.full((2, 8), torch.nan))
+    with pytest.raises(InputError, match="dimension 8"):
+        mixed.update(torch.ones(2, 7))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_features_on_a_gpu_have_the_statistics_of_the_cpu():
+    features = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0)) + 10
+    on_cpu, on_gpu = (FeatureStatistics(64), FeatureStatistics(64))
+    for batch in features.split(100):
+        on_cpu.update(batch)
+        on_gpu.update(batch.cuda())
+    np.testing.assert_allclose(on_gpu.sigma, on_cpu.sigma, rtol=1e-11, atol=1e-11)
+    assert frechet_distance(on_gpu, on_cpu).value == pytest.approx(0, abs=1e-8)

@@ -84,11 +84,22 @@ def test_a_rate_of_slow_products_is_measured_on_small_matrices(monkeypatch):
     """A processor without bf16 instructions took two minutes for large ones."""
     sizes = []
 
-    def slow(device, dtype, size, warm=False):
-        sizes.append(size)
-        return 0.6 * (size / 256) ** 3
+    def slow(a, b, products=1):
+        sizes.append(len(a))
+        return 0.6 * (len(a) / 256) ** 3
 
     monkeypatch.setattr(hardware, "_product_seconds", slow)
     monkeypatch.setattr(hardware, "_RATE_SECONDS", 0.0)
     assert hardware.matrix_product_rate(CPU, "bf16") == 2 * 256**3 / 0.6
     assert sizes == [256]
+
+
+def test_the_rate_of_products_is_that_of_numbers_without_a_pattern(monkeypatch):
+    """Matrices of ones draw little power on a GPU, which then runs faster than with any real data."""
+    factors = []
+    monkeypatch.setattr(torch, "mm", lambda a, b: factors.append((a, b)))
+    hardware.matrix_product_rate(CPU, "fp32")
+    for each in factors[-1]:
+        assert abs(float(each.mean())) < 0.1
+        assert float(each.std()) == pytest.approx(1, abs=0.1)
+    assert not torch.equal(*factors[-1])

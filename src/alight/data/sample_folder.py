@@ -24,6 +24,7 @@ from alight.runtime.reading import read_bytes, read_json
 
 UNFINISHED = "unfinished.json"
 _LARGEST_PNG = 256 * 2**20  # bytes
+_COMPRESSION = 4  # of zlib's 9 levels: half the time of Pillow's 6 for photographs that are 1 % larger
 
 
 class _State(TypedDict):
@@ -108,10 +109,13 @@ class SampleFolder:
             return False
 
     def write(self, number: int, pixels: np.ndarray, request: Request, nfe: int, settings: Mapping[str, Any]) -> None:
-        """Store image `number`, (H, W, 3) uint8, with its request, its network evaluations and other settings."""
+        """Store image `number`, (H, W, 3) uint8, with its request, its network evaluations and other settings.
+
+        Several threads may do so at once, each for images of its own.
+        """
         text = png_text({"label": request.label, "seed": request.seed, "nfe": nfe, **settings})
         with replacing(self.image_path(number), durable=False) as temporary:
-            Image.fromarray(pixels).save(temporary, format="png", pnginfo=text)
+            Image.fromarray(pixels).save(temporary, format="png", pnginfo=text, compress_level=_COMPRESSION)
 
     def write_picture(self, name: str, image: np.ndarray, settings: Mapping[str, Any]) -> None:
         """Store a picture of several samples, with their common settings."""

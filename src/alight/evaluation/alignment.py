@@ -20,6 +20,7 @@ from alight.losses import marginal_cosine_loss, marginal_distance_matrix_loss
 from alight.metrics.ridge import RidgeRegression
 from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
+from alight.runtime.ahead import sent
 from alight.runtime.console import progress_bar
 from alight.runtime.distributed import Processes
 from alight.runtime.pixels import unit_range
@@ -50,7 +51,7 @@ def fit_linear_map(
     fits = []
     loaded = load_batches(dataset, share, config.images.workers)
     for pixels in progress_bar(loaded, total=len(share), desc="linear map", unit="batch"):
-        images = unit_range(pixels.to(processes.device))
+        images = unit_range(sent(pixels, processes.device))
         means = vae.posterior(images).mean  # (B, C, h, w)
         features = F.normalize(foundation(images, grid=(means.shape[2], means.shape[3])), dim=1)  # (B, D, h, w)
         fits.append(RidgeRegression(means.shape[1], features.shape[1]))

@@ -156,11 +156,13 @@ class ImageFeatures:
 
     def update(self, images: PixelArray) -> dict[str, Tensor]:
         """Take in a batch (B, H, W, 3) uint8, and give its features by key, on the CPU."""
-        found = {key: extractor(images).cpu() for key, extractor in self._extractors.items()}
-        for key, features in found.items():
-            self.statistics[key].update(features)
+        found = {}
+        for key, extractor in self._extractors.items():
+            features = extractor(images)
+            self.statistics[key].update(features)  # where they are
+            found[key] = features.cpu()
             if self._keep:
-                self._kept[key].append(features)
+                self._kept[key].append(found[key])
         if self.inception is not None:
             found[INCEPTION] = self.inception.update(images)
         return found

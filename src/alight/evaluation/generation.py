@@ -14,6 +14,7 @@ from alight.evaluation.reference_set import ReferenceSet, open_reference_set
 from alight.metrics.neighbours import NearestNeighbours
 from alight.runtime.console import progress_bar
 from alight.runtime.distributed import Processes
+from alight.runtime.threads import all_cores
 
 NEIGHBOURS = 3  # of every generated image that is shown with its own
 
@@ -71,6 +72,9 @@ def measure_generation(config: EvaluateConfig, images: GeneratedImages, processe
         unit="batch",
     )
     features = gather_features(networks, (start, stop), read, processes)
-    label_scores = score_labels(images, dataset, config.images) if processes.is_main and dataset is not None else None
+    label_scores = None
+    if processes.is_main and dataset is not None:
+        with all_cores(processes):
+            label_scores = score_labels(images, dataset, config.images)
     space = networks.name(networks.nearest)
     return Generation(features, reference, label_scores, dataset, shown, neighbours, space, networks)

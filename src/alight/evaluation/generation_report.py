@@ -62,9 +62,13 @@ MEASURES = {
 
 
 def generation_figures(
-    images: GeneratedImages, generated: ImageFeatures, reference: ReferenceSet, seed: int
+    images: GeneratedImages,
+    generated: ImageFeatures,
+    reference: ReferenceSet,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> list[Figure]:
-    """Every score that the networks and the reference allow."""
+    """Every score that the networks and the reference allow; a device compares all images with each other."""
     conditions = {**images.conditions, "reference": reference.description}
     figures: list[Figure] = []
     if generated.inception is not None and reference.inception is not None:
@@ -72,7 +76,7 @@ def generation_figures(
         real = reference.inception
         if min(images.count, len(reference.features.get(INCEPTION, ()))) < FEWEST_FOR_MANIFOLDS:
             real = replace(real, features=None)
-        scores = inception_scores(generated.inception, real, generator, half_precision=True)
+        scores = inception_scores(generated.inception, real, generator, half_precision=True, device=device)
         figures += inception_figures(scores, conditions)
     elif generated.inception is not None:
         figures.append(inception_score_figure(generated.inception.classes.compute(), conditions))
@@ -81,7 +85,7 @@ def generation_figures(
             distance = frechet_distance(generated.statistics[key], reference.statistics[key])
             figures.append(space_figure(key, distance, conditions, generated.statistics[key].features or key))
         if key in MANIFOLD_SPACES:
-            figures += manifold_figures(key, generated, reference, conditions)
+            figures += manifold_figures(key, generated, reference, conditions, device)
     return figures
 
 
@@ -155,12 +159,17 @@ def space_figure(key: str, distance: FrechetDistance, conditions: Conditions, fe
 
 
 def manifold_figures(
-    key: str, generated: ImageFeatures, reference: ReferenceSet, conditions: Conditions
+    key: str,
+    generated: ImageFeatures,
+    reference: ReferenceSet,
+    conditions: Conditions,
+    device: torch.device | str = "cpu",
 ) -> list[Figure]:
     """Precision, recall, density, coverage and authenticity in a space, as FD-DINOv2's evaluator takes them."""
     made, real = generated.features_of(key), reference.features.get(key)
     if made is None or real is None or min(len(made), len(real)) < FEWEST_FOR_MANIFOLDS:
         return []
+    made, real = made.to(device), torch.as_tensor(real).to(device)
     manifold = precision_recall(real, made, k=DGM_NEIGHBOUR, border_inside=False)
     cover = density_coverage(real, made, k=DGM_NEIGHBOUR)
     features = generated.statistics[key].features or ""

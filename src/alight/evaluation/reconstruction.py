@@ -17,6 +17,7 @@ from alight.metrics.features import FeatureExtractor, ModelFeatures
 from alight.metrics.frechet import FeatureStatistics, FrechetDistance, frechet_distance
 from alight.metrics.reconstruction import image_scores
 from alight.models.vavae import VAVAE
+from alight.runtime.ahead import sent
 from alight.runtime.console import progress_bar
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
@@ -76,7 +77,7 @@ def measure_reconstruction(
     rows: list[dict[str, Tensor]] = []
     bar = progress_bar(zip(share, loaded, strict=True), total=len(share), desc=tokenizer.name, unit="batch")
     for indices, pixels in bar:
-        images = unit_range(pixels.to(processes.device))
+        images = unit_range(sent(pixels, processes.device))
         raw_latents = encode(tokenizer.vae, images, indices, config)
         decoded = tokenizer.vae.decode_raw_latents(raw_latents)
         row = image_scores(decoded, images, networks.lpips)

@@ -1,7 +1,7 @@
 """The Frechet distance between two sets of features, from their means and covariances.
 
 It is called FID when, and only when, the features are those of the Inception network of 2015.  Everything here is
-float64 on the CPU: the distance is a small difference of large traces.
+float64, and on the CPU but for the sums over features on a GPU: the distance is a small difference of large traces.
 """
 
 import os
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from alight.metrics.moments_on_gpu import MomentsOnGpu, sums_in_place
 from alight.runtime.errors import InputError
 from alight.runtime.files import replacing
 from alight.runtime.npz import array_headers, read_array
@@ -40,15 +41,15 @@ class FeatureStatistics:
     Attributes:
         dimension: D, the length of a feature vector.
         features: the name of the feature set, or None where a file does not say; two names are never compared.
-        n: number of feature vectors, or None where a file does not say.
     """
 
     def __init__(self, dimension: int, features: str | None = None) -> None:
         self.dimension = dimension
         self.features = features
-        self.n: int | None = 0
+        self._n: int | None = 0
         self._mean: Matrix = np.zeros(dimension)
         self._scatter: Matrix = np.zeros((dimension, dimension))  # sum of (x - mean)(x - mean)^T
+        self._on_gpu: MomentsOnGpu | None = None  # of the batches since a figure was last asked for
 
     @classmethod
     def from_features(
@@ -79,7 +80,7 @@ class FeatureStatistics:
         if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
             raise InputError("The mean or covariance contains NaN or infinity; make the feature statistics again.")
         statistics = cls(dimension=len(mu), features=name)
-        statistics.n = n
+        statistics._n = n
         statistics._mean = mu.astype(np.float64)
         statistics._scatter = sigma.astype(np.float64) * (1 if n is None else n - 1)
         return statistics
@@ -93,19 +94,21 @@ class FeatureStatistics:
         Raises:
             InputError: the shape is not (B, D), a value is not finite, or the statistics come from a file without n.
         """
+        if features.ndim != 2 or features.shape[1] != self.dimension:
+            raise InputError(
+                f"These statistics are of features of dimension {self.dimension}, but the batch has the shape "
+                f"{tuple(features.shape)}; give one feature vector per row, from the extractor that gave the others."
+            )
+        if isinstance(features, Tensor) and sums_in_place(features):
+            _require_finite(bool(features.isfinite().all()))
+            self._on_gpu = self._on_gpu or MomentsOnGpu(features)
+            if len(features):
+                self._on_gpu.absorb(features.detach())
+            return
         if isinstance(features, Tensor):
             features = features.detach().cpu().double().numpy()
         batch = np.asarray(features, dtype=np.float64)
-        if batch.ndim != 2 or batch.shape[1] != self.dimension:
-            raise InputError(
-                f"These statistics are of features of dimension {self.dimension}, but the batch has the shape "
-                f"{batch.shape}; give one feature vector per row, from the extractor that gave the others."
-            )
-        if not np.isfinite(batch).all():
-            raise InputError(
-                "The features contain NaN or infinity, and so would their mean and covariance; look for images that "
-                "are not finite, or run the feature network in float32."
-            )
+        _require_finite(bool(np.isfinite(batch).all()))
         if len(batch):
             mean = batch.mean(axis=0)
             centred = batch - mean
@@ -120,23 +123,42 @@ class FeatureStatistics:
         self.check_comparable(other)
         if other.n is None:
             raise InputError("Statistics from a file that does not say its number of samples cannot be merged.")
+        self._settle()
         self._absorb(other._mean, other._scatter, other.n)
 
+    def _settle(self) -> None:
+        """Absorb what was summed on a GPU."""
+        if self._on_gpu is not None:
+            moments, self._on_gpu = self._on_gpu, None
+            self._absorb(moments.mean.cpu().numpy(), moments.scatter.cpu().numpy(), moments.n)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state that travels between processes, on the CPU."""
+        self._settle()
+        return vars(self)
+
     def _absorb(self, mean: Matrix, scatter: Matrix, n: int) -> None:
-        if self.n is None:
+        if self._n is None:
             raise InputError("Statistics from a file that does not say its number of samples cannot be extended.")
         if n == 0:
             return
-        total = self.n + n
+        total = self._n + n
         delta = mean - self._mean
         self._mean = self._mean + delta * (n / total)
         self._scatter += scatter
-        self._scatter += np.outer(delta, delta * (self.n * n / total))
-        self.n = total
+        self._scatter += np.outer(delta, delta * (self._n * n / total))
+        self._n = total
+
+    @property
+    def n(self) -> int | None:
+        """Number of feature vectors, or None where a file does not say."""
+        self._settle()
+        return self._n
 
     @property
     def mu(self) -> Matrix:
         """Mean, (D,)."""
+        self._settle()
         return self._mean
 
     @property
@@ -205,6 +227,14 @@ class FeatureStatistics:
             return cls.from_moments(mu, sigma, None if n is None else int(n), None if name is None else str(name))
         except InputError as error:
             raise InputError(f"{path} {_REFUSAL}: {error}") from error
+
+
+def _require_finite(finite: bool) -> None:
+    if not finite:
+        raise InputError(
+            "The features contain NaN or infinity, and so would their mean and covariance; look for images that are "
+            "not finite, or run the feature network in float32."
+        )
 
 
 _ENTRIES = {"n": "iuf", "features": "U"}  # of a file of statistics -> kinds of dtype that they may have

@@ -158,6 +158,7 @@ def inception_scores(
     reference: Reference,
     generator: torch.Generator | None = None,
     half_precision: bool = False,
+    device: torch.device | str = "cpu",
 ) -> InceptionScores:
     """All scores that the reference allows.
 
@@ -166,6 +167,7 @@ def inception_scores(
         reference: from `InceptionSet.reference` or `read_reference`.
         generator: draws the subsets of KID, of 1,000 images or of the smaller set; without it there is no KID.
         half_precision: take precision and recall in float16, as the ADM evaluator does.
+        device: that compares the features of all images with each other.
 
     Raises:
         InputError: the reference is of other features, or there are too few images: two for the distances, six where
@@ -180,6 +182,7 @@ def inception_scores(
     real, features = reference.features, generated.features
     if real is None or features is None:
         return scores
+    real, features = torch.as_tensor(real).to(device), features.to(device)
     subset_size = min(KID_SUBSET, len(real), len(features))
     return replace(
         scores,

@@ -60,7 +60,7 @@ def kernel_distance(
             "A kernel distance is a mean over subsets of two or more images, but got "
             f"{subsets} subsets of {subset_size}."
         )
-    real, generated = (features.cpu().double() for features in comparable_features(real, generated, subset_size))
+    real, generated = (_widened(features) for features in comparable_features(real, generated, subset_size))
     values = []
     for _ in range(subsets):
         x, y = (
@@ -71,6 +71,11 @@ def kernel_distance(
     return KernelDistance(
         float(np.mean(values)), float(np.std(values)), subsets, subset_size, len(real), len(generated)
     )
+
+
+def _widened(features: Tensor) -> Tensor:
+    """Features in float64, on the CPU where their device has none."""
+    return features.double() if features.is_cuda else features.cpu().double()
 
 
 def _squared_discrepancy(x: Tensor, y: Tensor) -> float:

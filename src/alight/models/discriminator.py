@@ -6,6 +6,9 @@ from torch import Tensor, nn
 class PatchDiscriminator(nn.Module):
     """Convolutions that give one logit per patch.
 
+    In training, batch normalisation takes its statistics from the images of one call: from one micro-batch of one
+    process, as in the published code, so that they depend on how a batch is divided.
+
     Args:
         in_channels: of the images.
         width: channels after the first convolution; they double at each layer, up to eight times.

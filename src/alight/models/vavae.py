@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from alight.models.pretrained import StrictlyLoaded
 from alight.runtime.errors import InputError
+from alight.runtime.slices import images_at_once
 
+FEATURE_MAPS = 6  # in memory at once at most, as large as the image and as wide as the wider of the two finest levels
 MEAN_LIMIT, SIZE_LIMIT = 1.0, 3.0  # of normalised latents of many images: largest mean, largest factor from size 1
 
 
@@ -27,6 +29,8 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         vae = VAVAE.from_pretrained("runs/tokenizer")
         latents = vae.encode_latents(images, generator=torch.Generator().manual_seed(0))
         images = vae.decode_latents(latents)
+
+    Without gradients, a large batch passes an accelerator in slices, so that its activations fit into memory.
     """
 
     @classmethod
@@ -124,7 +128,8 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
                 f"Images of shape {tuple(images.shape)} do not fit this tokenizer: it takes (B, 3, H, W) with H and W "
                 f"multiples of {factor}. Crop or resize them."
             )
-        return self.encode(images).latent_dist
+        parts = [self.encode(part).latent_dist.parameters for part in images.split(self._at_once(images, 1))]
+        return DiagonalGaussianDistribution(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def encode_raw_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Images in [-1, 1] to raw latents (B, C, h, w): a posterior sample, or its mode without a generator."""
@@ -136,7 +141,9 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
 
     def decode_raw_latents(self, raw_latents: Tensor) -> Tensor:
         """Raw latents (B, C, h, w) to images (B, 3, H, W), nominally in [-1, 1]."""
-        return self.decode(raw_latents).sample
+        slices = raw_latents.split(self._at_once(raw_latents, self.downsampling_factor))
+        parts = [self.decode(part).sample for part in slices]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def encode_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Images in [-1, 1] to normalised latents: a posterior sample, or its mode without a generator."""
@@ -210,7 +217,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         Raises:
             InputError: the statistics are those of another tokenizer or of other images, or there are none.
         """
-        latents = self.normalize(raw_latents.double())
+        latents = self.normalize(raw_latents.cpu().double())  # MPS has no float64
         mean = latents.mean(dim=(0, 2, 3)).square().mean().sqrt().item()
         size = latents.square().mean().sqrt().item()
         slack = 1 + 2 / len(raw_latents) ** 0.5
@@ -223,13 +230,26 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
                 "twice."
             )
 
+    def bytes_per_image(self, pixels: int) -> int:
+        """Memory that the activations of an image with so many pixels take at their most, without gradients."""
+        convolutions = FEATURE_MAPS * max(self.config.block_out_channels[:2]) * pixels
+        attention = 2 * (pixels // self.downsampling_factor**2) ** 2  # scores, where no kernel does without them
+        return 4 * (convolutions + attention)
+
+    def _at_once(self, batch: Tensor, factor: int) -> int:
+        """Images (or latents, whose sides are `factor` times as long in pixels) that pass the network together."""
+        if torch.is_grad_enabled():
+            return len(batch)
+        pixels = batch.shape[2] * batch.shape[3] * factor**2
+        return images_at_once(batch.device, self.bytes_per_image(pixels), len(batch))
+
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         if (statistics := self.latents_statistics) is None:
             raise InputError(
                 "This tokenizer has no latents_mean and latents_std, so latents cannot be normalised. Extract latents "
                 "with 'alight latents extract --statistics data', or call set_latents_statistics."
             )
-        mean, std = (value.to(like).view(1, -1, 1, 1) for value in statistics)
+        mean, std = (value.to(like.dtype).to(like.device).view(1, -1, 1, 1) for value in statistics)
         return mean, std
 
 

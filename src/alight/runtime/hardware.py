@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from torch import Tensor
 
 QUIET = 0.8  # share of the cores' time, below which other programs are busy
 _CGROUP = Path("/sys/fs/cgroup")
@@ -60,11 +61,12 @@ def free_disk(folder: Path) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device."""
+    """Bytes that can still be allocated on a device, with those that PyTorch keeps for itself and does not use."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -92,23 +94,31 @@ def matrix_product_rate(device: torch.device, precision: str) -> float:
     """
     largest = 8192 if device.type == "cuda" else 2048
     dtype, size = torch.bfloat16 if precision == "bf16" else torch.float32, _SMALLEST_PRODUCT
-    while (seconds := _product_seconds(device, dtype, size)) < _LONG_ENOUGH and size < largest:
+    while (seconds := _product_seconds(*_factors(device, dtype, size), products=2)) < _LONG_ENOUGH and size < largest:
         size *= 2
-    end = time.perf_counter() + _RATE_SECONDS
+    factors, end = _factors(device, dtype, size), time.perf_counter() + _RATE_SECONDS
     while time.perf_counter() < end:
-        seconds = min(seconds, _product_seconds(device, dtype, size, warm=True))
+        seconds = min(seconds, _product_seconds(*factors))
     return 2 * size**3 / seconds
 
 
-def _product_seconds(device: torch.device, dtype: torch.dtype, size: int, warm: bool = False) -> float:
-    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    if not warm:
-        torch.mm(a, b)  # the first one also chooses a kernel
-    synchronise(device)
-    started = time.perf_counter()
-    torch.mm(a, b)
-    synchronise(device)
-    return time.perf_counter() - started
+def _factors(device: torch.device, dtype: torch.dtype, size: int) -> tuple[Tensor, Tensor]:
+    """Two matrices of random numbers: products of equal ones take less power, so that a GPU's clock stays higher."""
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
+    return a, b
+
+
+def _product_seconds(a: Tensor, b: Tensor, products: int = 1) -> float:
+    """The least time of some products of the same matrices; the first ever also chooses a kernel."""
+    times = []
+    for _ in range(products):
+        synchronise(a.device)
+        started = time.perf_counter()
+        torch.mm(a, b)
+        synchronise(a.device)
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 class PeakMemory:

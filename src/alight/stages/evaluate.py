@@ -44,6 +44,7 @@ from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.files import file_hash
+from alight.runtime.threads import all_cores
 
 HEADLINES = ("reconstruction_psnr", "alignment_cosine")  # of the tokenizer's figures
 SHOWN_PAIRS = 16
@@ -72,7 +73,8 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
         generation = measure_generation(config, images, processes)
         reconstruction = measure_reconstruction(config, processes) if config.tokenizer is not None else None
         if processes.is_main:
-            report = describe(config, images, generation, reconstruction, artifacts)
+            with all_cores(processes):
+                report = describe(config, images, generation, reconstruction, artifacts)
             stages = [Stage(artifact.kind, artifact.seconds, _brief(artifact)) for artifact in artifacts]
             if timings is not None:
                 stages = [Stage(name, seconds) for name, seconds in timings.items()]
@@ -134,10 +136,10 @@ def measure_reconstruction(config: EvaluateConfig, processes: Processes) -> Reco
     return Reconstruction(tokenizer, dataset, measured, networks, notes)
 
 
-def reconstruction_picture(of: Reconstruction, config: EvaluateConfig) -> Picture:
+def reconstruction_picture(of: Reconstruction, config: EvaluateConfig, device: torch.device) -> Picture:
     """The first originals above their reconstructions."""
     shown = range(min(SHOWN_PAIRS, len(of.dataset)))
-    originals, decoded = reconstruct(of.tokenizer, of.dataset, shown, config, torch.device("cpu"))
+    originals, decoded = reconstruct(of.tokenizer, of.dataset, shown, config, device)
     caption = "Originals above, their reconstructions below."
     return Picture("Reconstructions", caption, pair_strip(originals, decoded), magnification(originals))
 
@@ -162,7 +164,7 @@ def describe(
             replace(figure, headline=figure.name in HEADLINES)
             for figure in tokenizer_figures(reconstruction.measured, config, reconstruction.networks)
         ]
-        pictures.append(reconstruction_picture(reconstruction, config))
+        pictures.append(reconstruction_picture(reconstruction, config, generation.networks.device))
         curves += tokenizer_curves([reconstruction.tokenizer])
         notes += decoder_notes(images, reconstruction.tokenizer)
         notes += [*reconstruction.notes, "PSNR and SSIM compare with the same crops that the tokenizer saw."]
@@ -170,7 +172,8 @@ def describe(
     if generation.label_scores is not None:
         classes = class_table(generation.label_scores, images, config.shown_classes)
         figures.append(label_figure(generation.label_scores, images))
-    figures += generation_figures(images, generation.features, generation.reference, config.seed)
+    device = generation.networks.device
+    figures += generation_figures(images, generation.features, generation.reference, config.seed, device)
     if config.transformer is not None:
         curves += transformer_curves(config.transformer)
     plots: list[Curve] = []

@@ -32,6 +32,7 @@ from alight.runtime.console import log
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash
+from alight.runtime.threads import all_cores
 
 TABLE = "images.csv"
 SHOWN_IMAGES = 8  # of up to 128 pixels, in a row
@@ -69,7 +70,8 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
                 linear_map = fit_linear_map(tokenizer.vae, networks.foundation, config, processes)
             measured.append(measure_reconstruction(tokenizer, dataset, config, networks, processes, linear_map))
         if processes.is_main:
-            report = describe(measured, dataset, config, networks, processes.device)
+            with all_cores(processes):
+                report = describe(measured, dataset, config, networks, processes.device)
             seconds = time.perf_counter() - started
             report = replace(report, stages=[*report.stages, Stage("report", seconds)], notes=[*report.notes, *notes])
             with writing_folder(config.output) as staging:

@@ -3,15 +3,16 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import ExtractLatentsConfig
-from alight.data.image_dataset import ImageDataset
+from alight.data.image_dataset import ImageDataset, ImageSample
 from alight.data.images import ImageSource
 from alight.data.latent_features import (
     FEATURES,
@@ -29,6 +30,8 @@ from alight.lineage import warn_of_other_squares
 from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
+from alight.runtime.ahead import on_device
+from alight.runtime.background import BackgroundWork
 from alight.runtime.console import log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -158,7 +161,10 @@ def check_statistics(vae: VAVAE, dataset: ImageDataset, config: ExtractLatentsCo
 def make_shards(
     encoders: Encoders, dataset: ImageDataset, folder: LatentFolder, config: ExtractLatentsConfig, processes: Processes
 ) -> Iterator[int]:
-    """Make this process's share of the shards that are missing; yields the number of each when it is stored."""
+    """Make this process's share of the shards that are missing; yields the number of each when it is stored.
+
+    A shard is written and hashed while the next one is encoded, and no more than these two are in memory.
+    """
     shards = range(folder.num_shards)
     to_check = progress_bar(shards[processes.rank :: processes.world_size], desc="checking", unit="shard")
     checked = processes.gather([number for number in to_check if folder.holds(number)])
@@ -169,32 +175,75 @@ def make_shards(
     total = sum(len(folder.images(number)) for number in own)
     share = f" (1 of {processes.world_size} processes)" if processes.world_size > 1 else ""
     started = time.perf_counter()
-    with progress_bar(total=total, desc=f"latents{share}", unit=" img") as bar:
+    progress = progress_bar(total=total, desc=f"latents{share}", unit=" img")
+    with progress as bar, BackgroundWork(threads=1, waiting=1) as work:
+        batches = read_batches(dataset, [folder.images(number) for number in own], config, processes.device)
+        before: dict[int, Future[None]] = {}  # the shard that is being written
         for number in own:
-            folder.write(number, encode_shard(encoders, dataset, folder.images(number), config, bar.update))
-            yield number
+            tensors = encode_shard(encoders, batches, folder.images(number), config, bar.update)
+            yield from stored(before)
+            before = {number: work.begin(folder.write, number, tensors)}
+            del tensors  # the writer's alone
+        yield from stored(before)
     seconds = time.perf_counter() - started
     if total:
         log.info("latents%s: %d images in %s, %.1f img/s.", share, total, duration(seconds), total / seconds)
 
 
+def stored(shards: dict[int, Future[None]]) -> Iterator[int]:
+    """Wait until shards are stored, and give their numbers.
+
+    Raises:
+        InputError: latents are not finite, or the disk refuses.
+    """
+    for number, writing in shards.items():
+        writing.result()
+        yield number
+
+
+def read_batches(
+    dataset: ImageDataset, shards: Sequence[range], config: ExtractLatentsConfig, device: torch.device
+) -> Iterator[ImageSample]:
+    """The images of all shards one after another, decoded ahead by the same worker processes, on the device.
+
+    Batches begin with the shard, so they are the same in every process and after every interruption.
+    """
+    batches = [
+        list(images[start : start + config.batch_size]) for images in shards for start in starts(images, config)
+    ]
+    loader: DataLoader[ImageSample] = DataLoader(
+        dataset, batch_sampler=batches, num_workers=config.images.workers, pin_memory=device.type == "cuda"
+    )
+    return on_device(loader, device, "image")
+
+
+def starts(images: range, config: ExtractLatentsConfig) -> range:
+    """The places in a shard where a batch begins."""
+    return range(0, len(images), config.batch_size)
+
+
 def encode_shard(
     encoders: Encoders,
-    dataset: ImageDataset,
+    batches: Iterator[ImageSample],
     images: range,
     config: ExtractLatentsConfig,
     report: Callable[[int], object],
 ) -> dict[str, Tensor]:
-    """The tensors of the shard with these images, on the CPU in the type that is stored; tells how many are done.
+    """The tensors of the shard with these images, on the CPU in the type that is stored.
 
-    Batches begin with the shard, so they are the same in every process and after every interruption.
+    Args:
+        encoders: the networks.
+        batches: those of the shard come next.
+        images: their numbers.
+        config: says what is stored, and in which types.
+        report: told of every batch how many images it has.
     """
-    loader = DataLoader(Subset(dataset, images), config.batch_size, num_workers=config.images.workers)
     shard: dict[str, Tensor] = {}
-    done = 0
-    for batch in loader:
-        labels, part = batch.label, slice(done, done + len(batch.label))
-        pixels = unit_range(batch.image.to(encoders.vae.device))
+    for start in starts(images, config):
+        batch = next(batches)
+        labels, part = batch.label, slice(start, start + len(batch.image))
+        assert isinstance(labels, Tensor)  # of a batch
+        pixels = unit_range(batch.image)
         encoded = encode(encoders.vae, pixels, images[part], config)
         stored = {key: values.to("cpu", _DTYPES[config.dtype]) for key, values in encoded.items()} | {LABELS: labels}
         if encoders.foundation is not None:
@@ -204,7 +253,6 @@ def encode_shard(
             if key not in shard:
                 shard[key] = values.new_empty(len(images), *values.shape[1:])
             shard[key][part] = values
-        done = part.stop
         report(len(labels))
     return shard
 

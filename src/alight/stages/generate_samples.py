@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from alight.pipelines.snapshot import pipeline_of_snapshot
 from alight.reporting.class_rows import MOST_COLUMNS, class_rows, left_out
 from alight.reporting.pictures import image_grid
 from alight.reporting.row_names import with_row_names
+from alight.runtime.background import BackgroundWork
 from alight.runtime.console import log, progress_bar
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -36,6 +38,7 @@ from alight.training.snapshot import Snapshot, transformer_to_sample
 
 TRAJECTORY = "trajectory.png"
 TRAJECTORY_COLUMNS = 8
+WRITERS = 4  # threads that compress and store images while the next ones are generated
 
 
 class Models(NamedTuple):
@@ -161,6 +164,8 @@ def generate(
 ) -> Iterator[int]:
     """Make this process's share of the images that are missing; yields the size of each batch when it is stored.
 
+    That happens while the next batch is generated, and no more than these two are in memory.
+
     The batches are the same for any number of processes and for any point of resumption. So are the images: rounding
     and adaptive step sizes are shared within a batch, always with the same neighbours.
     """
@@ -173,20 +178,42 @@ def generate(
         log.info("samples: %d images are there already, %d are missing.", kept, total)
     share = f" (1 of {processes.world_size} processes)" if processes.world_size > 1 else ""
     started = time.perf_counter()
-    with progress_bar(total=total, desc=f"samples{share}", unit=" img") as bar:
+    progress = progress_bar(total=total, desc=f"samples{share}", unit=" img")
+    with progress as bar, BackgroundWork(WRITERS, waiting=2 * config.batch_size) as work:
+        before: list[Future[None]] = []
         for batch in missing:
-            make_batch(models, batch, folder, config, processes.device)
-            bar.update(len(batch))
-            yield len(batch)
+            begun = make_batch(models, batch, folder, config, processes.device, work)
+            if before:
+                yield finished(before, bar.update)
+            before = begun
+        if before:
+            yield finished(before, bar.update)
     seconds = time.perf_counter() - started
     if total:
         log.info("samples%s: %d images in %s, %.2f img/s.", share, total, duration(seconds), total / seconds)
 
 
+def finished(begun: list[Future[None]], report: Callable[[], object]) -> int:
+    """Wait until images are stored, reporting each; gives their number.
+
+    Raises:
+        InputError: the disk refuses one of them.
+    """
+    for image in begun:
+        image.result()
+        report()
+    return len(begun)
+
+
 def make_batch(
-    models: Models, batch: list[tuple[int, Request]], folder: SampleFolder, config: SampleConfig, device: torch.device
-) -> None:
-    """Generate and store a few images; the first batch also shows some of them on their way."""
+    models: Models,
+    batch: list[tuple[int, Request]],
+    folder: SampleFolder,
+    config: SampleConfig,
+    device: torch.device,
+    work: BackgroundWork,
+) -> list[Future[None]]:
+    """Generate a few images, and begin to store each; the first batch also shows some of them on their way."""
     shown = config.trajectory_images if batch[0][0] == 0 else 0
     common = common_settings(models, config)
     states: list[Tensor] = []
@@ -203,9 +230,11 @@ def make_batch(
     if frames:  # before the images: where they are complete, it is there too
         strip = torch.stack(frames, dim=1).flatten(0, 1)  # (images * columns, H, W, 3), a row per image
         folder.write_picture(TRAJECTORY, image_grid(strip.cpu().numpy(), len(frames)), software() | common)
+    begun = []
     for (number, request), pixels in zip(batch, result.images.cpu().numpy(), strict=True):
-        own = {"class": models.class_names[request.label]}
-        folder.write(number, pixels, request, result.nfe, software() | own | common)
+        settings = software() | {"class": models.class_names[request.label]} | common
+        begun.append(work.begin(folder.write, number, pixels, request, result.nfe, settings))
+    return begun
 
 
 def trajectory_recorder(states: list[Tensor], images: int, steps: int) -> Callable[[int, Tensor], None]:

@@ -14,6 +14,7 @@ from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
 from alight.models.foundation_loading import quiet_transformers
 from alight.outputs import claimed_output, writing_folder
+from alight.runtime.ahead import on_device
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
@@ -69,13 +70,14 @@ def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
         inputs=inputs,
     ) as run:
         sampler.advance(run.start_step)
-        batches = iter(ResumableLoader(dataset, sampler, training.micro_batch_size, config.images.workers))
+        workers, pinned = config.images.workers, device.type == "cuda"
+        loader = ResumableLoader(dataset, sampler, training.micro_batch_size, workers, pinned)
+        batches = on_device(loader, device, "image", "label")
         for step in run.steps():
             for _ in range(micro_batches):
                 batch = next(batches)
-                images, labels = unit_range(batch.image.to(device)), batch.label.to(device)
                 with autocast(device, training.precision):
-                    loss = objective(model, images, labels, config.seed, step)
+                    loss = objective(model, unit_range(batch.image), batch.label, config.seed, step)
                 (loss / micro_batches).backward()
                 run.log(loss=loss)
             lr = learning_rate(step, training.steps, config.optimizer)

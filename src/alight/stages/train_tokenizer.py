@@ -1,5 +1,6 @@
 """Stage 1: images -> a tokenizer whose latent space is aligned with a vision foundation model (paper, section 3)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,17 @@ from safetensors.torch import save_file
 
 from alight.artifacts import DISCRIMINATOR_FILE, PROJECTION_FILE, Artifact, read_artifact, write_manifest
 from alight.config import OptimizerConfig, TrainTokenizerConfig
-from alight.data.image_dataset import ImageDataset
+from alight.data.image_dataset import ImageDataset, ImageSample
 from alight.data.latent_statistics import ChannelStatistics
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
+from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.reporting.pictures import pair_strip
+from alight.runtime.ahead import on_device, sent
 from alight.runtime.console import log, progress_bar
 from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -74,7 +77,7 @@ def run(config: TrainTokenizerConfig) -> Artifact:
 
 
 def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Processes) -> None:
-    """Run the training loop; its steps are those of one process, whatever the number of processes."""
+    """Run the training loop; its steps are those of one process, but for the statistics of `PatchDiscriminator`."""
     device = processes.device
     dataset = open_dataset(config.images, "train", seed=config.seed)
     schedule = tokenizer_schedule(config, len(dataset))
@@ -107,7 +110,7 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
         inputs=inputs,
     ) as run:
         sampler.advance(run.start_step)
-        samples = iter(ResumableLoader(dataset, sampler, training.micro_batch_size, config.images.workers))
+        samples = open_samples(config, dataset, sampler, device)
         for step in run.steps():
             phase = phase_at(schedule, step)
             if phase.restart and step == phase.start:
@@ -115,24 +118,33 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
             run.meter.flops_per_image = accumulation.flops_per_image(step, phase)
             for scalars in accumulation.backward(step, phase, samples):
                 run.log(**scalars)
-            lr, adversarial = phase.learning_rate(step), phase.adversarial_factor(step) is not None
+            lr, adversarial, norms = phase.learning_rate(step), phase.adversarial_factor(step) is not None, []
             for prefix, optimizer in optimizers.items():
                 if prefix == AUTOENCODER or adversarial:
                     processes.average_gradients(optimizer)
-                    norm = optimizer_step(optimizer, lr, config.optimizer.max_grad_norm)
-                    run.log(**{f"{prefix}grad_norm": norm})
-                    run.check(norm)
+                    norms.append(optimizer_step(optimizer, lr, config.optimizer.max_grad_norm))
+                    run.log(**{f"{prefix}grad_norm": norms[-1]})
             run.log(lr=lr)
+            run.check(*norms)
             if ema is not None:
                 ema.update(networks.vae, step)
             due = preview_is_due(step + 1, training.steps, config.preview_every)
             if processes.is_main and previews is not None and due:
                 run.picture("reconstructions", step + 1, draw_reconstructions(trained, previews, device))
+    if config.train == "all":
+        measure_latents_statistics(trained, dataset, config, processes)
     if processes.is_main:
-        if config.train == "all":
-            measure_latents_statistics(trained, dataset, config, device)
         save(trained, networks, config, origin, inputs, training.steps, run.seconds)
     processes.barrier()  # the artifact is there
+
+
+def open_samples(
+    config: TrainTokenizerConfig, dataset: ImageDataset, sampler: ResumableSampler, device: torch.device
+) -> Iterator[ImageSample]:
+    """Micro-batches in the order of the sampler, their images on the device, copied while those before are learned."""
+    workers, pinned = config.images.workers, device.type == "cuda"
+    loader = ResumableLoader(dataset, sampler, config.training.micro_batch_size, workers, pinned)
+    return on_device(loader, device, "image")
 
 
 def announce(config: TrainTokenizerConfig, schedule: list[TokenizerPhase], images: int, processes: Processes) -> None:
@@ -202,17 +214,30 @@ def draw_reconstructions(vae: VAVAE, images: np.ndarray, device: torch.device) -
 
 @torch.no_grad()
 def measure_latents_statistics(
-    vae: VAVAE, dataset: ImageDataset, config: TrainTokenizerConfig, device: torch.device
+    vae: VAVAE, dataset: ImageDataset, config: TrainTokenizerConfig, processes: Processes
 ) -> None:
-    """Mean and std per channel of posterior samples, over the training images (at most 50,000 of them)."""
-    count = min(len(dataset), STATISTICS_IMAGES)
+    """Mean and std per channel of posterior samples, over the training images (at most 50,000 of them).
+
+    The processes share the batches. Noise is drawn and sums are taken in the order of all of them, so that the result
+    does not depend on the number of processes, but for the rounding of the network.
+    """
+    count, channels = min(len(dataset), STATISTICS_IMAGES), vae.config.latent_channels
     order = torch.randperm(len(dataset), generator=random_stream(config.seed, "statistics"))[:count].tolist()
-    generator = random_stream(config.seed, "statistics noise")
-    statistics = ChannelStatistics(vae.config.latent_channels)
-    batch = config.training.micro_batch_size or config.training.global_batch_size
-    for start in progress_bar(range(0, count, batch), desc="latent statistics", unit="batch"):
-        pixels = torch.stack([dataset[index].image for index in order[start : start + batch]])
-        statistics.update(vae.encode_raw_latents(unit_range(pixels.to(device)), generator))
+    batches = index_batches(order, config.training.micro_batch_size or config.training.global_batch_size)
+    own = share_of(range(len(batches)), processes)
+    loaded = load_batches(dataset, [batches[number] for number in own], config.images.workers)
+    generator, side = random_stream(config.seed, "statistics noise"), config.images.size // vae.downsampling_factor
+    parts = []
+    for number, indices in enumerate(progress_bar(batches, desc="latent statistics", unit="batch")):
+        if number in own:
+            images = unit_range(sent(next(loaded), processes.device))
+            parts.append(ChannelStatistics(channels))
+            parts[-1].update(vae.encode_raw_latents(images, generator))
+        else:
+            torch.randn(len(indices), channels, side, side, generator=generator)  # that of another process
+    statistics = ChannelStatistics(channels)
+    for part in gather_batches(parts, processes):
+        statistics.merge(part)
     vae.set_latents_statistics(statistics.mean, statistics.std)
 
 

@@ -29,6 +29,7 @@ from alight.models.vavae import VAVAE
 from alight.options import MEAN_SOLVER
 from alight.outputs import claimed_output, writing_folder
 from alight.reporting.pictures import image_grid
+from alight.runtime.ahead import on_device
 from alight.runtime.console import log
 from alight.runtime.device import autocast, resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -114,13 +115,14 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
         artifact=snapshot_record(model.arguments, inputs, facts),
     ) as run:
         sampler.advance(run.start_step)
-        order = iter(sampler)
+        order = zip(range(run.start_step, training.steps), sampler, strict=False)
+        drawn = (draw_batch(config, model, dataset, indices, step, own, features) for step, indices in order)
+        batches = on_device((part for batch in drawn for part in batch.micro_batches(micro_batches)), device)
         for step in run.steps():
-            drawn = draw_batch(config, model, dataset, next(order), step, own, features)
-            for number, micro_batch in enumerate(drawn.micro_batches(micro_batches), start=1):
+            for number in range(1, micro_batches + 1):
                 with networks.synchronised(last=number == micro_batches):
                     losses = transformer_backward(
-                        forward, micro_batch.to(device), config.flow, training.precision, micro_batches, alignment
+                        forward, next(batches), config.flow, training.precision, micro_batches, alignment
                     )
                 run.log(**losses)
             lr = learning_rate(step, training.steps, config.optimizer)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alight.config import LatentRegularisationConfig
+from alight.runtime.ahead import sent
 
 SMALLEST_IMAGE = 32  # pixels along a side that the discriminator needs
 
@@ -35,11 +36,10 @@ class LatentRegularisation:
     def __call__(self, images: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
         """The images to reconstruct and the latents to decode, (B, 3, h' * factor, w' * factor) and (B, C, h', w')."""
         if self.noise is not None:
-            latents = latents + self.noise.to(latents)
+            latents = latents + sent(self.noise.to(latents.dtype), latents.device)
         if self.grid is not None:
             size = (self.grid[0] * self.factor, self.grid[1] * self.factor)
-            latents = F.interpolate(latents, self.grid, mode="bilinear", antialias=True)
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+            latents, images = resize(latents, self.grid), resize(images, size)
         if self.turns:
             latents, images = (torch.rot90(x, self.turns, dims=(2, 3)) for x in (latents, images))
         return images, latents
@@ -47,6 +47,25 @@ class LatentRegularisation:
     def part(self, images: slice) -> "LatentRegularisation":
         """The same for some images of the batch."""
         return self if self.noise is None else replace(self, noise=self.noise[images])
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (B, C, H, W) to (B, C, *size), bilinear with antialiasing, with a gradient on every device."""
+    if x.device.type == "mps":  # which has no backward pass of `interpolate` with antialiasing
+        return resize_by_products(x, size)
+    return F.interpolate(x, size, mode="bilinear", antialias=True)
+
+
+def resize_by_products(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same as two matrix products, since every row and every column is resized by one linear map."""
+    rows, columns = (_resizing(old, new).to(x) for old, new in zip(x.shape[2:], size, strict=True))
+    return rows @ x @ columns.T
+
+
+def _resizing(old: int, new: int) -> Tensor:
+    """The matrix (new, old) that resizes one side: the resized columns of the unit matrix."""
+    unit = torch.eye(old)[None, None]
+    return F.interpolate(unit, (new, old), mode="bilinear", antialias=True)[0, 0]
 
 
 def draw_regularisation(

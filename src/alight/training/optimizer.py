@@ -1,7 +1,8 @@
 """The optimizer: groups of named parameters, a rule from a table, and its learning rate over time.
 
 A rule is a row of `OPTIMIZERS`. Each keeps one contract: a step whose gradient is not finite changes nothing, neither
-weights nor the optimizer's memory. `optimizer_step` sees to it, on the device where the rule has a fused kernel.
+weights nor the optimizer's memory. `optimizer_step` sees to it, on the device where the rule has a fused kernel that
+can skip a step.
 """
 
 import math
@@ -16,6 +17,8 @@ from alight.config import OptimizerConfig
 from alight.options import MuonMatrices, OptimizerName, ParameterKind
 from alight.runtime.errors import InputError
 from alight.training.muon import Muon
+
+SKIPPED_BY_KERNELS = ("cpu", "cuda")  # devices whose fused kernels heed `found_inf`; that of MPS ignores it
 
 Groups = list[dict[str, Any]]  # as torch's optimizers take them: `params`, and perhaps `lr_factor` and `muon`
 
@@ -128,7 +131,8 @@ def optimizer_step(optimizer: torch.optim.Optimizer, lr: float, max_grad_norm: f
     """Clip, step and clear the gradients; a gradient that is not finite changes nothing.
 
     Args:
-        optimizer: any of torch's; a fused one skips the step on the device, for others the host waits for the norm.
+        optimizer: any of torch's; a fused one skips the step on the device where its kernel can, otherwise the host
+            waits for the norm.
         lr: learning rate of this step, times the `lr_factor` of a group that has one.
         max_grad_norm: the global gradient norm is clipped to it; None = off.
 
@@ -143,7 +147,8 @@ def optimizer_step(optimizer: torch.optim.Optimizer, lr: float, max_grad_norm: f
         nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_factor", 1.0)
-    if all(group.get("fused") for group in optimizer.param_groups):
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    if fused and norm.device.type in SKIPPED_BY_KERNELS:
         optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]  # read by fused kernels
         optimizer.step()
     elif bool(torch.isfinite(norm)):

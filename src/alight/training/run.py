@@ -30,6 +30,7 @@ from alight.runtime.interrupt import Interrupted, deferred_interrupt
 from alight.runtime.pixels import PixelArray
 from alight.training.checkpoint import BackgroundWriter, load_latest_checkpoint, remove_leftovers, require_run, restore
 from alight.training.ema import warn_of_long_average
+from alight.training.finite import FiniteCheck
 from alight.training.inputs import require_same_inputs
 from alight.training.longer import is_longer, length_note, of_length
 from alight.training.meter import Averages, Meter
@@ -98,7 +99,7 @@ class TrainingRun:
         self._non_finite = 0  # since this start, which is what the limit is for
         self._averages = Averages()
         self._trackers: list[Tracker] = []  # of the process that writes
-        self._unread: tuple[Tensor, torch.cuda.Event] | None = None  # whether the gradient before was finite
+        self._finite = FiniteCheck()
         self._writer = BackgroundWriter(folder, training.keep_checkpoints, training.keep_every)
         with ExitStack() as stack:  # what was opened is closed where opening the rest fails
             stack.callback(self._writer.close)
@@ -138,6 +139,8 @@ class TrainingRun:
         for step in range(self.start_step, self.training.steps):
             yield step
             done, last = step + 1, step + 1 == self.training.steps
+            if last and not self._finite.last():
+                self._act_on_non_finite()
             self._bar.update()
             if done % self.training.log_every == 0 or last:
                 self._write_log(done)
@@ -166,26 +169,22 @@ class TrainingRun:
             for tracker in self._trackers:
                 tracker.picture(name, step, picture)
 
-    def check(self, grad_norm: Tensor) -> None:
+    def check(self, *grad_norms: Tensor) -> None:
         """Act on a gradient that is not finite, which `optimizer_step` has not applied: stop, skip or roll back.
 
-        On an accelerator the answer is read one step late, so that it never waits for the host.
+        To be called once in a step. On an accelerator the answer is read one step late, so that it never waits for the
+        host.
+
+        Args:
+            *grad_norms: of every optimizer that has taken the step.
 
         Raises:
             InputError: where the policy is to stop, or there were too many of them.
         """
-        finite = torch.isfinite(grad_norm.detach())
-        if finite.is_cuda:
-            arrived = torch.cuda.Event()
-            host = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
-            arrived.record()
-            before, self._unread = self._unread, (host, arrived)
-            if before is None:
-                return
-            finite, earlier = before
-            earlier.synchronize()
-        if bool(finite):
-            return
+        if not self._finite.next(torch.stack(grad_norms)):
+            self._act_on_non_finite()
+
+    def _act_on_non_finite(self) -> None:
         self._non_finite += 1
         policy, limit = self.training.on_non_finite, self.training.max_non_finite
         if policy == "stop" or self._non_finite >= limit:

@@ -11,6 +11,7 @@ from torch import Tensor
 from alight.config import TrainTokenizerConfig
 from alight.data.feature_cache import FeatureCache, cached_features
 from alight.data.image_dataset import ImageDataset, ImageSample
+from alight.runtime.ahead import sent
 from alight.runtime.device import autocast
 from alight.runtime.distributed import Processes
 from alight.runtime.pixels import unit_range
@@ -56,7 +57,13 @@ class Accumulation:
     ) -> Iterator[dict[str, Tensor]]:
         """Take this process's micro-batches of a step one by one; gives the scalars of each for the log.
 
-        Everything random is drawn for the whole batch, whatever its micro-batches; adaptive weights are of each one.
+        Everything random is drawn for the whole batch, whatever its micro-batches; adaptive weights are of each one,
+        and so are the statistics of the discriminator's batch normalisation.
+
+        Args:
+            step: from 0.
+            phase: of the schedule that the step belongs to.
+            samples: micro-batches, one after another, their images on the device.
         """
         config, networks, device = self.config, self.networks, self.processes.device
         if not phase.alignment.enabled:
@@ -73,12 +80,12 @@ class Accumulation:
         for part in np.split(np.arange(len(noise)), count):
             of_part = slice(part[0], part[-1] + 1)
             sample = next(samples)
-            images = unit_range(sample.image.to(device))
+            images = unit_range(sample.image)
             with autocast(device, config.training.precision):
                 result = autoencoder_backward(
                     networks,
                     images,
-                    noise[of_part].to(device),
+                    sent(noise[of_part], device),
                     phase.reconstruction,
                     phase.alignment,
                     adversarial_factor=factor,

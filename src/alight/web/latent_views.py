@@ -30,7 +30,7 @@ def pca_pictures(grids: Tensor) -> NDArray[np.uint8]:
         (B, h, w, 3) uint8.
     """
     batch, _, height, width = grids.shape
-    vectors = grids.movedim(1, -1).flatten(0, 2).double().cpu()  # (B h w, D)
+    vectors = grids.movedim(1, -1).flatten(0, 2).cpu().double()  # (B h w, D)
     vectors = vectors - vectors.mean(dim=0)
     directions = torch.linalg.svd(vectors, full_matrices=False).Vh[:3]  # (at most 3, D)
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))

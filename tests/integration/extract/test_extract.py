@@ -1,21 +1,25 @@
 """`alight latents extract`: no finished work is ever lost, and whatever happens on the way, the bytes end the same."""
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 from alight import VAVAE
 from alight.artifacts import read_artifact
 from alight.config import TrainTransformerConfig
 from alight.config.recipes import validate
 from alight.data.image_dataset import ImageDataset
+from alight.data.latent_folder import LatentFolder
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_source
 from alight.runtime.seeding import derive_seed, noise_of_seeds
-from alight.stages import train_transformer
+from alight.stages import extract_latents, train_transformer
 from alight.stages.extract_latents import run
 from helpers.extraction import contents
 
@@ -144,3 +148,28 @@ def test_the_encoder_in_bf16(configure, tmp_path):
     raw = [each.gather(range(0, 1500, 7)).latents * each.std + each.mean for each in (low, full)]
     error = (raw[0] - raw[1]).square().mean().sqrt() / raw[1].std()
     assert 1e-4 < error < 0.03
+
+
+def test_workers_start_once_and_shards_are_written_beside_the_encoding(whole, configure, tmp_path, monkeypatch):
+    """Workers were started again for every shard, and nothing was encoded while a shard was written."""
+    loaders, threads, running = [], [], []
+    iterate, write, encode = DataLoader.__iter__, LatentFolder.write, extract_latents.encode
+
+    def slow_write(folder, number, tensors):
+        threads.append(threading.current_thread())
+        begun = len(running)
+        deadline = time.monotonic() + 10
+        while number < 7 and len(running) == begun and time.monotonic() < deadline:
+            time.sleep(0.001)  # until the next shard is begun
+        write(folder, number, tensors)
+
+    monkeypatch.setattr(DataLoader, "__iter__", lambda loader: (loaders.append(loader), iterate(loader))[1])
+    monkeypatch.setattr(LatentFolder, "write", slow_write)
+    monkeypatch.setattr(extract_latents, "encode", lambda *a: (running.append(a), encode(*a))[1])
+    started = time.monotonic()
+    extract_latents.run(configure(tmp_path / "run", images={"workers": 1}))
+    assert time.monotonic() - started < 60  # no shard waited in vain
+    assert len(loaders) == 1
+    assert len(set(threads)) == 1
+    assert threading.main_thread() not in threads
+    assert contents(tmp_path / "run") == contents(whole.path)
