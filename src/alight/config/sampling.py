@@ -12,6 +12,7 @@ from alight.options import (
     MEAN_SOLVER,
     PUBLISHED_KAPPA,
     SDE_SOLVERS,
+    Compilation,
     DiffusionForm,
     GuidanceName,
     LabelProtocol,
@@ -110,7 +111,8 @@ class DrawConfig(Section):
     num_samples: Annotated[int, Field(ge=1, le=10_000_000)] | None = None  # of random labels, all classes together
     class_counts: dict[ClassName, Positive] = {}  # images per class, by its name or index; other classes get none
     sampling: SolverConfig = SolverConfig()
-    precision: Precision = "fp32"
+    precision: Precision = "auto"  # bf16 = autocast; auto = bf16 on CUDA, fp32 elsewhere
+    compile: Compilation = "auto"  # the blocks of the transformer; auto = on CUDA, from 5,000 images on
 
     @model_validator(mode="after")
     def _guide_fits(self) -> Self:

@@ -18,8 +18,9 @@ from alight.metrics.frechet import FeatureStatistics
 from alight.metrics.inception_set import InceptionSet
 from alight.metrics.reference import POOL_FEATURES
 from alight.models.dinov2_features import DINOv2ClassToken
-from alight.models.foundation import FoundationModel
+from alight.models.foundation import FoundationModel, repeated_blocks
 from alight.models.inception import InceptionV3
+from alight.runtime.device import compile_blocks, full_float32
 from alight.runtime.distributed import Processes
 from alight.runtime.pixels import PixelArray
 
@@ -39,12 +40,22 @@ class DINOv2Features:
 
     def __call__(self, images: Tensor | PixelArray) -> Tensor:
         """Class tokens (B, D) of images (B, H, W, 3) uint8."""
-        return self._network(as_pixels(images))
+        with full_float32():
+            return self._network(as_pixels(images))
 
 
-def foundation_extractor(name: str, image_size: int, device: torch.device) -> FeatureExtractor:
+def open_dinov2(name: str, image_size: int, device: torch.device, compiled: bool) -> FeatureExtractor:
+    """The features of FD-DINOv2, which has its own input size."""
+    network = DINOv2ClassToken.from_pretrained(name).to(device)
+    compile_blocks(repeated_blocks(network) if compiled else [])
+    return DINOv2Features(network)
+
+
+def open_foundation(name: str, image_size: int, device: torch.device, compiled: bool) -> FeatureExtractor:
     """Mean patch features of any vision transformer, on its own input size for images of this size."""
-    return foundation_features(FoundationModel.from_pretrained(name).to(device), name, image_size, device)
+    model = FoundationModel.from_pretrained(name).to(device)
+    compile_blocks(model.blocks if compiled else [])
+    return foundation_features(model, name, image_size, device)
 
 
 def foundation_features(model: FoundationModel, name: str, image_size: int, device: torch.device) -> FeatureExtractor:
@@ -61,25 +72,21 @@ class FeatureSpace:
     Attributes:
         distance: short name of the Frechet distance in this space.
         option: field of `FeatureNetworksConfig` that asks for it; empty = it needs no network, and is always there.
-        open: (value of the option, side of the images, device) -> extractor; None for Inception, whose pass over a set
-            gives more than one kind of features (`InceptionSet`).
+        open: (value of the option, side of the images, device, compiled layers) -> extractor; None for Inception,
+            whose pass over a set gives more than one kind of features (`InceptionSet`).
     """
 
     distance: str
     option: str
-    open: Callable[[str, int, torch.device], FeatureExtractor] | None
+    open: Callable[[str, int, torch.device, bool], FeatureExtractor] | None
 
 
 SPACES = {  # in the order of preference where one space must be chosen
     INCEPTION: FeatureSpace("FID", "inception_weights", None),
-    DINOV2: FeatureSpace(
-        "FD-DINOv2",
-        "dinov2",
-        lambda name, size, device: DINOv2Features(DINOv2ClassToken.from_pretrained(name).to(device)),
-    ),
-    OBSERVER: FeatureSpace("Frechet distance", "observer", foundation_extractor),
-    FOUNDATION: FeatureSpace("Frechet distance", "foundation", foundation_extractor),
-    GREY_PIXELS: FeatureSpace("Frechet distance", "", lambda name, size, device: GreyPixels(GREY_SIDE)),
+    DINOV2: FeatureSpace("FD-DINOv2", "dinov2", open_dinov2),
+    OBSERVER: FeatureSpace("Frechet distance", "observer", open_foundation),
+    FOUNDATION: FeatureSpace("Frechet distance", "foundation", open_foundation),
+    GREY_PIXELS: FeatureSpace("Frechet distance", "", lambda *_: GreyPixels(GREY_SIDE)),
 }
 
 
@@ -125,7 +132,7 @@ def open_feature_networks(config: FeatureNetworksConfig, image_size: int, device
     for key, space in SPACES.items():
         value = getattr(config, space.option) if space.option else ""
         if space.open is not None and value is not None:
-            extractors[key] = space.open(value, image_size, device)
+            extractors[key] = space.open(value, image_size, device, config.compile is True)
     return FeatureNetworks(device, inception, extractors)
 
 

@@ -18,6 +18,7 @@ from alight.metrics.frechet import FeatureStatistics, FrechetDistance, frechet_d
 from alight.metrics.reconstruction import image_scores
 from alight.models.vavae import VAVAE
 from alight.runtime.console import progress_bar
+from alight.runtime.device import full_float32
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import to_uint8, unit_range
@@ -79,11 +80,12 @@ def measure_reconstruction(
         images = unit_range(pixels.to(processes.device))
         raw_latents = encode(tokenizer.vae, images, indices, config)
         decoded = tokenizer.vae.decode_raw_latents(raw_latents)
-        row = image_scores(decoded, images, networks.lpips)
-        if networks.foundation is not None:
-            features = networks.foundation(images, grid=(raw_latents.shape[2], raw_latents.shape[3]))
-            projection = applicable_projection(tokenizer, networks.foundation)
-            row |= alignment_scores(raw_latents, features, projection, linear_map)
+        with full_float32():  # so that scores do not depend on the device
+            row = image_scores(decoded, images, networks.lpips)
+            if networks.foundation is not None:
+                features = networks.foundation(images, grid=(raw_latents.shape[2], raw_latents.shape[3]))
+                projection = applicable_projection(tokenizer, networks.foundation)
+                row |= alignment_scores(raw_latents, features, projection, linear_map)
         for extractor in extractors:
             row |= _features(extractor, images, decoded)
         rows.append(row)

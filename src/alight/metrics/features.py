@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alight.metrics.frechet import FeatureStatistics
+from alight.runtime.device import full_float32
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import PixelArray, from_uint8
 
@@ -145,7 +146,8 @@ class ModelFeatures:
     def __call__(self, images: PixelBatch) -> Tensor:
         """Features (B, D)."""
         pixels = as_pixels(images)
-        features = self.function(from_uint8(pixels.to(self.device)))
+        with full_float32():  # so that a score does not depend on the device
+            features = self.function(from_uint8(pixels.to(self.device)))
         if features.shape != (len(pixels), self.dimension):
             raise InputError(
                 f"The features '{self.name}' have the shape {tuple(features.shape)} for {len(pixels)} images, but "

@@ -100,6 +100,12 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         return int(2 ** (len(self.config.block_out_channels) - 1))
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of encoder and decoder, which do almost all of the work."""
+        encoder, decoder = self.encoder, self.decoder
+        return [*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks]
+
+    @property
     def last_encoder_layer(self) -> nn.Parameter:
         """The encoder's last convolution, where the alignment gradient is measured (paper, Eq. 4)."""
         return self.encoder.conv_out.weight

@@ -19,6 +19,7 @@ from alight.config import (
     TrainTokenizerConfig,
     TrainTransformerConfig,
 )
+from alight.models.foundation import repeated_blocks
 from alight.models.perceptual import LPIPS
 from alight.plan.inputs import Inputs
 from alight.plan.untrained import LatentShape, shallower
@@ -191,7 +192,7 @@ class FoundationWorkload(Workload):
         loss.backward()
 
     def _compile(self) -> None:
-        """Nothing: the stage does not compile this model."""
+        compile_blocks(repeated_blocks(self._model))
 
 
 # --- networks -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from alight.artifacts import Artifact, library_versions, read_artifact, write_ma
 from alight.config import EvaluateTokenizerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
+from alight.device_settings import ENCODED, with_compilation
 from alight.evaluation.alignment import fit_linear_map
 from alight.evaluation.assessment import assess_tokenizer
 from alight.evaluation.reconstruction import Measurements, measure_reconstruction, reconstruct, statistics_warning
@@ -29,7 +30,7 @@ from alight.outputs import claimed_output, writing_folder
 from alight.reporting.files import figure_lines, write_report, write_table
 from alight.reporting.report import Picture, Report, Stage
 from alight.runtime.console import log
-from alight.runtime.device import resolve_device
+from alight.runtime.device import compile_blocks, fast_float32, resolve_device
 from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash
 
@@ -53,6 +54,7 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
     resolved = config.model_dump(mode="json")
     with (
         process_group(resolve_device(config.device)) as processes,
+        fast_float32(processes.device),
         claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
     ):
         dataset = open_dataset(config.images, config.split, augment=False)
@@ -60,6 +62,9 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
         if processes.is_main:
             for tokenizer in tokenizers:
                 warn_of_other_squares(tokenizer.artifact, config.images)
+        config = with_compilation(config, processes.device, len(dataset) // processes.world_size, ENCODED)
+        if config.compile:
+            compile_blocks(block for tokenizer in tokenizers for block in tokenizer.vae.blocks)
         networks, notes = open_metric_networks(config, tokenizers)
         networks = networks.to(processes.device)
         measured = []
@@ -77,6 +82,7 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
                 write_table(staging / TABLE, image_table(measured, dataset))
                 digest = file_hash(staging / "report.json")
                 inputs = {"tokenizer": tokenizers[0].artifact.hash}
+                resolved = config.model_dump(mode="json")
                 write_manifest(staging, "report", resolved, digest, inputs, seconds=seconds)
             for line in figure_lines(report):
                 log.info(line)

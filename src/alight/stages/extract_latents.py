@@ -25,12 +25,13 @@ from alight.data.latent_folder import LatentFolder
 from alight.data.latent_shards import LABELS, LATENTS, LOGVAR, MIRRORED
 from alight.data.latents import UNFINISHED, merged_statistics, write_index
 from alight.data.loading import open_dataset
+from alight.device_settings import ENCODED, settled, with_compilation
 from alight.lineage import warn_of_other_squares
 from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import autocast, resolve_device
+from alight.runtime.device import autocast, compile_blocks, fast_float32, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -59,9 +60,11 @@ def run(config: ExtractLatentsConfig) -> Artifact:
             latents there of another configuration, other images, another tokenizer or another foundation model.
     """
     tokenizer = read_artifact(config.tokenizer, "tokenizer")
+    config = settled(config, resolve_device(config.device), config.output)
     resolved = config.model_dump(mode="json")
     with (
         process_group(resolve_device(config.device)) as processes,
+        fast_float32(processes.device),
         claimed_output(config.output, "latents", resolved, is_main=processes.is_main) as finished,
     ):
         if finished is None:
@@ -86,6 +89,9 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
         )
     dataset = open_dataset(config.images, "train", augment=False, cache_bytes=0)  # each image is read once
     source = dataset.source
+    config = with_compilation(config, processes.device, len(dataset) // processes.world_size, ENCODED)
+    if config.compile:
+        compile_blocks(vae.blocks)
     foundation, described = open_foundation(config, source, processes)
     folder = LatentFolder(config.output, len(dataset), config.shard_size, described)
     started = time.perf_counter()

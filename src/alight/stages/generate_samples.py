@@ -15,10 +15,12 @@ from alight.config import SampleConfig
 from alight.data.image_npz import write_shuffled_npz
 from alight.data.provenance import software
 from alight.data.sample_folder import Request, SampleFolder
+from alight.device_settings import settled
 from alight.lineage import require_tokenizer_of
 from alight.models.lightning_dit import LightningDiT
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
+from alight.pipelines.compilation import compile_pipeline
 from alight.pipelines.guidance_check import check_solver
 from alight.pipelines.requests import label_protocol, plan_requests
 from alight.pipelines.snapshot import pipeline_of_snapshot
@@ -26,7 +28,7 @@ from alight.reporting.class_rows import MOST_COLUMNS, class_rows, left_out
 from alight.reporting.pictures import image_grid
 from alight.reporting.row_names import with_row_names
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import autocast, resolve_device
+from alight.runtime.device import autocast, fast_float32, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
@@ -70,9 +72,11 @@ def run(config: SampleConfig) -> Artifact:
     """
     config = with_tokenizer(config)
     artifacts = open_artifacts(config)
+    config = settled(config, resolve_device(config.device), config.output)
     resolved = config.model_dump(mode="json")
     with (
         process_group(resolve_device(config.device)) as processes,
+        fast_float32(processes.device),
         claimed_output(config.output, "samples", resolved, is_main=processes.is_main) as finished,
     ):
         if finished is not None:
@@ -81,7 +85,8 @@ def run(config: SampleConfig) -> Artifact:
             return finished
         models = open_models(config, artifacts, processes.device)
         requests = plan_requests(models.pipeline, config, config.seed)
-        folder = SampleFolder(config.output, resolved, models.hashes)
+        config = compile_pipeline(models.pipeline, config, len(requests) // processes.world_size, models.guide)
+        folder = SampleFolder(config.output, config.model_dump(mode="json"), models.hashes)
         started = time.perf_counter()
         if processes.is_main:
             started -= folder.start()  # as if the run had never been interrupted
