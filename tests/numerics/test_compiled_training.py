@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from alight.config import AlignmentConfig, FlowConfig, ReconstructionConfig, RepresentationConfig, TrainFoundationConfig
+from alight.config import (
+    AlignmentConfig,
+    FlowConfig,
+    ReconstructionConfig,
+    RepresentationConfig,
+    TrainFoundationConfig,
+)
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel, repeated_blocks
 from alight.models.lightning_dit import LightningDiT

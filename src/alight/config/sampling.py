@@ -14,6 +14,7 @@ from alight.options import (
     SDE_SOLVERS,
     Compilation,
     DiffusionForm,
+    FixedPrecision,
     GuidanceName,
     LabelProtocol,
     LastStep,
@@ -112,7 +113,8 @@ class DrawConfig(Section):
     class_counts: dict[ClassName, Positive] = {}  # images per class, by its name or index; other classes get none
     sampling: SolverConfig = SolverConfig()
     precision: Precision = "auto"  # bf16 = autocast; auto = bf16 on CUDA, fp32 elsewhere
-    compile: Compilation = "auto"  # the blocks of the transformer; auto = on CUDA, from 5,000 images on
+    tokenizer_weights: FixedPrecision = "fp32"  # bf16 = decode with narrow weights, faster on CUDA, at a small loss
+    compile: Compilation = "auto"  # the blocks of the networks; auto = on CUDA, from 5,000 images on
 
     @model_validator(mode="after")
     def _guide_fits(self) -> Self:

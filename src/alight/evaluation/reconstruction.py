@@ -79,7 +79,7 @@ def measure_reconstruction(
     for indices, pixels in bar:
         images = unit_range(pixels.to(processes.device))
         raw_latents = encode(tokenizer.vae, images, indices, config)
-        decoded = tokenizer.vae.decode_raw_latents(raw_latents)
+        decoded = tokenizer.vae.decode_raw_latents(raw_latents).float()
         with full_float32():  # so that scores do not depend on the device
             row = image_scores(decoded, images, networks.lpips)
             if networks.foundation is not None:
@@ -149,10 +149,11 @@ def evenly_spread(total: int, count: int) -> list[int]:
 def encode(vae: VAVAE, images: Tensor, indices: Sequence[int], config: MeasureTokenizerConfig) -> Tensor:
     """Raw latents (B, C, h, w): the posterior's modes, or samples whose noise each image has to itself."""
     posterior = vae.posterior(images)
+    mean, std = posterior.mean.float(), posterior.std.float()
     if config.posterior == "mode":
-        return posterior.mode()
+        return mean
     seeds = [derive_seed(config.seed, "evaluation", index) for index in indices]
-    return posterior.mean + posterior.std * noise_of_seeds(seeds, tuple(posterior.mean.shape[1:])).to(posterior.mean)
+    return mean + std * noise_of_seeds(seeds, tuple(mean.shape[1:])).to(mean)
 
 
 def _extractors(networks: MetricNetworks, image_size: int, device: torch.device) -> list[FeatureExtractor]:

@@ -130,7 +130,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
                 f"Images of shape {tuple(images.shape)} do not fit this tokenizer: it takes (B, 3, H, W) with H and W "
                 f"multiples of {factor}. Crop or resize them."
             )
-        return self.encode(images).latent_dist
+        return self.encode(images.to(self.dtype)).latent_dist
 
     def encode_raw_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Images in [-1, 1] to raw latents (B, C, h, w): a posterior sample, or its mode without a generator."""
@@ -142,7 +142,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
 
     def decode_raw_latents(self, raw_latents: Tensor) -> Tensor:
         """Raw latents (B, C, h, w) to images (B, 3, H, W), nominally in [-1, 1]."""
-        return self.decode(raw_latents).sample
+        return self.decode(raw_latents.to(self.dtype)).sample
 
     def encode_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Images in [-1, 1] to normalised latents: a posterior sample, or its mode without a generator."""

@@ -17,6 +17,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.hardware import matrix_product_rate
 
 CLEARLY_FASTER = 1.5  # times the rate of matrix products in fp32, from which a network gains by bf16, too
+WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # the types of full and of narrow weights
 MOST_GRAPHS = 64  # compiled for one kind of block: up to four, for batches of different sizes, of each of its shapes
 AttentionKernel = Literal["flash", "efficient", "cudnn", "products"]
 _KERNELS = {
@@ -89,6 +90,15 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A part of a forward pass whose matrix products keep the precision of their inputs."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)  # meta has none
+
+
+def by_its_weights(network: nn.Module) -> AbstractContextManager[object]:
+    """A pass through a network in the type of its weights, where they are narrow already.
+
+    On CUDA, autocast takes norms in float32, and the activations with them; what narrow weights save is then lost.
+    """
+    weight = next(network.parameters())
+    return nullcontext() if weight.dtype == torch.float32 else without_autocast(weight.device)
 
 
 # --- products of float32 ------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
     ):
         dataset = open_dataset(config.images, config.split, augment=False)
         tokenizers = open_evaluated([config.tokenizer, *config.compare])
+        if config.also_in_bf16:
+            tokenizers = [each for tokenizer in tokenizers for each in (tokenizer, tokenizer.in_bf16())]
         if processes.is_main:
             for tokenizer in tokenizers:
                 warn_of_other_squares(tokenizer.artifact, config.images)
@@ -124,6 +126,7 @@ def describe(
         notes=[
             *remarks(measured, dataset, config, networks),
             *statistics_remarks(tokenizers, dataset, config, device),
+            *(precision_remarks(measured) if config.also_in_bf16 else ()),
         ],
     )
 
@@ -168,6 +171,24 @@ def remarks(
         notes.append("rFID was not measured; it needs --inception-weights and thousands of images.")
     elif len(measured[0].scores["psnr"]) < FEW_FOR_FID:
         notes.append(f"rFID is biased upwards for fewer than {FEW_FOR_FID:,} images; the published one is of 50,000.")
+    return notes
+
+
+def precision_remarks(measured: Sequence[Measurements]) -> list[str]:
+    """The differences that weights in bf16 make; every second tokenizer is the one before it with such weights."""
+    notes = []
+    for full, narrow in zip(measured[::2], measured[1::2], strict=True):
+        change = narrow.scores["psnr"] - full.scores["psnr"]
+        change = change[change.isfinite()]
+        words = [f"PSNR by {change.mean():+.4f} dB in the mean and by {change.abs().max():.3f} dB at most"]
+        words += [
+            f"{'SSIM' if name == 'ssim' else 'LPIPS'} by {narrow.mean(name) - full.mean(name):+.6f}"
+            for name in ("ssim", "lpips")
+            if name in full.scores
+        ]
+        if full.fid is not None and narrow.fid is not None:
+            words.append(f"rFID by {narrow.fid.value - full.fid.value:+.4f}")
+        notes.append(f"Weights in bf16 change {full.tokenizer.name}: {', '.join(words)}.")
     return notes
 
 

@@ -31,7 +31,7 @@ from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import autocast, compile_blocks, fast_float32, resolve_device
+from alight.runtime.device import WEIGHTS, autocast, by_its_weights, compile_blocks, fast_float32, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -80,7 +80,7 @@ def run(config: ExtractLatentsConfig) -> Artifact:
 
 def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Processes) -> None:
     """Make the shards that are missing, and then the index and the manifest."""
-    vae = VAVAE.from_pretrained(config.tokenizer).to(processes.device)
+    vae = VAVAE.from_pretrained(config.tokenizer).to(processes.device, WEIGHTS[config.tokenizer_weights])
     vae.to(memory_format=torch.channels_last)  # convolutions take up to a third less time
     if config.statistics == "tokenizer" and not vae.has_latents_statistics:
         raise InputError(
@@ -221,7 +221,7 @@ def encode(vae: VAVAE, images: Tensor, numbers: Sequence[int], config: ExtractLa
     A posterior sample depends on the seed, the image's number and whether it is mirrored, and on nothing else.
     """
     keys = (LATENTS, MIRRORED) if config.flips else (LATENTS,)
-    with autocast(images.device, config.precision):
+    with autocast(images.device, config.precision), by_its_weights(vae):
         latents, logvar = moments(vae, torch.cat([images, images.flip(-1)]) if config.flips else images)
     if config.posterior == "sample":
         seeds = [derive_seed(config.seed, "posterior", key, number) for key in keys for number in numbers]
