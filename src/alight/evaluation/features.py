@@ -36,33 +36,24 @@ class DINOv2Features:
     name = DINOV2_FEATURES
 
     def __init__(self, network: DINOv2ClassToken) -> None:
-        self._network, self.dimension = network, network.dimension
+        self.network, self.dimension = network, network.dimension
 
     def __call__(self, images: Tensor | PixelArray) -> Tensor:
         """Class tokens (B, D) of images (B, H, W, 3) uint8."""
         with full_float32():
-            return self._network(as_pixels(images))
+            return self.network(as_pixels(images))
 
 
-def open_dinov2(name: str, image_size: int, device: torch.device, compiled: bool) -> FeatureExtractor:
-    """The features of FD-DINOv2, which has its own input size."""
-    network = DINOv2ClassToken.from_pretrained(name).to(device)
-    compile_blocks(repeated_blocks(network) if compiled else [])
-    return DINOv2Features(network)
-
-
-def open_foundation(name: str, image_size: int, device: torch.device, compiled: bool) -> FeatureExtractor:
+def foundation_extractor(name: str, image_size: int, device: torch.device) -> FeatureExtractor:
     """Mean patch features of any vision transformer, on its own input size for images of this size."""
-    model = FoundationModel.from_pretrained(name).to(device)
-    compile_blocks(model.blocks if compiled else [])
-    return foundation_features(model, name, image_size, device)
+    return foundation_features(FoundationModel.from_pretrained(name).to(device), name, image_size, device)
 
 
 def foundation_features(model: FoundationModel, name: str, image_size: int, device: torch.device) -> FeatureExtractor:
     """The same of a model that is open."""
     side = max(image_size // model.patch_size, 1)
     label = f"mean patch feature of {Path(name).name}"
-    return ModelFeatures(label, model.feature_dim, lambda x: model(x, (side, side)).mean((2, 3)), device)
+    return ModelFeatures(label, model.feature_dim, lambda x: model(x, (side, side)).mean((2, 3)), device, model)
 
 
 @dataclass(frozen=True)
@@ -72,21 +63,25 @@ class FeatureSpace:
     Attributes:
         distance: short name of the Frechet distance in this space.
         option: field of `FeatureNetworksConfig` that asks for it; empty = it needs no network, and is always there.
-        open: (value of the option, side of the images, device, compiled layers) -> extractor; None for Inception,
-            whose pass over a set gives more than one kind of features (`InceptionSet`).
+        open: (value of the option, side of the images, device) -> extractor; None for Inception, whose pass over a set
+            gives more than one kind of features (`InceptionSet`).
     """
 
     distance: str
     option: str
-    open: Callable[[str, int, torch.device, bool], FeatureExtractor] | None
+    open: Callable[[str, int, torch.device], FeatureExtractor] | None
 
 
 SPACES = {  # in the order of preference where one space must be chosen
     INCEPTION: FeatureSpace("FID", "inception_weights", None),
-    DINOV2: FeatureSpace("FD-DINOv2", "dinov2", open_dinov2),
-    OBSERVER: FeatureSpace("Frechet distance", "observer", open_foundation),
-    FOUNDATION: FeatureSpace("Frechet distance", "foundation", open_foundation),
-    GREY_PIXELS: FeatureSpace("Frechet distance", "", lambda *_: GreyPixels(GREY_SIDE)),
+    DINOV2: FeatureSpace(
+        "FD-DINOv2",
+        "dinov2",
+        lambda name, size, device: DINOv2Features(DINOv2ClassToken.from_pretrained(name).to(device)),
+    ),
+    OBSERVER: FeatureSpace("Frechet distance", "observer", foundation_extractor),
+    FOUNDATION: FeatureSpace("Frechet distance", "foundation", foundation_extractor),
+    GREY_PIXELS: FeatureSpace("Frechet distance", "", lambda name, size, device: GreyPixels(GREY_SIDE)),
 }
 
 
@@ -132,7 +127,10 @@ def open_feature_networks(config: FeatureNetworksConfig, image_size: int, device
     for key, space in SPACES.items():
         value = getattr(config, space.option) if space.option else ""
         if space.open is not None and value is not None:
-            extractors[key] = space.open(value, image_size, device, config.compile is True)
+            extractors[key] = space.open(value, image_size, device)
+    if config.compile is True:  # Inception's layers all differ, and compiling them takes longer than it saves
+        for extractor in extractors.values():
+            compile_blocks(repeated_blocks(extractor.network) if hasattr(extractor, "network") else [])
     return FeatureNetworks(device, inception, extractors)
 
 

@@ -17,6 +17,7 @@ from alight.models.foundation import FoundationModel
 from alight.models.inception import InceptionV3
 from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
+from alight.runtime.device import narrow_weights
 from alight.runtime.errors import InputError
 from alight.runtime.files import short_names
 
@@ -64,7 +65,8 @@ class EvaluatedTokenizer:
 
     def in_bf16(self) -> "EvaluatedTokenizer":
         """The same tokenizer with weights in bf16, under another name; the time of its training counts once."""
-        vae = copy.deepcopy(self.vae).to(torch.bfloat16)
+        vae = copy.deepcopy(self.vae)
+        narrow_weights(vae, "bf16")
         return replace(self, name=f"{self.name} in bf16", vae=vae, artifact=replace(self.artifact, seconds=0.0))
 
 

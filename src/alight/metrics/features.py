@@ -1,13 +1,13 @@
 """Extractors that turn images into the vectors whose distributions are compared, each with a name to report."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alight.metrics.frechet import FeatureStatistics
@@ -132,6 +132,7 @@ class ModelFeatures:
         function: from images (B, C, H, W) float32 in [-1, 1] to features (B, D); it does its own resizing and
             normalisation.  It runs without gradients.
         device: of the input of `function`.
+        network: behind the function, whose layers may then be compiled.
 
     Raises:
         InputError: the function's output is not (B, D).
@@ -141,6 +142,7 @@ class ModelFeatures:
     dimension: int
     function: Callable[[Tensor], Tensor]
     device: torch.device | str = "cpu"
+    network: nn.Module = field(default_factory=nn.Module)
 
     @torch.no_grad()
     def __call__(self, images: PixelBatch) -> Tensor:

@@ -17,7 +17,6 @@ from alight.runtime.errors import InputError
 from alight.runtime.hardware import matrix_product_rate
 
 CLEARLY_FASTER = 1.5  # times the rate of matrix products in fp32, from which a network gains by bf16, too
-WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # the types of full and of narrow weights
 MOST_GRAPHS = 64  # compiled for one kind of block: up to four, for batches of different sizes, of each of its shapes
 AttentionKernel = Literal["flash", "efficient", "cudnn", "products"]
 _KERNELS = {
@@ -90,6 +89,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A part of a forward pass whose matrix products keep the precision of their inputs."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)  # meta has none
+
+
+def narrow_weights(network: nn.Module, precision: str) -> None:
+    """Hold the weights of a network in bf16 where that is the precision; in fp32 they stay as they are."""
+    if precision == "bf16":
+        nn.Module.to(network, torch.bfloat16)  # diffusers' own `to` warns of modules that its networks may have
 
 
 def by_its_weights(network: nn.Module) -> AbstractContextManager[object]:

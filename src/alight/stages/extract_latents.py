@@ -31,7 +31,14 @@ from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import WEIGHTS, autocast, by_its_weights, compile_blocks, fast_float32, resolve_device
+from alight.runtime.device import (
+    autocast,
+    by_its_weights,
+    compile_blocks,
+    fast_float32,
+    narrow_weights,
+    resolve_device,
+)
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -80,7 +87,8 @@ def run(config: ExtractLatentsConfig) -> Artifact:
 
 def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Processes) -> None:
     """Make the shards that are missing, and then the index and the manifest."""
-    vae = VAVAE.from_pretrained(config.tokenizer).to(processes.device, WEIGHTS[config.tokenizer_weights])
+    vae = VAVAE.from_pretrained(config.tokenizer).to(processes.device)
+    narrow_weights(vae, config.tokenizer_weights)
     vae.to(memory_format=torch.channels_last)  # convolutions take up to a third less time
     if config.statistics == "tokenizer" and not vae.has_latents_statistics:
         raise InputError(

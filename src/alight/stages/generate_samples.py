@@ -28,7 +28,7 @@ from alight.reporting.class_rows import MOST_COLUMNS, class_rows, left_out
 from alight.reporting.pictures import image_grid
 from alight.reporting.row_names import with_row_names
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import WEIGHTS, autocast, fast_float32, resolve_device
+from alight.runtime.device import autocast, fast_float32, narrow_weights, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
@@ -141,7 +141,7 @@ def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: to
         pipeline = pipeline_of_snapshot(transformer, tokenizer).to(device)
     else:
         pipeline = LightningDiTPipeline.from_artifacts(config.transformer, tokenizer).to(device)
-    pipeline.tokenizer.to(WEIGHTS[config.tokenizer_weights])
+    narrow_weights(pipeline.tokenizer, config.tokenizer_weights)
     guide = open_guide(artifacts["guide"]).to(device) if "guide" in artifacts else None
     sampling = config.sampling
     pipeline.check_guidance(
