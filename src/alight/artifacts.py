@@ -41,19 +41,12 @@ TO_BE_EDITED = ("README.md",)  # people may rewrite the card of a model that the
 _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had built in, or one that is as good
     **{"optimizer.name": "adamw", "flow.objective": "velocity"},
     **{name: section().model_dump(mode="json") for name, section in LATER_SECTIONS.items()},
-    "images.background": "white",
-    "model.initial_encoder": "random",
+    **{"images.background": "white", "model.initial_encoder": "random", "time_warps": [None], "kappas": [0.5]},
     **{"sampling.time_warp": None, "sampling.kappa": 0.5, "sampling.last_step_size": 0.04},
-    **{"time_warps": [None], "kappas": [0.5], "within": 0.0},
     **{"grid_classes": 50, "shown_classes": 50, "guide_checkpoint": None, "auxiliary_block": None},
     **{"flow.auxiliary_weight": 0.5, "sampling.internal_scale": 1.0, "sampling.internal_interval": None},
-    **{
-        "tokenizer_weights": "fp32",
-        "also_in_bf16": False,
-        "interval_embedding": False,
-        "internal_scales": [1.0],
-        "internal_intervals": [[0.0, 1.0]],
-    },
+    **{"interval_embedding": False, "internal_scales": [1.0], "internal_intervals": [[0.0, 1.0]]},
+    **{"tokenizer_weights": "fp32", "also_in_bf16": False, "within": 0.0},
     **dict.fromkeys(("training.power_averages", "training.snapshot_every", "averages_of")) | {"averages": []},
 }
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched

@@ -15,10 +15,14 @@ from alight.config import (
     ReconstructionConfig,
     RepresentationConfig,
     TrainFoundationConfig,
+    TrainTokenizerConfig,
+    TrainTransformerConfig,
 )
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel, repeated_blocks
 from alight.models.lightning_dit import LightningDiT
+from alight.plan.untrained import LatentShape
+from alight.plan.workload import FoundationWorkload, TokenizerWorkload, TransformerWorkload
 from alight.runtime import device as policy
 from alight.runtime.device import compile_blocks
 from alight.runtime.seeding import seeded_initialisation
@@ -30,6 +34,7 @@ from alight.training.transformer_step import TransformerBatch, transformer_backw
 from helpers.models import tiny_tokenizer, tiny_transformer, tiny_vit
 
 BACKEND = "aot_eager"
+CPU = torch.device("cpu")
 FEATURES = 16  # width of those that tokens and latents are aligned with
 RECONSTRUCTION = ReconstructionConfig(perceptual_weight=0, kl_weight=1e-2)
 ALIGNMENT = AlignmentConfig(weight=0.3, cosine_margin=0.1, distance_margin=0.05)
@@ -208,3 +213,39 @@ def test_no_block_of_a_deep_tokenizer_falls_back_to_uncompiled_code(monkeypatch)
         vae.decode_raw_latents(vae.encode_raw_latents(normal(size, 3, 32, 32, seed=1).float()))
     assert graphs.count <= PER_SHAPE * len(vae.blocks)
     assert policy.MOST_GRAPHS >= PER_SHAPE * len(vae.blocks)
+
+
+# --- planning ---------------------------------------------------------------------------------------------------
+
+
+PLAIN = {"norm_num_groups": 4, "level_attention": False, "mid_block_attention": False}
+
+
+def compiled_kinds(network):
+    return sorted(type(module).__name__ for module in network.modules() if module._compiled_call_impl is not None)
+
+
+def test_plans_compile_what_training_compiles():
+    """Else the plan would be of another speed."""
+    short = {"steps": 4, "global_batch_size": 2, "ema_decay": None, "compile": True}
+    tokenizer = TrainTokenizerConfig(
+        training=short, images={"size": 32}, model={"latent_channels": 4, "block_out_channels": (8, 8)} | PLAIN
+    )
+    work = TokenizerWorkload(tokenizer, CPU, 32)
+    networks = work._networks
+    assert len(compiled_kinds(networks.vae)) == len(networks.vae.blocks)
+    assert networks.discriminator is not None
+    assert compiled_kinds(networks.discriminator) == ["PatchDiscriminator"]
+
+    sizes = {"preset": None, "hidden_size": 16, "num_layers": 2, "num_heads": 2}
+    transformer = TrainTransformerConfig(training=short, model=sizes)
+    work = TransformerWorkload(transformer, LatentShape((4, 4, 4), 10), CPU, 2)
+    assert compiled_kinds(work._model) == ["LightningDiTBlock"] * 2
+
+    foundation = TrainFoundationConfig(
+        training=short,
+        images={"size": 32},
+        model={"patch_size": 8, "hidden_size": 16, "num_layers": 2, "num_heads": 2},
+    )
+    work = FoundationWorkload(foundation, CPU, 3)
+    assert compiled_kinds(work._model) == compiled_kinds(work._model.vit) == ["ViTLayer"] * 2
