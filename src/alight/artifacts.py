@@ -22,6 +22,7 @@ from typing_extensions import TypedDict
 
 from alight.config import LATER_SECTIONS
 from alight.config.commands import command_for
+from alight.options import AUTO
 from alight.runtime.checked_json import CHECKSUM, read_perhaps_checked, write_checked
 from alight.runtime.console import progress_bar
 from alight.runtime.errors import InputError
@@ -40,20 +41,18 @@ TO_BE_EDITED = ("README.md",)  # people may rewrite the card of a model that the
 _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had built in, or one that is as good
     **{"optimizer.name": "adamw", "flow.objective": "velocity"},
     **{name: section().model_dump(mode="json") for name, section in LATER_SECTIONS.items()},
-    "images.background": "white",
-    "model.initial_encoder": "random",
+    **{"images.background": "white", "model.initial_encoder": "random", "time_warps": [None], "kappas": [0.5]},
     **{"sampling.time_warp": None, "sampling.kappa": 0.5, "sampling.last_step_size": 0.04},
-    **{"time_warps": [None], "kappas": [0.5], "within": 0.0},
     **{"grid_classes": 50, "shown_classes": 50, "guide_checkpoint": None, "auxiliary_block": None},
     **{"flow.auxiliary_weight": 0.5, "sampling.internal_scale": 1.0, "sampling.internal_interval": None},
     **{"interval_embedding": False, "internal_scales": [1.0], "internal_intervals": [[0.0, 1.0]]},
+    **{"tokenizer_weights": "fp32", "also_in_bf16": False, "within": 0.0},
     **dict.fromkeys(("training.power_averages", "training.snapshot_every", "averages_of")) | {"averages": []},
 }
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.tensorboard", "training.wandb_project"),
     *("samples_every", "sample_images", "samples_tokenizer", "preview_every", "preview_images"),
 )
-_REFUSES_ONLY = "images.upscale"  # images that pass without it are the same with it
 _LIBRARIES = ("alight", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pillow", "safetensors")
 _verified: dict[str, tuple[tuple[int, ...], str]] = {}  # path -> identity of a file, and its hash, in this process
 
@@ -289,11 +288,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
         if (
             name in _SAME_RESULT
-            or f".{name}".endswith(f".{_REFUSES_ONLY}")
+            or key == "compile"  # changes no more than the device does
+            or (key == "precision" and AUTO in (before, after))  # of a study, which leaves it to its runs
+            or f".{name}".endswith(".images.upscale")  # images that pass without it are the same with it
             or (key not in new and _as_before(name, before))
+            or (key not in old and _as_before(name, after))
         ):
-            continue
-        if key not in old and _as_before(name, after):
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += differences(before, after, f"{name}.")

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from alight.config.base import Section, is_secret
 from alight.config.commands import COMMANDS, FORMER_NAMES
@@ -288,11 +288,18 @@ def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
 
 def _spell_out_flags(kind: type[Section], arguments: list[str]) -> list[str]:
     """Let what is on or off stand alone: `--network` is `--network True`."""
-    switches = {f"--{name.replace('_', '-')}" for name, field in kind.model_fields.items() if field.annotation is bool}
+    switches = {
+        f"--{name.replace('_', '-')}" for name, field in kind.model_fields.items() if _is_switch(field.annotation)
+    }
     spelt = []
     for argument, following in pairwise([*arguments, "--"]):
         spelt += [argument, "True"] if argument in switches and following.startswith("--") else [argument]
     return spelt
+
+
+def _is_switch(annotation: Any) -> bool:
+    """Tell if a key is on or off, perhaps also `auto`."""
+    return annotation is bool or bool in get_args(annotation)
 
 
 def _name_operand(option: str, arguments: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ removed or replaced, and an output never lies inside or above a folder that it i
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -87,7 +88,7 @@ def claimed_output(
         with locked_folder(folder):
             finished = _check_claim(folder, kind, config, compare)  # another process may have been here
             if finished is None:
-                write_text(folder / STARTED, f'{{"kind": "{kind}"}}\n')
+                _mark_started(folder, kind, config)
             yield None if renew or finished is None else read_artifact(folder, kind)
     finally:
         _leave_nothing(folder, existed)
@@ -113,6 +114,17 @@ def check_output(folder: Path, config: Mapping[str, Any], kind: str) -> None:
             probe.unlink(missing_ok=True)
             for place in missing:  # from the innermost on, as far as they are empty
                 place.rmdir()
+
+
+def recorded_config(folder: Path) -> Mapping[str, Any]:
+    """The configuration of the run in a folder, finished or not; empty where there is none or it cannot be read."""
+    with suppress(InputError, OSError):
+        if is_complete(folder):
+            return read_manifest(folder).config
+        if (folder / STARTED).is_file():
+            config = read_json_object(folder / STARTED, "").get("config")
+            return config if isinstance(config, Mapping) else {}
+    return {}
 
 
 def new_file(path: Path) -> Path:
@@ -201,6 +213,12 @@ def _named_folders(config: Mapping[str, Any]) -> Iterator[Path]:
                 with suppress(OSError, ValueError):  # too long for a path, or no path at all
                     if isinstance(text, str | Path) and str(text) and Path(text).is_dir():
                         yield Path(text)
+
+
+def _mark_started(folder: Path, kind: str, config: Mapping[str, Any]) -> None:
+    """Mark a folder as an unfinished one of a kind, with the configuration that its run was begun with."""
+    if not recorded_config(folder):
+        write_text(folder / STARTED, json.dumps({"kind": kind, "config": config}, default=str) + "\n")
 
 
 def _refuse_foreign(folder: Path, kind: str) -> None:

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # a part may import those of the floors below its own, and of its own floor those that SIDEWAYS names
 FLOORS = [
     {"options", "runtime"},
-    {"config", "artifacts", "outputs", "lineage", "next_command"},
+    {"config", "artifacts", "outputs", "device_settings", "lineage", "next_command"},
     {"models", "losses", "flow"},
     {"training", "data", "metrics", "reporting", "interop", "evaluation"},
     {"stages", "pipelines"},
@@ -24,6 +24,7 @@ SIDEWAYS = {
     "options": {"runtime"},
     "artifacts": {"config"},
     "outputs": {"artifacts"},
+    "device_settings": {"config", "outputs"},
     "lineage": {"artifacts", "config"},
     "next_command": {"config", "artifacts", "lineage"},
     "data": {"interop"},  # published statistics of latents

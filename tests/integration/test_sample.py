@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from alight.artifacts import read_artifact
 from alight.config import SampleConfig
 from alight.config.recipes import validate
 from alight.data.sample_folder import SampleFolder
+from alight.pipelines import compilation
+from alight.runtime.device import compile_blocks
 from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors
 from alight.stages.generate_samples import label_protocol, run
@@ -361,3 +364,27 @@ def test_a_disk_that_is_full_while_images_are_stored_ends_the_run(configure, tmp
     assert not (config.output / "alight.json").exists()
     monkeypatch.undo()
     assert run(config).hash == run(configure(tmp_path / "whole", batch_size=2)).hash
+
+
+def test_a_tokenizer_with_weights_in_bf16_decodes_nearly_the_same(configure, tmp_path):
+    """By at most a few of 255 steps; and the record says so, as a resumed run must know."""
+    run(configure(tmp_path / "full"))
+    run(configure(tmp_path / "narrow", tokenizer_weights="bf16"))
+    difference = np.abs(pixels(tmp_path / "full").astype(int) - pixels(tmp_path / "narrow"))
+    assert 0 < difference.mean() < 1
+    assert difference.max() <= 8
+    assert json.loads((tmp_path / "narrow" / "samples.json").read_text())["tokenizer_weights"] == "bf16"
+    assert "tokenizer_weights" not in json.loads((tmp_path / "full" / "samples.json").read_text())
+    with pytest.raises(InputError, match="tokenizer_weights: bf16 -> fp32"):
+        run(configure(tmp_path / "narrow"))
+
+
+def test_compiled_networks_make_the_same_images(configure, tmp_path, monkeypatch):
+    """The backend that generates no code, which would take minutes; a last batch of another size."""
+    monkeypatch.setattr(compilation, "compile_blocks", partial(compile_blocks, backend="aot_eager"))
+    run(configure(tmp_path / "plain", batch_size=5))
+    run(configure(tmp_path / "compiled", batch_size=5, compile=True))
+    assert read_artifact(tmp_path / "plain", "samples").config["compile"] is False
+    assert read_artifact(tmp_path / "compiled", "samples").config["compile"] is True
+    assert np.abs(pixels(tmp_path / "plain").astype(int) - pixels(tmp_path / "compiled")).max() <= 1
+    run(configure(tmp_path / "compiled", batch_size=5))  # the same samples, finished already

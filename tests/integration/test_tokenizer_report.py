@@ -211,3 +211,20 @@ def test_a_flawless_reconstruction_is_told_of(alight, root, tmp_path):
     assert report["reconstruction_psnr"] is None
     assert report["reconstruction_ssim"] == pytest.approx(1)
     assert any("reproduces 3 images exactly" in note for note in report["notes"])
+
+
+def test_weights_in_bf16_are_measured_beside_those_in_fp32(alight, root, tmp_path):
+    options = ["--tokenizer", root / "plain", "--also-in-bf16", *PHOTOGRAPHS]
+    result = alight("tokenizer", "evaluate", *options, "--output", tmp_path / "report")
+    assert result.returncode == 0, result.stderr
+    assert "kept in float32" not in result.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    (note,) = [note for note in report["notes"] if note.startswith("Weights in bf16 change plain: PSNR by ")]
+    with open(tmp_path / "report" / "images.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    psnr = {
+        name: [float(row["psnr"]) for row in rows if row["tokenizer"] == name] for name in ("plain", "plain in bf16")
+    }
+    changes = [narrow - full for full, narrow in zip(*psnr.values(), strict=True)]
+    assert 0 < max(map(abs, changes)) < 0.2  # eight bits, against the error of a tokenizer
+    assert f"by {sum(changes) / len(changes):+.4f} dB in the mean" in note

@@ -1,6 +1,5 @@
 """The gradient that is taken in pieces equals the one taken of the whole objective at once."""
 
-import functools
 from itertools import product
 
 import pytest
@@ -18,7 +17,6 @@ from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
 from alight.runtime.seeding import seeded_initialisation
-from alight.training.tokenizer_networks import compile_networks
 from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backward, discriminator_backward
 from helpers.models import tiny_tokenizer, tiny_vit
 from helpers.tokenizer_objective import tokenizer_objective
@@ -299,23 +297,3 @@ def test_discriminator_learns_to_tell_apart(networks):
         optimizer.zero_grad()
     assert scalars["discriminator_accuracy"] > 0.95
     assert scalars["discriminator_real"] > scalars["discriminator_fake"]
-
-
-def test_compiled_networks_give_the_same_gradients_with_every_loss(monkeypatch):
-    """Adaptive weights go through one graph more than once, which compiled blocks must allow.
-
-    The backend runs the compiled graphs of forward and backward pass without generating code, which takes a minute.
-    """
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
-    found = []
-    for compiled in (False, True):
-        networks = build()
-        if compiled:
-            compile_networks(networks)
-        images, noise = batch()
-        step = autoencoder_backward(networks, images, noise, RECONSTRUCTION, ALIGNMENT, adversarial_factor=1.0)
-        kind = RECONSTRUCTION.adversarial_loss
-        discriminator_backward(networks.discriminator, step.images, step.reconstructions, kind)
-        found.append(gradients(networks))
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-8, atol=1e-10)

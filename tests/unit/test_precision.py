@@ -11,9 +11,16 @@ from alight.doctor.recipe_needs import needs
 from alight.plan.usable_precision import in_usable_precision
 from alight.runtime import device as policy
 from alight.runtime import hardware
-from alight.runtime.device import bf16_advantage, faster_precision, full_float32, warn_of_slow_precision
+from alight.runtime.device import (
+    autocast,
+    bf16_advantage,
+    fast_float32,
+    faster_precision,
+    full_float32,
+    warn_of_slow_precision,
+)
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
@@ -29,22 +36,101 @@ def multiplies_in_bf16(monkeypatch):
     bf16_advantage.cache_clear()
 
 
-def settings():
-    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+def older():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
 
-def test_full_float32_holds_inside_and_restores_what_was_set():
-    before = settings()
+def newer():
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends)
+    return tuple(place.fp32_precision for place in (*places, torch.backends.mkldnn.matmul))
+
+
+def use_nothing():
+    """Leave the settings as PyTorch has them."""
+
+
+def use_older():
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def use_newer():
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
+
+
+def use_newer_for_convolutions():
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+def use_newer_for_everything():
+    torch.backends.fp32_precision = "tf32"
+
+
+USES = [use_nothing, use_older, use_newer, use_newer_for_convolutions, use_newer_for_everything]
+
+
+@pytest.fixture
+def untouched():
+    """Put every setting back as it was."""
+    before, products = newer(), older()[0]
+    yield
+    torch.backends.fp32_precision = before[3]
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = before[0], before[4]
+    assert newer() == before
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
+@pytest.mark.parametrize(("policy", "inside"), [(full_float32, "ieee"), (lambda: fast_float32(CUDA), "tf32")])
+def test_products_of_float32_are_as_told_inside_and_as_before_outside(use, policy, inside):
+    """Whichever of PyTorch's two ways the caller has used, of which the older cannot be read after the newer."""
+    use()
+    before, readable = newer(), readable_older()
+    with policy():
+        assert {"tf32" if value == "tf32" else "ieee" for value in newer()[:2]} == {inside}
+    assert (newer(), readable_older()) == (before, readable)
+    with pytest.raises(KeyError), policy():
+        raise KeyError
+    assert (newer(), readable_older()) == (before, readable)
+
+
+def readable_older():
     try:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        return older()
+    except RuntimeError:
+        return None
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("policy", [full_float32, lambda: fast_float32(CUDA)])
+def test_compilers_can_read_the_settings(policy):
+    """They read the older ones, and fail where only the newer were set."""
+    with policy():
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (policy is not full_float32)
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_only_cuda_has_fast_products(device):
+    before = newer(), older()
+    with fast_float32(torch.device(device)):
+        assert (newer(), older()) == before
+
+
+@pytest.mark.usefixtures("untouched")
+def test_islands_of_full_float32_lie_within_fast_work():
+    with fast_float32(CUDA):
         with full_float32():
-            assert settings() == (False, False)
-        assert settings() == (True, True)
-        with pytest.raises(KeyError), full_float32():
-            raise KeyError
-        assert settings() == (True, True)
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+            assert older() == ("highest", False)
+        assert older() == ("high", True)
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp16", ""])
+def test_no_forward_pass_runs_in_a_precision_that_was_not_decided(precision):
+    with pytest.raises(ValueError, match="fp32 or bf16"):
+        autocast(CPU, precision)
 
 
 @pytest.mark.parametrize(("advantage", "precision"), [(0.01, "fp32"), (1.1, "fp32"), (1.9, "bf16"), (8.0, "bf16")])

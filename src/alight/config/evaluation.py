@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from alight.config.base import ImagesConfig, Job, NonNegative, Positive, Section, Source
 from alight.config.sampling import DrawConfig
-from alight.options import Posterior, Split
+from alight.options import Compilation, Posterior, Split
 
 
 class MeasureTokenizerConfig(Job):
@@ -39,6 +39,8 @@ class EvaluateTokenizerConfig(MeasureTokenizerConfig):
     linear_map_images: Positive = 2_000  # training crops that the linear map from latents to features is fitted to
     inception_weights: Path | None = None  # for rFID: pt_inception-2015-12-05-6726825d.pth, or "download"
     observer: Source | None = None  # a model that took no part in training, for a Frechet distance in its features
+    also_in_bf16: bool = False  # measure each tokenizer with weights in bf16, too, side by side
+    compile: Compilation = "auto"  # the blocks of the tokenizers; auto = on CUDA, from 50,000 images on
 
 
 class FeatureNetworksConfig(Section):
@@ -51,6 +53,7 @@ class FeatureNetworksConfig(Section):
     dinov2: Source | None = None  # for FD-DINOv2: dinov2-large, as a short name, hub id or folder
     foundation: Source | None = None  # any vision transformer: folder, hub id or short name
     observer: Source | None = None  # another one, that took no part in training
+    compile: Compilation = "auto"  # the layers of vision transformers; auto = on CUDA, from 50,000 images on
 
 
 class EvaluateConfig(FeatureNetworksConfig, MeasureTokenizerConfig):

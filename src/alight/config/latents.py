@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from alight.config.base import ImagesConfig, Job, NonNegative, Positive, Section, Seed, Source
-from alight.options import Precision, StoredDtype, StoredPosterior
+from alight.options import Compilation, FixedPrecision, Precision, StoredDtype, StoredPosterior
 
 
 class FeaturesConfig(Section):
@@ -28,7 +28,9 @@ class ExtractLatentsConfig(Job):
     statistics: Literal["tokenizer", "data"] = "tokenizer"  # origin of the mean and std that normalise the latents
     dtype: StoredDtype = "fp32"  # of the stored latents
     features: FeaturesConfig = FeaturesConfig()  # for 'alight transformer train --representation.weight'
-    precision: Precision = "fp32"  # of the encoder; bf16 = autocast, faster and good to two digits
+    precision: Precision = "auto"  # of the encoder; bf16 = autocast, good to two digits; auto = bf16 on CUDA
+    tokenizer_weights: FixedPrecision = "fp32"  # bf16 = encode with narrow weights, faster on CUDA, at a small loss
+    compile: Compilation = "auto"  # the blocks of the encoder; auto = on CUDA, from 50,000 images on
     batch_size: Positive = 64  # images at a time, each with its mirror image
     shard_size: Positive = 10_000  # images per file; the unit of resuming, and of dividing the work between processes
 

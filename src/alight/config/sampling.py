@@ -12,7 +12,9 @@ from alight.options import (
     MEAN_SOLVER,
     PUBLISHED_KAPPA,
     SDE_SOLVERS,
+    Compilation,
     DiffusionForm,
+    FixedPrecision,
     GuidanceName,
     LabelProtocol,
     LastStep,
@@ -110,7 +112,9 @@ class DrawConfig(Section):
     num_samples: Annotated[int, Field(ge=1, le=10_000_000)] | None = None  # of random labels, all classes together
     class_counts: dict[ClassName, Positive] = {}  # images per class, by its name or index; other classes get none
     sampling: SolverConfig = SolverConfig()
-    precision: Precision = "fp32"
+    precision: Precision = "auto"  # bf16 = autocast; auto = bf16 on CUDA, fp32 elsewhere
+    tokenizer_weights: FixedPrecision = "fp32"  # bf16 = decode with narrow weights, faster on CUDA, at a small loss
+    compile: Compilation = "auto"  # the blocks of the networks; auto = on CUDA, from 5,000 images on
 
     @model_validator(mode="after")
     def _guide_fits(self) -> Self:

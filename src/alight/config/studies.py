@@ -13,7 +13,7 @@ from alight.config.latents import ExtractLatentsConfig
 from alight.config.sampling import SampleConfig
 from alight.config.tokenizer import TrainFoundationConfig, TrainTokenizerConfig
 from alight.config.transformer import TrainTransformerConfig
-from alight.options import Crop, Precision
+from alight.options import Crop, FixedPrecision
 
 LONGEST = 60 * 24 * 365  # minutes
 
@@ -56,7 +56,7 @@ class StartConfig(Section):
     public_foundation: Source | None = None  # align with this model; None = a public one with a GPU, else a small own
     seed: Seed = 0  # all randomness follows from it
     device: Device = "auto"  # auto, cpu, cuda, cuda:N or mps
-    precision: Precision | None = None  # of training: fp32 or bf16; None = the faster one on this machine
+    precision: FixedPrecision | None = None  # of training: fp32 or bf16; None = the faster one on this machine
 
     @field_validator("source")
     @classmethod

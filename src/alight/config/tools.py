@@ -25,7 +25,14 @@ from alight.config.base import (
 from alight.config.evaluation import FeatureNetworksConfig
 from alight.config.sampling import DrawConfig, GuidanceScale, Steps, TimestepShift, TimeWarp
 from alight.config.training import AveragingWidth
-from alight.options import MEAN_SOLVER, PUBLISHED_KAPPA, AcceleratorPart, Precision, require_solver
+from alight.options import (
+    MEAN_SOLVER,
+    PUBLISHED_KAPPA,
+    AcceleratorPart,
+    FixedPrecision,
+    Precision,
+    require_solver,
+)
 
 
 class TuneConfig(FeatureNetworksConfig, Job):
@@ -160,7 +167,7 @@ class BenchConfig(Section):
     )  # the jobs to time
     device: Device = "cpu"
     preset: str | None = None  # size of the model; None = S/1 on a CPU and XL/1 on a GPU
-    precisions: AtLeastOne[Precision] = ("fp32", "bf16")  # one table section each
+    precisions: AtLeastOne[FixedPrecision] = ("fp32", "bf16")  # one table section each
     train_batch: Positive | None = None  # None = 8 on a CPU and 32 on a GPU
     sample_batch: Positive | None = None  # None = 1 on a CPU and 32 on a GPU
     sample_steps: Positive = 49  # model calls; 49 is what the published code calls 50 steps
@@ -239,7 +246,8 @@ class ServeConfig(Section):
     max_upload_mb: PositiveReal = 20.0  # of the files that are sent at once
     queue_size: Positive = 20  # requests that may wait; further ones are turned away
     batch_size: Positive = 16  # images at a time
-    precision: Precision = "fp32"
+    precision: Precision = "auto"  # auto = bf16 on CUDA, fp32 elsewhere
+    compile: bool = False  # blocks of the transformers; the first images then take a minute longer
     device: Device = "auto"
 
     @model_validator(mode="after")

@@ -17,6 +17,8 @@ from alight.config.base import (
     Section,
 )
 from alight.options import (
+    Compilation,
+    FixedPrecision,
     MuonMatrices,
     MuonStepSize,
     OnNonFinite,
@@ -43,7 +45,7 @@ class MuonConfig(Section):
     weight_decay: NonNegativeReal | None = None  # decoupled; None = optimizer.weight_decay
     step_size: MuonStepSize = "match_rms"  # as large as AdamW's, as in the original, or the product of both factors
     lr_factor: PositiveReal = 1.0  # of lr; the original step size needs more, up to 0.2 times the root of the width
-    precision: Precision | None = None  # of the orthogonalisation; None = bf16 on accelerators, fp32 on CPUs
+    precision: FixedPrecision | None = None  # of the orthogonalisation; None = bf16 on accelerators, fp32 on CPUs
 
 
 class OptimizerConfig(Section):
@@ -69,9 +71,9 @@ class TrainingConfig(Section):
     micro_batch_size: Positive | None = None  # images per forward pass; None = the whole batch at once
     ema_decay: Decay | None = 0.9999  # average of the weights; None = off
     ema_warmup: Annotated[float, Field(ge=1)] | None = None  # after t steps the decay is at most (1+t)/(this+t)
-    precision: Precision = "fp32"  # bf16 = autocast with fp32 weights
+    precision: Precision = "auto"  # bf16 = autocast with fp32 weights; auto = bf16 on CUDA, fp32 elsewhere
     sharding: Sharding = "replicate"  # several processes: DDP, or FSDP2 where memory is short
-    compile: bool = False  # torch.compile of each block
+    compile: Compilation = "auto"  # torch.compile of each block; auto = on CUDA, from 5,000 steps on
     activation_checkpointing: bool = False  # less memory, a third more computing
     log_every: Positive = 50  # steps between lines in log.jsonl
     tensorboard: bool = False  # scalars and pictures for TensorBoard, too, in training/tensorboard

@@ -168,7 +168,7 @@ class TrainTransformerConfig(Job):
             raise ValueError(
                 "flow.objective average_velocity fine-tunes a trained transformer; name its folder: --init-from FOLDER"
             )
-        if self.training.compile or self.training.sharding == "shard":
+        if self.training.compile is True or self.training.sharding == "shard":
             raise ValueError(
                 "flow.objective average_velocity differentiates the transformer in forward mode, which neither "
                 "training.compile nor training.sharding shard can; leave both out"

@@ -18,8 +18,9 @@ from alight.metrics.frechet import FeatureStatistics
 from alight.metrics.inception_set import InceptionSet
 from alight.metrics.reference import POOL_FEATURES
 from alight.models.dinov2_features import DINOv2ClassToken
-from alight.models.foundation import FoundationModel
+from alight.models.foundation import FoundationModel, repeated_blocks
 from alight.models.inception import InceptionV3
+from alight.runtime.device import compile_blocks, full_float32
 from alight.runtime.distributed import Processes
 from alight.runtime.pixels import PixelArray
 
@@ -35,11 +36,12 @@ class DINOv2Features:
     name = DINOV2_FEATURES
 
     def __init__(self, network: DINOv2ClassToken) -> None:
-        self._network, self.dimension = network, network.dimension
+        self.network, self.dimension = network, network.dimension
 
     def __call__(self, images: Tensor | PixelArray) -> Tensor:
         """Class tokens (B, D) of images (B, H, W, 3) uint8."""
-        return self._network(as_pixels(images))
+        with full_float32():
+            return self.network(as_pixels(images))
 
 
 def foundation_extractor(name: str, image_size: int, device: torch.device) -> FeatureExtractor:
@@ -51,7 +53,7 @@ def foundation_features(model: FoundationModel, name: str, image_size: int, devi
     """The same of a model that is open."""
     side = max(image_size // model.patch_size, 1)
     label = f"mean patch feature of {Path(name).name}"
-    return ModelFeatures(label, model.feature_dim, lambda x: model(x, (side, side)).mean((2, 3)), device)
+    return ModelFeatures(label, model.feature_dim, lambda x: model(x, (side, side)).mean((2, 3)), device, model)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,9 @@ def open_feature_networks(config: FeatureNetworksConfig, image_size: int, device
         value = getattr(config, space.option) if space.option else ""
         if space.open is not None and value is not None:
             extractors[key] = space.open(value, image_size, device)
+    if config.compile is True:  # Inception's layers all differ, and compiling them takes longer than it saves
+        for extractor in extractors.values():
+            compile_blocks(repeated_blocks(extractor.network) if hasattr(extractor, "network") else [])
     return FeatureNetworks(device, inception, extractors)
 
 

@@ -19,6 +19,7 @@ from alight.metrics.reconstruction import image_scores
 from alight.models.vavae import VAVAE
 from alight.runtime.ahead import sent
 from alight.runtime.console import progress_bar
+from alight.runtime.device import full_float32
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import to_uint8, unit_range
@@ -79,12 +80,13 @@ def measure_reconstruction(
     for indices, pixels in bar:
         images = unit_range(sent(pixels, processes.device))
         raw_latents = encode(tokenizer.vae, images, indices, config)
-        decoded = tokenizer.vae.decode_raw_latents(raw_latents)
-        row = image_scores(decoded, images, networks.lpips)
-        if networks.foundation is not None:
-            features = networks.foundation(images, grid=(raw_latents.shape[2], raw_latents.shape[3]))
-            projection = applicable_projection(tokenizer, networks.foundation)
-            row |= alignment_scores(raw_latents, features, projection, linear_map)
+        decoded = tokenizer.vae.decode_raw_latents(raw_latents).float()
+        with full_float32():  # so that scores do not depend on the device
+            row = image_scores(decoded, images, networks.lpips)
+            if networks.foundation is not None:
+                features = networks.foundation(images, grid=(raw_latents.shape[2], raw_latents.shape[3]))
+                projection = applicable_projection(tokenizer, networks.foundation)
+                row |= alignment_scores(raw_latents, features, projection, linear_map)
         for extractor in extractors:
             row |= _features(extractor, images, decoded)
         rows.append(row)
@@ -148,10 +150,11 @@ def evenly_spread(total: int, count: int) -> list[int]:
 def encode(vae: VAVAE, images: Tensor, indices: Sequence[int], config: MeasureTokenizerConfig) -> Tensor:
     """Raw latents (B, C, h, w): the posterior's modes, or samples whose noise each image has to itself."""
     posterior = vae.posterior(images)
+    mean, std = posterior.mean.float(), posterior.std.float()
     if config.posterior == "mode":
-        return posterior.mode()
+        return mean
     seeds = [derive_seed(config.seed, "evaluation", index) for index in indices]
-    return posterior.mean + posterior.std * noise_of_seeds(seeds, tuple(posterior.mean.shape[1:])).to(posterior.mean)
+    return mean + std * noise_of_seeds(seeds, tuple(mean.shape[1:])).to(mean)
 
 
 def _extractors(networks: MetricNetworks, image_size: int, device: torch.device) -> list[FeatureExtractor]:

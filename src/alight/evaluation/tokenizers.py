@@ -1,7 +1,8 @@
 """Tokenizers with their projections, and the networks that measure them."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from alight.models.foundation import FoundationModel
 from alight.models.inception import InceptionV3
 from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
+from alight.runtime.device import narrow_weights
 from alight.runtime.errors import InputError
 from alight.runtime.files import short_names
 
@@ -60,6 +62,12 @@ class EvaluatedTokenizer:
     def shape(self) -> str:
         """Such as f16d32: downsampling factor and latent channels."""
         return f"f{self.vae.downsampling_factor}d{self.vae.config.latent_channels}"
+
+    def in_bf16(self) -> "EvaluatedTokenizer":
+        """The same tokenizer with weights in bf16, under another name; the time of its training counts once."""
+        vae = copy.deepcopy(self.vae)
+        narrow_weights(vae, "bf16")
+        return replace(self, name=f"{self.name} in bf16", vae=vae, artifact=replace(self.artifact, seconds=0.0))
 
 
 @dataclass(frozen=True)

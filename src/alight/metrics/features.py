@@ -1,16 +1,17 @@
 """Extractors that turn images into the vectors whose distributions are compared, each with a name to report."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alight.metrics.frechet import FeatureStatistics
+from alight.runtime.device import full_float32
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import PixelArray, from_uint8
 
@@ -131,6 +132,7 @@ class ModelFeatures:
         function: from images (B, C, H, W) float32 in [-1, 1] to features (B, D); it does its own resizing and
             normalisation.  It runs without gradients.
         device: of the input of `function`.
+        network: behind the function, whose layers may then be compiled.
 
     Raises:
         InputError: the function's output is not (B, D).
@@ -140,12 +142,14 @@ class ModelFeatures:
     dimension: int
     function: Callable[[Tensor], Tensor]
     device: torch.device | str = "cpu"
+    network: nn.Module = field(default_factory=nn.Module)
 
     @torch.no_grad()
     def __call__(self, images: PixelBatch) -> Tensor:
         """Features (B, D)."""
         pixels = as_pixels(images)
-        features = self.function(from_uint8(pixels.to(self.device)))
+        with full_float32():  # so that a score does not depend on the device
+            features = self.function(from_uint8(pixels.to(self.device)))
         if features.shape != (len(pixels), self.dimension):
             raise InputError(
                 f"The features '{self.name}' have the shape {tuple(features.shape)} for {len(pixels)} images, but "

@@ -168,6 +168,11 @@ class FoundationModel(nn.Module):
             tokens = self._tokens(torch.zeros(1, 3, side, side, device=self.mean.device, dtype=self.mean.dtype))
         return int(tokens.shape[1]) - (side // self.patch_size) ** 2
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers of the network, which are equal but for their weights."""
+        return repeated_blocks(self.backbone)
+
     def identity(self) -> str:
         """A hash of everything that its features depend on: name, weights and handling of the input.
 
@@ -268,6 +273,12 @@ class FoundationModel(nn.Module):
             resampled = F.interpolate(square, size=grid, mode="bicubic", antialias=True)
             self._resampled[key] = torch.cat([prefix, resampled[0].flatten(1).T.to(table.dtype)])[None]
         return self._resampled[key]
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The layers in the longest list of them; of a vision transformer, its blocks."""
+    lists = [list(module) for module in network.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
 
 
 def _side(size: int | tuple[int, ...] | list[int]) -> int:

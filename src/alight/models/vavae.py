@@ -104,6 +104,12 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         return int(2 ** (len(self.config.block_out_channels) - 1))
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of encoder and decoder, which do almost all of the work."""
+        encoder, decoder = self.encoder, self.decoder
+        return [*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks]
+
+    @property
     def last_encoder_layer(self) -> nn.Parameter:
         """The encoder's last convolution, where the alignment gradient is measured (paper, Eq. 4)."""
         return self.encoder.conv_out.weight
@@ -128,7 +134,8 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
                 f"Images of shape {tuple(images.shape)} do not fit this tokenizer: it takes (B, 3, H, W) with H and W "
                 f"multiples of {factor}. Crop or resize them."
             )
-        parts = [self.encode(part).latent_dist.parameters for part in images.split(self._at_once(images, 1))]
+        slices = images.to(self.dtype).split(self._at_once(images, 1))
+        parts = [self.encode(part).latent_dist.parameters for part in slices]
         return DiagonalGaussianDistribution(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def encode_raw_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -141,7 +148,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
 
     def decode_raw_latents(self, raw_latents: Tensor) -> Tensor:
         """Raw latents (B, C, h, w) to images (B, 3, H, W), nominally in [-1, 1]."""
-        slices = raw_latents.split(self._at_once(raw_latents, self.downsampling_factor))
+        slices = raw_latents.to(self.dtype).split(self._at_once(raw_latents, self.downsampling_factor))
         parts = [self.decode(part).sample for part in slices]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

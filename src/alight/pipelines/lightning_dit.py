@@ -37,6 +37,7 @@ from alight.pipelines.call_arguments import (
 )
 from alight.pipelines.folder_check import PREDICTIONS, check_pipeline_folder
 from alight.pipelines.guidance_check import check_guidance, check_solver, latent_shape
+from alight.runtime.device import by_its_weights
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import to_uint8
 from alight.runtime.reading import check_values
@@ -367,7 +368,8 @@ class LightningDiTPipeline(DiffusionPipeline):
         """Normalised latents to images, in one of the output types of a call."""
         if output_type == "latent":
             return latents
-        return as_output(self.tokenizer.decode_latents(latents.to(self.tokenizer.dtype)), output_type)
+        with by_its_weights(self.tokenizer):
+            return as_output(self.tokenizer.decode_latents(latents), output_type)
 
 
 def as_output(images: Tensor, output_type: str) -> Any:

@@ -41,7 +41,7 @@ class LiveImages(GeneratedImages):
             raise InputError("A single image is not a distribution: raise draw.samples_per_class or draw.num_samples.")
         order = np.random.default_rng(seed).permutation(len(requests))
         self._requests = [requests[number] for number in order]
-        self._pipeline, self._draw, self._seed = pipeline, draw, seed
+        self.pipeline, self._draw, self._seed = pipeline, draw, seed
         self.hashes = {part: weights_hash(folder / part) for part in ("transformer", "tokenizer")}
         chosen = SolverConfig(**pipeline.recommended_sampling) if pipeline.recommended_sampling else None
         self.remarks = [selection_text(pipeline.config.get("selection") if sampling == chosen else None)]
@@ -77,8 +77,8 @@ class LiveImages(GeneratedImages):
     def pick(self, numbers: Sequence[int]) -> PixelArray:
         """See `GeneratedImages`."""
         requests = [self._requests[number] for number in numbers]
-        with torch.no_grad(), autocast(self._pipeline.device, self._draw.precision):
-            result = self._pipeline(
+        with torch.no_grad(), autocast(self.pipeline.device, self._draw.precision):
+            result = self.pipeline(
                 class_labels=[request.label for request in requests],
                 seeds=[request.seed for request in requests],
                 output_type="uint8",

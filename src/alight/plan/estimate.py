@@ -10,6 +10,7 @@ import torch
 from alight.config import Job, PlanConfig, TrainTransformerConfig, TransformerTrainingConfig
 from alight.config.commands import COMMANDS
 from alight.config.recipes import load_config
+from alight.device_settings import settled
 from alight.options import OptimizerName
 from alight.plan.answer import MicroBatch, Plan
 from alight.plan.inputs import Inputs
@@ -19,7 +20,7 @@ from alight.plan.subject import Machine, Subject, TrainingRecipe, training_subje
 from alight.plan.usable_precision import in_usable_precision
 from alight.plan.workload import BYTES
 from alight.runtime.console import log
-from alight.runtime.device import resolve_device
+from alight.runtime.device import fast_float32, resolve_device
 from alight.runtime.errors import InputError
 from alight.runtime.hardware import free_disk, free_memory, matrix_product_rate
 
@@ -39,9 +40,14 @@ def run(config: PlanConfig) -> Plan | StagesPlan:
         raise InputError(f"'alight plan' cannot plan 'alight {job_of(recipe)}', which {config.recipe} is for.")
     if config.processes > 1 and not COMMANDS[job_of(recipe)].distributed:
         raise InputError(f"'alight {job_of(recipe)}' runs in one process; leave --processes out.")
-    recipe = in_usable_precision(recipe, resolve_device(config.device or recipe.device))
-    if isinstance(recipe, TrainingRecipe):
-        return plan_training(config, recipe)
+    device = resolve_device(config.device or recipe.device)
+    recipe = in_usable_precision(settled(recipe, device), device)
+    with fast_float32(device):
+        return plan_training(config, recipe) if isinstance(recipe, TrainingRecipe) else plan_stages(config, recipe)
+
+
+def plan_stages(config: PlanConfig, recipe: Job) -> StagesPlan:
+    """Measure parts of every stage of a recipe that does more than to train, and estimate what all of it takes."""
     machine = open_machine(config.device or recipe.device)
     log.info("plan: measuring for about %.0f s.", config.seconds)
     stages = stage_times(stages_of(recipe), config, machine, repeats=repeats_of(recipe))
@@ -65,8 +71,10 @@ def seconds_for(
         InputError: as `run`.
     """
     config = PlanConfig(seconds=seconds, num_images=num_images)
-    recipe = in_usable_precision(recipe, resolve_device(recipe.device))
-    times = stage_times(stages_of(recipe), config, open_machine(recipe.device), jobs)
+    device = resolve_device(recipe.device)
+    recipe = in_usable_precision(settled(recipe, device), device)
+    with fast_float32(device):
+        times = stage_times(stages_of(recipe), config, open_machine(recipe.device), jobs)
     return sum(stage.seconds for stage in times)
 
 

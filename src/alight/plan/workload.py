@@ -19,6 +19,8 @@ from alight.config import (
     TrainTokenizerConfig,
     TrainTransformerConfig,
 )
+from alight.device_settings import settled
+from alight.models.foundation import repeated_blocks
 from alight.models.perceptual import LPIPS
 from alight.plan.inputs import Inputs
 from alight.plan.untrained import LatentShape, shallower
@@ -98,6 +100,7 @@ class TransformerWorkload(Workload):
     def __init__(
         self, config: TrainTransformerConfig, latents: LatentShape, device: torch.device, num_layers: int
     ) -> None:
+        config = settled(config, device)
         self._config, self._latents = shallower(config, num_layers), latents
         plain = {"compile": False, "activation_checkpointing": False}
         plain_config = self._config.model_copy(update={"training": config.training.model_copy(update=plain)})
@@ -132,7 +135,7 @@ class TokenizerWorkload(Workload):
     def __init__(
         self, config: TrainTokenizerConfig, device: torch.device, size: int, inputs: Inputs | None = None
     ) -> None:
-        inputs = inputs or Inputs(PlanConfig())
+        inputs, config = inputs or Inputs(PlanConfig()), settled(config, device)
         plain = config.training.model_copy(update={"activation_checkpointing": False})
         self._config, self._size = config, size
         # of an existing tokenizer, only the architecture matters
@@ -175,11 +178,12 @@ class FoundationWorkload(Workload):
     """A step of `alight foundation train`."""
 
     def __init__(self, config: TrainFoundationConfig, device: torch.device, num_classes: int) -> None:
-        self._config, self._num_classes = config, num_classes
+        self._config, self._num_classes = settled(config, device), num_classes
         self._model = train_foundation.build_model(config, num_classes).to(device)
         optimizer = make_optimizer(self._model.named_parameters(), config.optimizer)
         trained: dict[Any, list[nn.Module]] = {optimizer: [self._model]}
-        super().__init__(config.training, config.optimizer, device, (self._model, ()), trained, self._compile)
+        training = self._config.training
+        super().__init__(training, config.optimizer, device, (self._model, ()), trained, self._compile)
 
     def backward(self, images: int) -> None:
         """Add the gradient of a micro-batch of that many images."""
@@ -191,7 +195,7 @@ class FoundationWorkload(Workload):
         loss.backward()
 
     def _compile(self) -> None:
-        """Nothing: the stage does not compile this model."""
+        compile_blocks(repeated_blocks(self._model))
 
 
 # --- networks -----------------------------------------------------------------------------------------------------

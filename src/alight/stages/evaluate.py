@@ -21,6 +21,7 @@ from alight.data.image_dataset import ImageDataset
 from alight.data.image_npz import write_shuffled_npz
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
+from alight.device_settings import ENCODED, settled, with_compilation
 from alight.evaluation.assessment import assess_tokenizer, overall_level
 from alight.evaluation.batches import in_steps
 from alight.evaluation.bottleneck import find_bottleneck
@@ -35,13 +36,14 @@ from alight.evaluation.reconstruction import measure_reconstruction as measure_t
 from alight.evaluation.tokenizer_report import log_curve, magnification, tokenizer_curves, tokenizer_figures
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, open_evaluated, open_metric_networks
 from alight.outputs import claimed_output, writing_folder
+from alight.pipelines.compilation import compile_pipeline
 from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
 from alight.reporting.files import figure_lines, write_report
 from alight.reporting.pictures import pair_strip
 from alight.reporting.report import Answer, Curve, Figure, Picture, Report, Stage
 from alight.runtime.console import log
-from alight.runtime.device import resolve_device
+from alight.runtime.device import fast_float32, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.files import file_hash
 from alight.runtime.threads import all_cores
@@ -64,12 +66,15 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
         InputError: on unusable artifacts or images, or parts that do not belong together or cannot be compared.
     """
     started = time.perf_counter()
+    config = settled(config, resolve_device(config.device), config.output)
     resolved = config.model_dump(mode="json")
     with (
         process_group(resolve_device(config.device)) as processes,
+        fast_float32(processes.device),
         claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
     ):
         images, artifacts = open_subject(config, processes.device)
+        config = compile_networks(config, images, processes)
         generation = measure_generation(config, images, processes)
         reconstruction = measure_reconstruction(config, processes) if config.tokenizer is not None else None
         if processes.is_main:
@@ -85,7 +90,8 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
                     export_npz(staging / SAMPLES_NPZ, images, config)
                 digest = file_hash(staging / "report.json")
                 inputs = {artifact.kind: artifact.hash for artifact in artifacts}
-                write_manifest(staging, "report", resolved, digest, inputs, seconds=time.perf_counter() - started)
+                seconds, resolved = time.perf_counter() - started, config.model_dump(mode="json")
+                write_manifest(staging, "report", resolved, digest, inputs, seconds=seconds)
             for line in figure_lines(report):
                 log.info(line)
         processes.barrier()  # the artifact is there
@@ -113,6 +119,14 @@ def open_subject(config: EvaluateConfig, device: torch.device) -> tuple[Generate
             images.artifact.require_input(artifact)
         artifacts.append(images.artifact)
     return images, artifacts
+
+
+def compile_networks(config: EvaluateConfig, images: GeneratedImages, processes: Processes) -> EvaluateConfig:
+    """Compile the pipeline that makes the images, where there is one; decide for the networks that measure them."""
+    share = images.count // processes.world_size
+    if isinstance(images, LiveImages):
+        config = config.model_copy(update={"draw": compile_pipeline(images.pipeline, config.draw, share)})
+    return with_compilation(config, processes.device, share, ENCODED)
 
 
 @dataclass(frozen=True)

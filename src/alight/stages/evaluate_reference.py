@@ -10,6 +10,7 @@ from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import EvaluateReferenceConfig
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
+from alight.device_settings import ENCODED, with_compilation
 from alight.evaluation.batches import contiguous_share, in_steps
 from alight.evaluation.features import open_feature_networks
 from alight.evaluation.real_images import RealImages, measure_reference
@@ -18,7 +19,7 @@ from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.console import progress_bar
-from alight.runtime.device import resolve_device
+from alight.runtime.device import fast_float32, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -40,16 +41,19 @@ def run(config: EvaluateReferenceConfig) -> Artifact:
     resolved = config.model_dump(mode="json")
     with (
         process_group(resolve_device(config.device)) as processes,
+        fast_float32(processes.device),
         claimed_output(config.output, "reference", resolved, is_main=processes.is_main) as finished,
     ):
         if finished is None:
             images = open_real(config, processes)
+            config = with_compilation(config, processes.device, images.count // processes.world_size, ENCODED)
             networks = open_feature_networks(config, images.size[0], processes.device)
             reference = measure_reference(networks, images, processes, config.keep_features, config.seed)
             if processes.is_main:
                 with writing_folder(config.output) as staging:
                     digest = file_hash(*write_reference_set(staging, reference))
                     facts, seconds = reference_facts(reference, images.count), time.perf_counter() - started
+                    resolved = config.model_dump(mode="json")
                     write_manifest(staging, "reference", resolved, digest, facts=facts, seconds=seconds)
         processes.barrier()  # the artifact is there
     return read_artifact(config.output, "reference")

@@ -11,6 +11,7 @@ from alight.artifacts import Artifact, library_versions, read_artifact, write_ma
 from alight.config import EvaluateTokenizerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
+from alight.device_settings import ENCODED, with_compilation
 from alight.evaluation.alignment import fit_linear_map
 from alight.evaluation.assessment import assess_tokenizer
 from alight.evaluation.reconstruction import Measurements, measure_reconstruction, reconstruct, statistics_warning
@@ -29,7 +30,7 @@ from alight.outputs import claimed_output, writing_folder
 from alight.reporting.files import figure_lines, write_report, write_table
 from alight.reporting.report import Picture, Report, Stage
 from alight.runtime.console import log
-from alight.runtime.device import resolve_device
+from alight.runtime.device import compile_blocks, fast_float32, resolve_device
 from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash
 from alight.runtime.threads import all_cores
@@ -54,13 +55,19 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
     resolved = config.model_dump(mode="json")
     with (
         process_group(resolve_device(config.device)) as processes,
+        fast_float32(processes.device),
         claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
     ):
         dataset = open_dataset(config.images, config.split, augment=False)
         tokenizers = open_evaluated([config.tokenizer, *config.compare])
+        if config.also_in_bf16:
+            tokenizers = [each for tokenizer in tokenizers for each in (tokenizer, tokenizer.in_bf16())]
         if processes.is_main:
             for tokenizer in tokenizers:
                 warn_of_other_squares(tokenizer.artifact, config.images)
+        config = with_compilation(config, processes.device, len(dataset) // processes.world_size, ENCODED)
+        if config.compile:
+            compile_blocks(block for tokenizer in tokenizers for block in tokenizer.vae.blocks)
         networks, notes = open_metric_networks(config, tokenizers)
         networks = networks.to(processes.device)
         measured = []
@@ -79,6 +86,7 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
                 write_table(staging / TABLE, image_table(measured, dataset))
                 digest = file_hash(staging / "report.json")
                 inputs = {"tokenizer": tokenizers[0].artifact.hash}
+                resolved = config.model_dump(mode="json")
                 write_manifest(staging, "report", resolved, digest, inputs, seconds=seconds)
             for line in figure_lines(report):
                 log.info(line)
@@ -120,6 +128,7 @@ def describe(
         notes=[
             *remarks(measured, dataset, config, networks),
             *statistics_remarks(tokenizers, dataset, config, device),
+            *(precision_remarks(measured) if config.also_in_bf16 else ()),
         ],
     )
 
@@ -164,6 +173,24 @@ def remarks(
         notes.append("rFID was not measured; it needs --inception-weights and thousands of images.")
     elif len(measured[0].scores["psnr"]) < FEW_FOR_FID:
         notes.append(f"rFID is biased upwards for fewer than {FEW_FOR_FID:,} images; the published one is of 50,000.")
+    return notes
+
+
+def precision_remarks(measured: Sequence[Measurements]) -> list[str]:
+    """The differences that weights in bf16 make; every second tokenizer is the one before it with such weights."""
+    notes = []
+    for full, narrow in zip(measured[::2], measured[1::2], strict=True):
+        change = narrow.scores["psnr"] - full.scores["psnr"]
+        change = change[change.isfinite()]
+        words = [f"PSNR by {change.mean():+.4f} dB in the mean and by {change.abs().max():.3f} dB at most"]
+        words += [
+            f"{'SSIM' if name == 'ssim' else 'LPIPS'} by {narrow.mean(name) - full.mean(name):+.6f}"
+            for name in ("ssim", "lpips")
+            if name in full.scores
+        ]
+        if full.fid is not None and narrow.fid is not None:
+            words.append(f"rFID by {narrow.fid.value - full.fid.value:+.4f}")
+        notes.append(f"Weights in bf16 change {full.tokenizer.name}: {', '.join(words)}.")
     return notes
 
 

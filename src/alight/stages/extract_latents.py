@@ -26,6 +26,7 @@ from alight.data.latent_folder import LatentFolder
 from alight.data.latent_shards import LABELS, LATENTS, LOGVAR, MIRRORED
 from alight.data.latents import UNFINISHED, merged_statistics, write_index
 from alight.data.loading import open_dataset
+from alight.device_settings import ENCODED, settled, with_compilation
 from alight.lineage import warn_of_other_squares
 from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
@@ -33,7 +34,14 @@ from alight.outputs import claimed_output, writing_folder
 from alight.runtime.ahead import on_device
 from alight.runtime.background import BackgroundWork
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import autocast, resolve_device
+from alight.runtime.device import (
+    autocast,
+    by_its_weights,
+    compile_blocks,
+    fast_float32,
+    narrow_weights,
+    resolve_device,
+)
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -62,9 +70,11 @@ def run(config: ExtractLatentsConfig) -> Artifact:
             latents there of another configuration, other images, another tokenizer or another foundation model.
     """
     tokenizer = read_artifact(config.tokenizer, "tokenizer")
+    config = settled(config, resolve_device(config.device), config.output)
     resolved = config.model_dump(mode="json")
     with (
         process_group(resolve_device(config.device)) as processes,
+        fast_float32(processes.device),
         claimed_output(config.output, "latents", resolved, is_main=processes.is_main) as finished,
     ):
         if finished is None:
@@ -81,6 +91,7 @@ def run(config: ExtractLatentsConfig) -> Artifact:
 def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Processes) -> None:
     """Make the shards that are missing, and then the index and the manifest."""
     vae = VAVAE.from_pretrained(config.tokenizer).to(processes.device)
+    narrow_weights(vae, config.tokenizer_weights)
     vae.to(memory_format=torch.channels_last)  # convolutions take up to a third less time
     if config.statistics == "tokenizer" and not vae.has_latents_statistics:
         raise InputError(
@@ -89,6 +100,9 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
         )
     dataset = open_dataset(config.images, "train", augment=False, cache_bytes=0)  # each image is read once
     source = dataset.source
+    config = with_compilation(config, processes.device, len(dataset) // processes.world_size, ENCODED)
+    if config.compile:
+        compile_blocks(vae.blocks)
     foundation, described = open_foundation(config, source, processes)
     folder = LatentFolder(config.output, len(dataset), config.shard_size, described)
     started = time.perf_counter()
@@ -263,7 +277,7 @@ def encode(vae: VAVAE, images: Tensor, numbers: Sequence[int], config: ExtractLa
     A posterior sample depends on the seed, the image's number and whether it is mirrored, and on nothing else.
     """
     keys = (LATENTS, MIRRORED) if config.flips else (LATENTS,)
-    with autocast(images.device, config.precision):
+    with autocast(images.device, config.precision), by_its_weights(vae):
         latents, logvar = moments(vae, torch.cat([images, images.flip(-1)]) if config.flips else images)
     if config.posterior == "sample":
         seeds = [derive_seed(config.seed, "posterior", key, number) for key in keys for number in numbers]

@@ -16,10 +16,12 @@ from alight.config import SampleConfig
 from alight.data.image_npz import write_shuffled_npz
 from alight.data.provenance import software
 from alight.data.sample_folder import Request, SampleFolder
+from alight.device_settings import settled
 from alight.lineage import require_tokenizer_of
 from alight.models.lightning_dit import LightningDiT
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
+from alight.pipelines.compilation import compile_pipeline
 from alight.pipelines.guidance_check import check_solver
 from alight.pipelines.requests import label_protocol, plan_requests
 from alight.pipelines.snapshot import pipeline_of_snapshot
@@ -28,7 +30,7 @@ from alight.reporting.pictures import image_grid
 from alight.reporting.row_names import with_row_names
 from alight.runtime.background import BackgroundWork
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import autocast, resolve_device
+from alight.runtime.device import autocast, fast_float32, narrow_weights, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
@@ -73,9 +75,11 @@ def run(config: SampleConfig) -> Artifact:
     """
     config = with_tokenizer(config)
     artifacts = open_artifacts(config)
+    config = settled(config, resolve_device(config.device), config.output)
     resolved = config.model_dump(mode="json")
     with (
         process_group(resolve_device(config.device)) as processes,
+        fast_float32(processes.device),
         claimed_output(config.output, "samples", resolved, is_main=processes.is_main) as finished,
     ):
         if finished is not None:
@@ -84,7 +88,8 @@ def run(config: SampleConfig) -> Artifact:
             return finished
         models = open_models(config, artifacts, processes.device)
         requests = plan_requests(models.pipeline, config, config.seed)
-        folder = SampleFolder(config.output, resolved, models.hashes)
+        config = compile_pipeline(models.pipeline, config, len(requests) // processes.world_size, models.guide)
+        folder = SampleFolder(config.output, config.model_dump(mode="json"), models.hashes)
         started = time.perf_counter()
         if processes.is_main:
             started -= folder.start()  # as if the run had never been interrupted
@@ -139,6 +144,7 @@ def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: to
         pipeline = pipeline_of_snapshot(transformer, tokenizer).to(device)
     else:
         pipeline = LightningDiTPipeline.from_artifacts(config.transformer, tokenizer).to(device)
+    narrow_weights(pipeline.tokenizer, config.tokenizer_weights)
     guide = open_guide(artifacts["guide"]).to(device) if "guide" in artifacts else None
     sampling = config.sampling
     pipeline.check_guidance(
@@ -295,6 +301,7 @@ def common_settings(models: Models, config: SampleConfig) -> dict[str, Any]:
     return {
         "sampling": config.sampling.effective(),
         "precision": config.precision,
+        **({} if config.tokenizer_weights == "fp32" else {"tokenizer_weights": config.tokenizer_weights}),
         "batch_size": config.batch_size,
         "uint8_rule": UINT8_RULE,
         **models.hashes,

@@ -12,10 +12,12 @@ from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import TrainFoundationConfig
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
+from alight.device_settings import settled
+from alight.models.foundation import repeated_blocks
 from alight.models.foundation_loading import quiet_transformers
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.ahead import on_device
-from alight.runtime.device import autocast, resolve_device
+from alight.runtime.device import autocast, compile_blocks, fast_float32, resolve_device
 from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -37,10 +39,14 @@ def run(config: TrainFoundationConfig) -> Artifact:
     Raises:
         InputError: on unusable images, output folder or device.
     """
+    config = settled(config, resolve_device(config.device), config.output)
     resolved = config.model_dump(mode="json")
     longer = goes_on(resolved, config.output, "foundation")
     expected = expected_config(resolved, config.output, "foundation")
-    with claimed_output(config.output, "foundation", expected, renew=longer) as finished:
+    with (
+        fast_float32(resolve_device(config.device)),
+        claimed_output(config.output, "foundation", expected, renew=longer) as finished,
+    ):
         if finished is None:
             train(config, resolved)
         else:
@@ -54,6 +60,8 @@ def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
     dataset = open_dataset(config.images, "train", seed=config.seed)
     with seeded_initialisation(config.seed, "foundation"):
         model = build_model(config, num_classes=len(dataset.source.class_names)).to(device)
+    if config.training.compile:
+        compile_blocks(repeated_blocks(model))
     optimizer = make_optimizer(model.named_parameters(), config.optimizer)
     training, inputs = config.training, image_inputs(config.images, dataset.source)
     sampler = ResumableSampler(len(dataset), training.global_batch_size, config.seed)

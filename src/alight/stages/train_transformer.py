@@ -15,6 +15,7 @@ from alight.config import TrainTransformerConfig
 from alight.data.latent_features import LatentFeatures
 from alight.data.latents import LatentDataset
 from alight.data.sampling import ResumableSampler
+from alight.device_settings import settled
 from alight.flow import PATHS, GuidedVelocity, sample
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.interop.transformer_sources import (
@@ -31,7 +32,7 @@ from alight.outputs import claimed_output, writing_folder
 from alight.reporting.pictures import image_grid
 from alight.runtime.ahead import on_device
 from alight.runtime.console import log
-from alight.runtime.device import autocast, resolve_device
+from alight.runtime.device import autocast, fast_float32, resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -63,11 +64,13 @@ def run(config: TrainTransformerConfig) -> Artifact:
         InputError: on unusable latents, output folder or device; or on a gradient that is not finite.
     """
     latents = read_artifact(config.latents, "latents")
+    config = settled(config, resolve_device(config.device), config.output)
     resolved = config.model_dump(mode="json")
     longer = goes_on(resolved, config.output, "transformer")
     expected = expected_config(resolved, config.output, "transformer")
     with (
         process_group(resolve_device(config.device)) as processes,
+        fast_float32(processes.device),
         claimed_output(config.output, "transformer", expected, renew=longer, is_main=processes.is_main) as finished,
     ):
         if finished is None:

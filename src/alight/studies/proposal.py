@@ -8,7 +8,7 @@ import numpy as np
 from alight.config import ImagesConfig, QuickstartConfig, StartConfig
 from alight.data.images import ImageSource
 from alight.data.survey import ImageSurvey
-from alight.options import EMBEDDED, Crop, Precision, Split
+from alight.options import EMBEDDED, Crop, FixedPrecision, Split
 from alight.runtime.device import faster_precision, resolve_device
 from alight.runtime.errors import InputError
 
@@ -86,7 +86,7 @@ def propose(config: StartConfig, survey: ImageSurvey, recipe: QuickstartConfig, 
     return Proposal(checked, tuple(remarks(survey, images)))
 
 
-def trained_in(precision: Precision, recipe: QuickstartConfig) -> QuickstartConfig:
+def trained_in(precision: FixedPrecision, recipe: QuickstartConfig) -> QuickstartConfig:
     """The recipe, with all training in a precision."""
     return recipe.model_copy(
         update={

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from alight.runtime.device import attention_kernel
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -23,7 +24,7 @@ def count_flops(work: Callable[[], object]) -> int:
     Unlike torch's `FlopCounterMode` it needs no hooks in the modules, which forbid gradients at inner layers.
     Attention is computed as matrix products, since not every kernel of it has a formula.
     """
-    with _Counter() as counter, sdpa_kernel(SDPBackend.MATH):
+    with _Counter() as counter, attention_kernel("products"):
         work()
     return counter.total
 

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from alight.options import MuonStepSize, Precision
+from alight.options import FixedPrecision, MuonStepSize
+from alight.runtime.device import full_float32
 from alight.training.parallel import divided_like, whole
 
 ITERATIONS = 5
@@ -46,9 +47,10 @@ def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     x = x / (x.norm() + EPS)
     x = x.T if tall else x  # the products below are then of the smaller side
     a, b, c = COEFFICIENTS
-    for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    with full_float32():  # float32 is asked for where layouts should agree
+        for _ in range(ITERATIONS):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if tall else x).contiguous()
 
 
@@ -128,7 +130,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.95,
         step_size: MuonStepSize = "match_rms",
-        precision: Precision | None = None,
+        precision: FixedPrecision | None = None,
     ) -> None:
         usual: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         usual |= {"muon": False, "momentum": momentum, "step_size": step_size, "precision": precision}
@@ -204,7 +206,7 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-def _dtype(precision: Precision | None, device: torch.device) -> torch.dtype:
+def _dtype(precision: FixedPrecision | None, device: torch.device) -> torch.dtype:
     if precision is None:
         precision = "fp32" if device.type == "cpu" else "bf16"
     return torch.bfloat16 if precision == "bf16" else torch.float32

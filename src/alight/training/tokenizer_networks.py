@@ -1,6 +1,5 @@
 """The networks of tokenizer training: built from a configuration, continued from an existing tokenizer, compiled."""
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,8 +161,7 @@ def adopt_weights(networks: TokenizerNetworks, origin: Origin, config: TrainToke
         networks.discriminator.load_state_dict(discriminating)
 
 
-def compile_networks(networks: TokenizerNetworks) -> None:
+def compile_networks(networks: TokenizerNetworks, backend: str = "inductor") -> None:
     """Compile the blocks of the tokenizer, and the discriminator; adaptive weights differentiate both twice."""
-    encoder, decoder = networks.vae.encoder, networks.vae.decoder
-    blocks = itertools.chain(encoder.down_blocks, [encoder.mid_block, decoder.mid_block], decoder.up_blocks)
-    compile_blocks([*blocks, *filter(None, [networks.discriminator])], differentiated_twice=True)
+    blocks = [*networks.vae.blocks, *filter(None, [networks.discriminator])]
+    compile_blocks(blocks, differentiated_twice=True, backend=backend)

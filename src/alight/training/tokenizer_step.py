@@ -29,7 +29,7 @@ from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
 from alight.options import Reduction
-from alight.runtime.device import without_autocast
+from alight.runtime.device import full_float32, without_autocast
 
 Regularisation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Average = Callable[[Tensor], Tensor]
@@ -217,13 +217,13 @@ def _align(
         pair = _at_least_float32(networks.projection(latents)), features  # (B, D, h, w) both
     else:
         pair = latents, _at_least_float32(networks.projection(features))  # (B, C, h, w) both
-    with without_autocast(latents.device):
+    weight = networks.projection.weight
+    with without_autocast(latents.device), full_float32():  # margins are compared with small differences of cosines
         mcos = marginal_cosine_loss(*pair, alignment.cosine_margin)
         related = pair if alignment.distance_on == "projected" else (latents, features)
         mdms = marginal_distance_matrix_loss(*related, alignment.distance_margin)
         loss = alignment.cosine_weight * mcos + alignment.distance_weight * mdms
-    weight = networks.projection.weight
-    at_latents, at_weight = torch.autograd.grad(loss, [latents, weight])
+        at_latents, at_weight = torch.autograd.grad(loss, [latents, weight])
     return _Alignment(loss.detach(), mcos.detach(), mdms.detach(), at_latents, weight, at_weight)
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alight.config import FlowConfig, TrainTransformerConfig
 from alight.data.latent_features import LatentFeatures
@@ -18,7 +17,7 @@ from alight.data.latents import LatentDataset
 from alight.flow import PATHS, average_velocity_loss, flow_matching_loss, sample_timesteps, time_interval
 from alight.models.lightning_dit import LightningDiT
 from alight.options import Precision
-from alight.runtime.device import autocast
+from alight.runtime.device import attention_kernel, autocast, full_float32
 from alight.runtime.seeding import noise_of_batch, random_stream
 from alight.training.token_alignment import TappedForward, TokenAlignment
 
@@ -180,7 +179,7 @@ def average_velocity_terms(
     def teacher(*inputs: Tensor, until: Tensor | None = None) -> Any:
         if until is None:
             return under_autocast(model, *inputs)
-        with sdpa_kernel(SDPBackend.MATH):
+        with attention_kernel("products"), full_float32():
             return model(*inputs, until=until)
 
     settings = flow.average_velocity

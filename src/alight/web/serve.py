@@ -47,6 +47,7 @@ def run(config: ServeConfig) -> NoReturn:
         tempfile.TemporaryDirectory(prefix="alight-") as files,
     ):
         disable_telemetry(Path(files))
+        from alight.runtime.device import fast_float32
         from alight.web.served import open_served
 
         jobs = Jobs()
@@ -55,7 +56,7 @@ def run(config: ServeConfig) -> NoReturn:
         gc.freeze()  # the models live until the end, so the collector need not visit them
         announce(config, listener.getsockname()[1])
         at_once = end_at_once(Path(files))
-        with deferred_interrupt() as signal_number:
+        with fast_float32(served.device), deferred_interrupt() as signal_number:
             serve(app, listener, jobs, Room(most_connections(), config.trusted_proxy), at_once)
         for number in ENDING_SIGNALS:
             signal.signal(number, at_once)

@@ -11,6 +11,7 @@ import torch
 from alight.artifacts import PIPELINE_OF_A_RUN, find_pipeline, is_complete, read_artifact
 from alight.config import ServeConfig, SolverConfig
 from alight.data.readable_names import folded, readable
+from alight.device_settings import settled
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
@@ -19,7 +20,7 @@ from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import latent_shape
 from alight.pipelines.opening import open_pipeline
 from alight.runtime.console import log
-from alight.runtime.device import resolve_device
+from alight.runtime.device import compile_blocks, resolve_device
 from alight.runtime.files import short_names
 from alight.sharing.source import Source, records_of
 from alight.web.folders import pipeline_folders
@@ -104,8 +105,11 @@ def open_served(config: ServeConfig) -> Served:
         InputError: no pipeline was given, or a model cannot be opened.
     """
     device, folders = resolve_device(config.device), pipeline_folders(config)
+    config = settled(config, device)
     names = [readable(name) for name in short_names([_run_folder(folder) for folder in folders])]
     pipelines = tuple(_open_pipeline(*pair, device) for pair in zip(folders, names, strict=True))
+    if config.compile:
+        compile_blocks(block for each in pipelines for block in each.pipeline.transformer.blocks)
     tokenizers = {
         f"Tokenizer of {names[0]}" if config.compare_tokenizer else "Tokenizer": pipelines[0].pipeline.tokenizer
     }

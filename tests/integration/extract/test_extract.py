@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from alight.data.image_dataset import ImageDataset
 from alight.data.latent_folder import LatentFolder
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_source
+from alight.runtime.device import compile_blocks
 from alight.runtime.seeding import derive_seed, noise_of_seeds
 from alight.stages import extract_latents, train_transformer
 from alight.stages.extract_latents import run
@@ -139,11 +141,12 @@ def test_half_precision(whole, configure, tmp_path, dtype, bits):
     ).stat().st_size
 
 
-def test_the_encoder_in_bf16(configure, tmp_path):
+@pytest.mark.parametrize("narrow", [{"precision": "bf16"}, {"tokenizer_weights": "bf16"}], ids=["autocast", "weights"])
+def test_the_encoder_in_bf16(configure, tmp_path, narrow):
     """Eight bits of precision per operation, over about ten layers."""
     low, full = (
-        LatentDataset(run(configure(tmp_path / precision, posterior="mode", precision=precision)).path)
-        for precision in ("bf16", "fp32")
+        LatentDataset(run(configure(tmp_path / str(number), posterior="mode", **values)).path)
+        for number, values in enumerate((narrow, {}))
     )
     raw = [each.gather(range(0, 1500, 7)).latents * each.std + each.mean for each in (low, full)]
     error = (raw[0] - raw[1]).square().mean().sqrt() / raw[1].std()
@@ -173,3 +176,12 @@ def test_workers_start_once_and_shards_are_written_beside_the_encoding(whole, co
     assert len(set(threads)) == 1
     assert threading.main_thread() not in threads
     assert contents(tmp_path / "run") == contents(whole.path)
+
+
+def test_a_compiled_encoder_gives_the_same_latents(whole, configure, tmp_path, monkeypatch):
+    """The backend that generates no code, which would take minutes; shards end with a batch of another size."""
+    monkeypatch.setattr(extract_latents, "compile_blocks", partial(compile_blocks, backend="aot_eager"))
+    compiled = run(configure(tmp_path / "latents", compile=True, batch_size=64))
+    assert (compiled.config["compile"], whole.config["compile"]) == (True, False)
+    one, other = (LatentDataset(each.path).gather(range(0, 1500, 7)).latents for each in (compiled, whole))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
