@@ -50,7 +50,7 @@ _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had b
     **dict.fromkeys(("training.power_averages", "training.snapshot_every", "averages_of")) | {"averages": []},
 }
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
-    *("output", "device", "training.tensorboard", "training.wandb_project"),
+    *("output", "device", "training.sharding", "training.tensorboard", "training.wandb_project"),
     *("samples_every", "sample_images", "samples_tokenizer", "preview_every", "preview_images"),
 )
 _LIBRARIES = ("alight", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "pillow", "safetensors")

@@ -32,6 +32,7 @@ from alight.runtime.files import (
     disk_reason,
     explained_disk_errors,
     locked_folder,
+    seen_in_time,
     sync_folder,
     write_text,
 )
@@ -92,6 +93,27 @@ def claimed_output(
             yield None if renew or finished is None else read_artifact(folder, kind)
     finally:
         _leave_nothing(folder, existed)
+
+
+def read_written(folder: Path, kind: str) -> Artifact:
+    """Open the artifact that this job has just finished.
+
+    Of several processes, those on other machines than the first may have to wait for it: a network file system shows
+    them files of another machine after some seconds.
+
+    Raises:
+        InputError: as `read_artifact`.
+    """
+
+    def is_there() -> bool:
+        with suppress(InputError):
+            read_artifact(folder, kind)
+            return True
+        return False
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        seen_in_time(is_there)
+    return read_artifact(folder, kind)
 
 
 def check_output(folder: Path, config: Mapping[str, Any], kind: str) -> None:

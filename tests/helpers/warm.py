@@ -95,13 +95,27 @@ def run_together(arguments: list[str], processes: int, timeout: float = 300) -> 
     return CompletedProcess(arguments, code, results[0][0], errors)
 
 
-def start_together(arguments: list[str], processes: int) -> list[AlightProcess]:
+def run_apart(arguments: list[str], folders: list[Path], timeout: float = 300) -> list[CompletedProcess[str]]:
+    """The same with each process in another folder, as if on machines without a shared file system; all answer."""
+    words = [str(argument) for argument in arguments]
+    started = start_together(words, len(folders), folders)
+    outputs = [process.communicate(timeout) for process in started]
+    return [
+        CompletedProcess(words, process.returncode, *output) for process, output in zip(started, outputs, strict=True)
+    ]
+
+
+def start_together(arguments: list[str], processes: int, folders: list[Path] | None = None) -> list[AlightProcess]:
     """Begin such a command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    return [AlightProcess(arguments, WORLD_SIZE=str(processes), **address, **rank) for rank in ranks]
+    places = folders or [Path.cwd()] * processes
+    return [
+        AlightProcess(arguments, place, WORLD_SIZE=str(processes), **address, **rank)
+        for rank, place in zip(ranks, places, strict=True)
+    ]
 
 
 def _run(

@@ -101,7 +101,7 @@ def step_weights(layout, processes):
     """The weights of a transformer after steps with the same gradient in every process."""
     model, device = tiny_transformer(num_layers=2), torch.device("cpu")
     if layout == "shard":
-        shard(model, model.blocks)
+        shard(model, model.blocks, Processes(dist.get_rank(), processes, device))
     muon = MuonConfig(matrices="all", step_size="product", precision="bf16")
     config = OptimizerConfig(name="muon", weight_decay=0.1, muon=muon)
     optimizer = make_optimizer(model.named_parameters(), config)

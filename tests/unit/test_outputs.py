@@ -2,12 +2,13 @@
 
 import errno
 import os
+import threading
 
 import pytest
 
 from alight.artifacts import MANIFEST, is_complete, read_artifact, replace_file, write_manifest
 from alight.data.sample_folder import SampleFolder
-from alight.outputs import STARTED, check_output, claimed_output, new_file, writing_folder
+from alight.outputs import STARTED, check_output, claimed_output, new_file, read_written, writing_folder
 from alight.runtime.errors import InputError
 from alight.runtime.files import LOCK_FILE
 
@@ -235,3 +236,27 @@ def test_an_unfinished_run_without_images_takes_a_corrected_configuration(tmp_pa
     (tmp_path / "images" / "000000.png").write_bytes(b"made")
     with pytest.raises(InputError, match="guidance_scale"):
         SampleFolder(tmp_path, {"sampling": {"guidance_scale": 3.0}}, {}).start()
+
+
+# --- network file systems -------------------------------------------------------------------------------------------
+
+
+def appear_later(folder, seconds):
+    """Show the manifest of a finished artifact after some seconds."""
+    hidden = folder / "hidden"
+    (folder / MANIFEST).rename(hidden)
+    timer = threading.Timer(seconds, lambda: hidden.rename(folder / MANIFEST))
+    timer.start()
+    return timer
+
+
+def test_of_several_processes_one_waits_for_what_another_machine_has_written(tmp_path, monkeypatch):
+    with writing_folder(tmp_path) as staging:
+        (staging / "picture").write_text("x")
+        write_manifest(staging, "samples", {}, "0" * 64)
+    timer = appear_later(tmp_path, 0.7)
+    with pytest.raises(InputError, match="is not a finished samples"):
+        read_written(tmp_path, "samples")  # one process has written it itself
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert read_written(tmp_path, "samples").kind == "samples"
+    timer.join()

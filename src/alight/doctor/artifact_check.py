@@ -14,7 +14,7 @@ from alight.doctor.findings import Finding, attempt
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.reading import require_regular
-from alight.training.checkpoint import is_whole, list_checkpoints
+from alight.training.checkpoint import damaged_file, list_checkpoints
 
 HASHED = {"foundation": "model.safetensors", "tokenizer": WEIGHTS_FILE, "transformer": WEIGHTS_FILE}  # by the manifest
 HEADER_LIMIT = 100 * 2**20  # bytes, the limit of the format
@@ -38,19 +38,21 @@ def artifact_findings(folder: Path) -> Iterator[Finding]:
 def checkpoint_findings(place: Path) -> Iterator[Finding]:
     """Check if the run can resume from its newest checkpoint."""
     found = list_checkpoints(place)
-    damaged = [step for step, path in found if not is_whole(path)]
+    damaged = {step: file for step, path in found if (file := damaged_file(path)) is not None}
     if not found:
         return
     if not damaged:
         yield Finding("ok", "checkpoints", f"{len(found)} are intact, the newest of step {found[-1][0]:,}.")
         return
-    steps = ", ".join(f"{step:,}" for step in damaged)
+    steps = ", ".join(
+        f"{step:,}" if file.parent == place else f"{step:,} by its {file.name}" for step, file in damaged.items()
+    )
     hopeless = len(damaged) == len(found)
     yield Finding(
         "problem" if hopeless else "warning",
         "checkpoints",
         f"{len(damaged)} of {len(found)} are damaged (of step {steps}).",
-        "Restore one of them with its .sha256 file; the run cannot resume without it."
+        "Restore one of them with its checksums; the run cannot resume without it."
         if hopeless
         else "The run resumes from the newest one that is intact.",
     )

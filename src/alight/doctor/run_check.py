@@ -102,7 +102,7 @@ def run_config(folder: Path, place: Path) -> dict[str, Any] | None:
     if is_complete(folder):
         return read_manifest(folder).config
     checkpoints = list_checkpoints(place)
-    return read_checkpoint(checkpoints[-1][1], mapped=True).get("config") if checkpoints else None
+    return read_checkpoint(checkpoints[-1][1], mapped=True, parts=()).get("config") if checkpoints else None
 
 
 def average_findings(config: Mapping[str, Any]) -> Iterator[Finding]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from alight.runtime.console import log
 from alight.runtime.errors import InputError
 
 LOCK_FILE = "in-use.lock"
+PATIENCE = 15.0  # seconds with a network file system
 _BLOCK = 1 << 20
 _SEGMENT = 1 << 26  # bytes that one thread hashes at a time
 _NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -111,6 +113,23 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def seen_in_time(look: Callable[[], bool], patience: float = PATIENCE) -> bool:
+    """Tell if something is there, now or within some seconds.
+
+    A network file system may show on one machine what another has written only after a while.
+
+    Args:
+        look: asked twice a second.
+        patience: in seconds.
+    """
+    end = time.monotonic() + patience
+    while not look():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,6 +31,8 @@ def describe_folder(folder: Path) -> Description:
         step, path = checkpoints[-1]
         details = {"last checkpoint": path.name, "steps done": step, "to go on": "run the same command again"}
         return Description(folder, "an unfinished training run", details)
+    if (folder / ".metadata").is_file() and (folder / "progress.pt").is_file():
+        return _sharded_checkpoint(folder)
     if (folder / UNFINISHED).is_file():
         return _unfinished_samples(folder)
     if (folder / PIPELINE_INDEX).is_file():
@@ -80,7 +82,9 @@ def _artifact(folder: Path) -> Description:
         "files": {path.name: size_text(path.stat().st_size) for path in sorted(folder.iterdir()) if path.is_file()},
     }
     if checkpoints := _checkpoints(folder):
-        details["checkpoints"] = {path.name: size_text(path.stat().st_size) for _, path in checkpoints}
+        from alight.training.checkpoint import checkpoint_size  # needs torch, which is slow to import
+
+        details["checkpoints"] = {path.name: size_text(checkpoint_size(path)) for _, path in checkpoints}
     details |= {"configuration": artifact.config, "versions": artifact.versions}
     return Description(folder, f"a {artifact.kind} artifact", {key: value for key, value in details.items() if value})
 
@@ -91,6 +95,22 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     from alight.training.checkpoint import list_checkpoints  # needs torch, which is slow to import
 
     return list_checkpoints(folder / TRAINING)
+
+
+def _sharded_checkpoint(folder: Path) -> Description:
+    from alight.training.checkpoint import checkpoint_size, read_outline  # likewise
+
+    content, shapes = read_outline(folder)
+    tensors = Counter(str(path[0]) for path in shapes)
+    details: dict[str, Any] = {
+        "size": size_text(checkpoint_size(folder)),
+        "step": content.get("step"),
+        "time": duration(content.get("seconds", 0.0)),
+        "tensors": dict(tensors),
+        "files": {path.name: size_text(path.stat().st_size) for path in sorted(folder.iterdir()) if path.is_file()},
+        "configuration": content.get("config", {}),
+    }
+    return Description(folder, "a checkpoint of a sharded training run of alight", details)
 
 
 def _in_short(artifact: Artifact) -> dict[str, Any]:

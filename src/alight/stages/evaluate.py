@@ -35,7 +35,7 @@ from alight.evaluation.reconstruction import Measurements, reconstruct
 from alight.evaluation.reconstruction import measure_reconstruction as measure_tokenizer
 from alight.evaluation.tokenizer_report import log_curve, magnification, tokenizer_curves, tokenizer_figures
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, open_evaluated, open_metric_networks
-from alight.outputs import claimed_output, writing_folder
+from alight.outputs import claimed_output, read_written, writing_folder
 from alight.pipelines.compilation import compile_pipeline
 from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
@@ -95,7 +95,7 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
             for line in figure_lines(report):
                 log.info(line)
         processes.barrier()  # the artifact is there
-    return read_artifact(config.output, "report")
+    return read_written(config.output, "report")
 
 
 def open_subject(config: EvaluateConfig, device: torch.device) -> tuple[GeneratedImages, list[Artifact]]:

@@ -17,7 +17,7 @@ from alight.evaluation.real_images import RealImages, measure_reference
 from alight.evaluation.reference_set import reference_facts, write_reference_set
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.vavae import VAVAE
-from alight.outputs import claimed_output, writing_folder
+from alight.outputs import claimed_output, read_written, writing_folder
 from alight.runtime.console import progress_bar
 from alight.runtime.device import fast_float32, resolve_device
 from alight.runtime.distributed import Processes, process_group
@@ -56,7 +56,7 @@ def run(config: EvaluateReferenceConfig) -> Artifact:
                     resolved = config.model_dump(mode="json")
                     write_manifest(staging, "reference", resolved, digest, facts=facts, seconds=seconds)
         processes.barrier()  # the artifact is there
-    return read_artifact(config.output, "reference")
+    return read_written(config.output, "reference")
 
 
 def open_real(config: EvaluateReferenceConfig, processes: Processes) -> RealImages:

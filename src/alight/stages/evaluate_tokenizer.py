@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from alight.artifacts import Artifact, library_versions, read_artifact, write_manifest
+from alight.artifacts import Artifact, library_versions, write_manifest
 from alight.config import EvaluateTokenizerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
@@ -26,7 +26,7 @@ from alight.evaluation.tokenizer_report import (
 )
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, open_evaluated, open_metric_networks
 from alight.lineage import warn_of_other_squares
-from alight.outputs import claimed_output, writing_folder
+from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.files import figure_lines, write_report, write_table
 from alight.reporting.report import Picture, Report, Stage
 from alight.runtime.console import log
@@ -91,7 +91,7 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
             for line in figure_lines(report):
                 log.info(line)
         processes.barrier()  # the artifact is there
-    return read_artifact(config.output, "report")
+    return read_written(config.output, "report")
 
 
 def describe(

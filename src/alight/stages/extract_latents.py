@@ -30,7 +30,7 @@ from alight.device_settings import ENCODED, settled, with_compilation
 from alight.lineage import warn_of_other_squares
 from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
-from alight.outputs import claimed_output, writing_folder
+from alight.outputs import claimed_output, read_written, writing_folder
 from alight.runtime.ahead import on_device
 from alight.runtime.background import BackgroundWork
 from alight.runtime.console import log, progress_bar
@@ -85,7 +85,7 @@ def run(config: ExtractLatentsConfig) -> Artifact:
             if config.features.foundation is not None:
                 LatentFeatures(finished)  # its files are no part of the manifest
             shutil.rmtree(config.output / UNFINISHED, ignore_errors=True)  # if the run was killed at its very end
-    return read_artifact(config.output, "latents")
+    return read_written(config.output, "latents")
 
 
 def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Processes) -> None:

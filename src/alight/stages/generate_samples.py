@@ -19,7 +19,7 @@ from alight.data.sample_folder import Request, SampleFolder
 from alight.device_settings import settled
 from alight.lineage import require_tokenizer_of
 from alight.models.lightning_dit import LightningDiT
-from alight.outputs import claimed_output, writing_folder
+from alight.outputs import claimed_output, read_written, writing_folder
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.compilation import compile_pipeline
 from alight.pipelines.guidance_check import check_solver
@@ -101,7 +101,7 @@ def run(config: SampleConfig) -> Artifact:
         if processes.is_main:
             finish(models, requests, folder, config, started)
         processes.barrier()  # the artifact is there
-    return read_artifact(config.output, "samples")
+    return read_written(config.output, "samples")
 
 
 def with_tokenizer(config: SampleConfig) -> SampleConfig:

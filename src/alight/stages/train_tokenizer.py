@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from alight.artifacts import DISCRIMINATOR_FILE, PROJECTION_FILE, Artifact, read_artifact, write_manifest
+from alight.artifacts import DISCRIMINATOR_FILE, PROJECTION_FILE, Artifact, write_manifest
 from alight.config import OptimizerConfig, TrainTokenizerConfig
 from alight.data.image_dataset import ImageDataset, ImageSample
 from alight.data.latent_statistics import ChannelStatistics
@@ -18,7 +18,7 @@ from alight.evaluation.batches import gather_batches, index_batches, load_batche
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
-from alight.outputs import claimed_output, writing_folder
+from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.pictures import pair_strip
 from alight.runtime.ahead import on_device, sent
 from alight.runtime.console import log, progress_bar
@@ -76,7 +76,7 @@ def run(config: TrainTokenizerConfig) -> Artifact:
         elif processes.is_main:
             found = image_inputs(config.images) | foundation_inputs(used_foundation(config))
             require_unchanged(finished, found)
-    return read_artifact(config.output, "tokenizer")
+    return read_written(config.output, "tokenizer")
 
 
 def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Processes) -> None:

@@ -28,7 +28,7 @@ from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
 from alight.options import MEAN_SOLVER
-from alight.outputs import claimed_output, writing_folder
+from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.pictures import image_grid
 from alight.runtime.ahead import on_device
 from alight.runtime.console import log
@@ -42,7 +42,7 @@ from alight.training.average_snapshots import AverageTracks
 from alight.training.inputs import INIT_FROM, foundation_inputs, require_unchanged
 from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, optimizer_step
-from alight.training.parallel import ModelState, release_weights
+from alight.training.parallel import release_weights, whole_weights
 from alight.training.previews import preview_is_due
 from alight.training.run import TrainingRun
 from alight.training.snapshot import snapshot_record
@@ -79,7 +79,7 @@ def run(config: TrainTransformerConfig) -> Artifact:
             finished.require_input(latents)
             if (features := open_features(config, latents)) is not None:
                 require_unchanged(finished, {FEATURES: features.identity})
-    return read_artifact(config.output, "transformer")
+    return read_written(config.output, "transformer")
 
 
 def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Artifact, processes: Processes) -> None:
@@ -137,7 +137,7 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
             tracks.update(model, step)
             if preview is not None and preview_is_due(step + 1, training.steps, config.samples_every):
                 run.picture("samples", step + 1, draw_samples(sampled, preview, config, device))
-    weights = ModelState(sampled).state_dict()
+    weights = whole_weights(sampled)
     if processes.is_main:
         save(weights, config, resolved, dataset, inputs, facts, run.seconds)
     processes.barrier()  # the artifact is there

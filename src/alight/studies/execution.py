@@ -25,7 +25,7 @@ from alight.runtime.hardware import available_cores
 from alight.runtime.units import duration
 from alight.studies.grid import LATENTS, Run, kind_of, module_of
 from alight.studies.workers import Workers, own_device
-from alight.training.checkpoint import list_checkpoints
+from alight.training.checkpoint import list_checkpoints, remove_checkpoint
 from alight.training.longer import TRAINING_FOLDER
 
 
@@ -69,7 +69,7 @@ def remove_checkpoints(run: Run, runs: Sequence[Run]) -> None:
     transformer = run.jobs["transformer"].output
     if all(each.is_finished for each in runs if each.jobs["transformer"].output == transformer):
         for _, path in list_checkpoints(transformer / TRAINING_FOLDER):
-            path.unlink()
+            remove_checkpoint(path)
 
 
 def carry_out_all(runs: Sequence[Run], jobs: int, keep_checkpoints: bool) -> dict[str, str]:

@@ -33,7 +33,7 @@ from alight.training.checkpoint import checksum_path, is_whole
 from alight.training.ema import PowerAverage
 from alight.training.inputs import changed_inputs
 from alight.training.longer import TRAINING_FOLDER, of_length
-from alight.training.parallel import ModelState
+from alight.training.parallel import ModelState, whole_weights
 from alight.training.power_profile import (
     TOLERANCE,
     Profile,
@@ -112,7 +112,7 @@ class AverageTracks:
         if done % self._interval and done != self._steps:
             return
         for average in self.averages:
-            weights = ModelState(average.model).state_dict()  # gathered by all processes
+            weights = whole_weights(average.model)  # gathered by all processes
             if self.processes.is_main:
                 record = {"step": done, "width": average.width, "exponent": average.exponent, **self._run}
                 write_snapshot(self.folder / f"step-{done:08d}-{average.name}.safetensors", weights, record)

@@ -3,28 +3,39 @@
 Random numbers are drawn from streams of (seed, step), and the order of the data follows from the step as well, so
 the step is all the randomness there is to save.
 
-Beside each `step-00001000.pt` lies `step-00001000.sha256` in the form that `sha256sum --check` reads. Torch's own
-format holds no checksum that loading would look at.
+Where one process holds everything, a checkpoint is a file `step-00001000.pt` with `step-00001000.sha256` beside it, in
+the form that `sha256sum --check` reads: torch's own format holds no checksum that loading would look at. Of a sharded
+model it is a folder `step-00001000`, see `sharded_checkpoint`. Either is read by any number of processes.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import shutil
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import IO, Annotated, Any, cast
+from typing import IO, Annotated, Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from torch import Tensor
 from typing_extensions import TypedDict
 
 from alight.runtime.errors import InputError
-from alight.runtime.files import disk_reason, explained_disk_errors, file_hash, replacing, write_text
+from alight.runtime.files import disk_reason, explained_disk_errors, file_hash, replacing, sync_folder, write_text
 from alight.runtime.reading import read_bytes, require_regular
+from alight.training.sharded_checkpoint import (
+    CHECKSUMS,
+    damaged_part,
+    read_progress,
+    read_whole,
+    stored_shapes,
+    write_sharded,
+)
+from alight.training.state_tree import Shapes, join, shapes_of, split
 
-_NAME = re.compile(r"step-(\d{8})\.pt")
+_NAME = re.compile(r"step-(\d{8})(\.pt)?")
 _LEFTOVER = re.compile(r"step-\d{8}\.writing|\.step-\d{8}\.(pt|sha256)\.writing|\.log\.jsonl\.writing")
+_LEFT_FOLDER = re.compile(r"\.step-\d{8}\.(writing|removing)")
 _CHECKSUM = re.compile(r"step-\d{8}\.sha256")
 
 
@@ -45,6 +56,7 @@ class _Content(TypedDict, total=False):
 
 
 _CONTENT = TypeAdapter(_Content)
+Result = TypeVar("Result")
 _NEEDED = ("step", "state", "config", "seconds", "non_finite")
 
 
@@ -53,10 +65,21 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.pt"
 
 
+def sharded_path(folder: Path, step: int) -> Path:
+    """The path of the same of a sharded model."""
+    return folder / f"step-{step:08d}"
+
+
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Steps and files of all checkpoints, oldest first."""
-    matches = [(match, path) for path in folder.glob("step-*.pt") if (match := _NAME.fullmatch(path.name))]
-    return sorted((int(match.group(1)), path) for match, path in matches)
+    """Steps and paths of all checkpoints, files or folders, oldest first."""
+    matches = [(match, path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in matches if match[2] or path.is_dir())
+
+
+def checkpoint_size(path: Path) -> int:
+    """Bytes of a checkpoint on the disk."""
+    files = path.iterdir() if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -66,9 +89,22 @@ def remove_leftovers(folder: Path) -> None:
     """
     for path in folder.glob("*"):
         alone = _CHECKSUM.fullmatch(path.name) and not path.with_suffix(".pt").exists()
-        if (alone or _LEFTOVER.fullmatch(path.name)) and path.is_file():
-            with explained_disk_errors(folder):
+        with explained_disk_errors(folder):
+            if (alone or _LEFTOVER.fullmatch(path.name)) and path.is_file():
                 path.unlink(missing_ok=True)
+            elif _LEFT_FOLDER.fullmatch(path.name) and path.is_dir():
+                shutil.rmtree(path)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint; one that is not there any more is no fault."""
+    if path.is_dir():
+        removed = path.with_name(f".{path.name}.removing")  # no half folder bears the name of a checkpoint
+        path.rename(removed)
+        shutil.rmtree(removed)
+    else:
+        path.unlink(missing_ok=True)
+        checksum_path(path).unlink(missing_ok=True)
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, keep_every: int | None = None) -> Path:
@@ -91,11 +127,48 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, k
             torch.save({"step": step, **state}, cast(IO[bytes], hashing))  # it only writes
         write_text(checksum_path(path), f"{hashing.sha256.hexdigest()}  {path.name}\n")
     with explained_disk_errors(folder):
-        for old_step, old in list_checkpoints(folder)[:-keep]:
-            if keep_every is None or old_step % keep_every:
-                old.unlink(missing_ok=True)
-                checksum_path(old).unlink(missing_ok=True)
+        _remove_old(folder, path, keep, keep_every)
     return path
+
+
+def save_sharded_checkpoint(
+    folder: Path, step: int, state: dict[str, Any], keep: int, keep_every: int | None, group: dist.ProcessGroup
+) -> Path:
+    """Write a checkpoint of a sharded model likewise; every process of the group calls it with its own parts.
+
+    Args:
+        folder: as for `save_checkpoint`, and so are the following.
+        step: of the checkpoint.
+        state: plain data, of which the first process's counts, and tensors.
+        keep: how many stay.
+        keep_every: those that stay as well.
+        group: of all processes, over gloo.
+
+    Raises:
+        InputError: a disk refuses, of any process; it is raised in all of them.
+    """
+    path = sharded_path(folder, step)
+    temporary = path.with_name(f".{path.name}.writing")
+
+    def finish() -> None:
+        if path.is_dir():  # a damaged one, for a whole one is never written again
+            remove_checkpoint(path)
+        temporary.rename(path)
+        sync_folder(folder)
+        _remove_old(folder, path, keep, keep_every)
+
+    write_sharded(temporary, {"step": step, **state}, group, finish)
+    return path
+
+
+def _remove_old(folder: Path, newest: Path, keep: int, keep_every: int | None) -> None:
+    """Remove all checkpoints but the newest and those to be kept, and one of the same step in the other form."""
+    found = [(step, path) for step, path in list_checkpoints(folder) if path.stem != newest.stem or path == newest]
+    kept = {path for _, path in found[-keep:]}
+    kept |= {path for step, path in found if keep_every is not None and step % keep_every == 0}
+    for _, path in list_checkpoints(folder):
+        if path not in kept:
+            remove_checkpoint(path)
 
 
 def is_whole(path: Path) -> bool:
@@ -104,29 +177,76 @@ def is_whole(path: Path) -> bool:
     Raises:
         InputError: the disk refuses to give them, or it is no regular file.
     """
-    require_regular(path)
+    return damaged_file(path) is None
+
+
+def damaged_file(path: Path) -> Path | None:
+    """The file by which a checkpoint is damaged: itself, or one in its folder; None = it is whole.
+
+    Raises:
+        InputError: as `is_whole`.
+    """
     try:
-        return recorded_hash(path) == file_hash(path)
+        if path.is_dir():
+            return damaged_part(path)
+        require_regular(path)
+        return None if recorded_hash(path) == file_hash(path) else path
     except OSError as error:
         raise InputError(f"The checkpoint {path} cannot be read: {disk_reason(error)}.") from error
 
 
 def recorded_hash(path: Path) -> str:
-    """The SHA-256 that was written beside a checkpoint; empty where there is none."""
+    """The SHA-256 that was written beside a checkpoint, or of the list of those within; empty where there is none."""
+    if path.is_dir():
+        checksums = path / CHECKSUMS
+        return file_hash(checksums) if checksums.is_file() else ""
     checksum = checksum_path(path)
     words = read_bytes(checksum, 1000).split() if checksum.is_file() else []
     return words[0].decode("ascii", "replace") if words else ""
 
 
-def read_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: Path, mapped: bool = False, parts: Collection[str] | None = None) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU, with the types that a run relies on.
+
+    Args:
+        path: of the checkpoint.
+        mapped: leave the tensors of a file on the disk until they are used.
+        parts: of a folder's `state` whose tensors are read, such as `ema`; None = all.
 
     Raises:
         InputError: it is no torch file, or holds other things than a checkpoint of a run.
     """
+
+    def read() -> Any:
+        if not path.is_dir():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = read_progress(path)
+        return {**content, "state": join(content["state"], read_whole(path, parts))}
+
+    return _understood(path, lambda: dict(_CONTENT.validate_python(read())))
+
+
+def read_outline(path: Path) -> tuple[dict[str, Any], Shapes]:
+    """The content of a checkpoint without tensors, and the shapes of those, by their paths in its `state`.
+
+    Raises:
+        InputError: as `read_checkpoint`.
+    """
+    content = read_checkpoint(path, mapped=True, parts=())
+    plain, tensors = split(content)
+    if path.is_dir():
+        return plain, _understood(path, lambda: stored_shapes(path))
+    return plain, {keys[1:]: shape for keys, shape in shapes_of(tensors).items() if keys[0] == "state"}
+
+
+def _understood(path: Path, read: Callable[[], Result]) -> Result:
+    """The result of reading a checkpoint, or one sentence about it.
+
+    Raises:
+        InputError: it cannot be read, or its content is another.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        return dict(_CONTENT.validate_python(content))
+        return read()
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, item['loc'])) or 'content'}: {item['msg']}" for item in error.errors()[:3])
         reason = "; ".join(problems)
@@ -152,21 +272,31 @@ def _foreign(path: Path, reason: str) -> InputError:
     )
 
 
-def load_latest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
-    """The newest checkpoint that is whole, on the CPU.
+def newest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint that is whole.
 
     Returns:
-        The state (None if there is none), and the newer files that turned out to be damaged.
+        Its path (None if there is none), and a damaged file of each newer one; the caller reports them.
+
+    Raises:
+        InputError: the disk refuses to give a checkpoint.
+    """
+    damaged: list[Path] = []
+    for _, path in reversed(list_checkpoints(folder)):
+        if (file := damaged_file(path)) is None:
+            return path, damaged
+        damaged.append(file)
+    return None, damaged
+
+
+def load_latest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
+    """The content of the newest checkpoint that is whole, on the CPU, and the damaged files of newer ones.
 
     Raises:
         InputError: the disk refuses to give a checkpoint, or a whole one holds other things.
     """
-    damaged: list[Path] = []
-    for _, path in reversed(list_checkpoints(folder)):
-        if is_whole(path):
-            return read_checkpoint(path), damaged
-        damaged.append(path)  # the caller reports each of them
-    return None, damaged
+    path, damaged = newest_whole(folder)
+    return None if path is None else read_checkpoint(path), damaged
 
 
 def restore(parts: Mapping[str, Any], state: Mapping[str, Any], folder: Path) -> None:
@@ -184,51 +314,6 @@ def restore(parts: Mapping[str, Any], state: Mapping[str, Any], folder: Path) ->
                 f"The checkpoint in {folder} does not fit this run: its {name} is unusable ({reason}). Restore the "
                 "checkpoint that the run wrote, or delete that folder to start again."
             ) from error
-
-
-class BackgroundWriter:
-    """Saves checkpoints in a thread, so that training waits for a copy in memory and not for the disk."""
-
-    def __init__(self, folder: Path, keep: int, keep_every: int | None = None) -> None:
-        self.folder, self.keep, self.keep_every = folder, keep, keep_every
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._writing: Future[Path] | None = None
-
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Copy the state and begin to write it; waits for the checkpoint before.
-
-        Raises:
-            InputError: the checkpoint before could not be written.
-        """
-        self.wait()
-        copied = _copied_to_host(state)
-        self._writing = self._thread.submit(save_checkpoint, self.folder, step, copied, self.keep, self.keep_every)
-
-    def wait(self) -> None:
-        """Until what was begun is on the disk.
-
-        Raises:
-            InputError: it could not be written.
-        """
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
-
-    def close(self) -> None:
-        """End the thread, after what it has begun."""
-        self._thread.shutdown(wait=True)
-
-
-def _copied_to_host(value: Any) -> Any:
-    match value:
-        case Tensor():
-            return value.detach().to("cpu", copy=True)
-        case dict():
-            return {key: _copied_to_host(item) for key, item in value.items()}
-        case list():
-            return [_copied_to_host(item) for item in value]
-        case _:
-            return value
 
 
 def checksum_path(path: Path) -> Path:

@@ -28,12 +28,15 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import explained_disk_errors
 from alight.runtime.interrupt import Interrupted, deferred_interrupt
 from alight.runtime.pixels import PixelArray
-from alight.training.checkpoint import BackgroundWriter, load_latest_checkpoint, remove_leftovers, require_run, restore
+from alight.training.background_writer import BackgroundWriter
+from alight.training.checkpoint import remove_leftovers
 from alight.training.ema import warn_of_long_average
 from alight.training.finite import FiniteCheck
 from alight.training.inputs import require_same_inputs
 from alight.training.longer import is_longer, length_note, of_length
 from alight.training.meter import Averages, Meter
+from alight.training.parallel import group_for_checkpoints
+from alight.training.resuming import Newest, choose_newest, restore_newest
 from alight.training.tracking import Tracker, open_trackers, require_packages
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -100,7 +103,8 @@ class TrainingRun:
         self._averages = Averages()
         self._trackers: list[Tracker] = []  # of the process that writes
         self._finite = FiniteCheck()
-        self._writer = BackgroundWriter(folder, training.keep_checkpoints, training.keep_every)
+        self._group = group_for_checkpoints(state.values())  # of processes that each write their part
+        self._writer = BackgroundWriter(folder, training.keep_checkpoints, training.keep_every, self._group)
         with ExitStack() as stack:  # what was opened is closed where opening the rest fails
             stack.callback(self._writer.close)
             with explained_disk_errors(folder):
@@ -195,9 +199,9 @@ class TrainingRun:
                 "without such steps by training.on_non_finite skip or rollback."
             )
         if policy == "rollback":
-            checkpoint, _ = self._newest()
-            if checkpoint is not None:
-                restore(self.state, checkpoint["state"], self.folder)
+            newest, _ = self._newest()
+            if newest is not None:
+                restore_newest(self.state, newest, self.folder, self.processes, self._group)
         log.warning(
             "%s: a gradient that is not finite was not applied (%d so far)%s.",
             self.description,
@@ -222,33 +226,34 @@ class TrainingRun:
             self.listener(step, values)
 
     def _save(self, step: int) -> None:
-        state = {name: item.state_dict() for name, item in self.state.items()}
-        if self.processes.is_main:
+        state = {name: item.state_dict() for name, item in self.state.items()}  # not copied yet
+        if self.processes.is_main or self._group is not None:
             non_finite = self._non_finite_before + self._non_finite
             progress = {"config": self.config, "seconds": self.seconds, "non_finite": non_finite}
             progress |= {"versions": self._versions, "planned_steps": self.training.steps, **self._recorded}
             self._writer.save(step, {"state": state, **progress})
 
-    def _newest(self) -> tuple[dict[str, Any] | None, list[Path]]:
-        """The newest checkpoint that is whole, after what is being written is there."""
+    def _newest(self) -> tuple[Newest | None, list[Path]]:
+        """The newest checkpoint that is whole, the same for all processes, after what is being written is there."""
         self._writer.wait()
         self.processes.barrier()
-        return load_latest_checkpoint(self.folder)
+        return choose_newest(self.folder, self.processes)
 
     def _resume(self) -> None:
-        checkpoint, damaged = self._newest()
-        if damaged and checkpoint is None:
+        newest, damaged = self._newest()
+        if damaged and newest is None:
+            names = ", ".join(str(path.relative_to(self.folder)) for path in damaged)
             raise InputError(
-                f"All checkpoints in {self.folder} are damaged ({', '.join(path.name for path in damaged)}). Restore "
-                "one of them with its .sha256 file, or delete that folder to start again."
+                f"All checkpoints in {self.folder} are damaged ({names}). Restore one of them with its checksums, or "
+                "delete that folder to start again."
             )
         for path in damaged:
             log.warning("The checkpoint %s is damaged and was passed over.", path)
-        if checkpoint is None:
+        if newest is None:
             return
-        require_run(checkpoint, self.folder)
+        checkpoint = newest.content
         self._require_same_run(checkpoint)
-        restore(self.state, checkpoint["state"], self.folder)
+        restore_newest(self.state, newest, self.folder, self.processes, self._group)
         other = differences(checkpoint.get("versions", self._versions), self._versions)
         if other:
             log.warning(

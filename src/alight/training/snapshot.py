@@ -17,7 +17,7 @@ from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import load_strictly
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
-from alight.training.checkpoint import is_whole, list_checkpoints, read_checkpoint, recorded_hash, require_run
+from alight.training.checkpoint import damaged_file, list_checkpoints, read_checkpoint, recorded_hash, require_run
 from alight.training.longer import TRAINING_FOLDER
 
 LATEST = "latest"
@@ -93,7 +93,7 @@ def open_snapshot(folder: Path, checkpoint: str = LATEST) -> Snapshot:
     """
     path = _find(folder / TRAINING_FOLDER, checkpoint)
     digest = recorded_hash(path)
-    content = read_checkpoint(path, mapped=True)
+    content = read_checkpoint(path, mapped=True, parts=())  # its weights follow
     require_run(content, path)
     try:
         record = _RECORD.validate_python(content.get("artifact", {}))
@@ -104,8 +104,8 @@ def open_snapshot(folder: Path, checkpoint: str = LATEST) -> Snapshot:
             f"{path} cannot be sampled from: it does not describe a transformer and its latents. Give the --output of "
             "'alight transformer train'; runs of earlier versions must be finished first."
         ) from error
-    state = content["state"]
-    weights = state.get("ema", state.get("model"))
+    part = "ema" if "ema" in content["state"] else "model"
+    weights = read_checkpoint(path, mapped=True, parts=(part,))["state"].get(part)
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"{path} holds no weights of a transformer. Give another checkpoint.")
     facts = {**record["facts"], "steps": content["step"]}
@@ -135,9 +135,9 @@ def _find(folder: Path, checkpoint: str) -> Path:
     found = list_checkpoints(folder)
     wanted = [path for step, path in found if checkpoint in (LATEST, str(step))]
     for path in reversed(wanted):
-        if is_whole(path):
+        if (damaged := damaged_file(path)) is None:
             return path
-        log.warning("The checkpoint %s is damaged and was passed over.", path)
+        log.warning("The checkpoint %s is damaged and was passed over.", damaged)
     steps = ", ".join(str(step) for step, _ in found) or "none"
     lacking = "no whole checkpoint" if checkpoint == LATEST else f"no whole checkpoint of step {checkpoint}"
     raise InputError(f"There is {lacking} in {folder} (steps that are there: {steps}). Check the path and the step.")

@@ -69,7 +69,7 @@ class TokenAlignment:
     def distribute(self, processes: Processes, sharded: bool) -> None:
         """Lay the projector out over the processes; call it before the optimizer is made."""
         if sharded:
-            shard(self.projector, ())
+            shard(self.projector, (), processes)
         self.forward = replicate(self.projector, processes)
 
     def loss(self, tokens: Tensor, features: Tensor) -> Tensor:

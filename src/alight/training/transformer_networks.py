@@ -121,8 +121,9 @@ def build_networks(
     sharded = training.sharding == "shard" and processes.world_size > 1
     if sharded:
         averages = (*((ema,) if ema is not None else ()), *power_averages)
-        for each in (model, *(average.model for average in averages)):
-            shard(each, each.blocks)
+        shard(model, model.blocks, processes, training.precision, keep_gathered=True)
+        for average in averages:  # which are for samples alone
+            shard(average.model, average.model.blocks, processes, training.precision)
     if alignment is not None:
         alignment.distribute(processes, sharded)
     optimizer = make_optimizer(trained_together(model, alignment).named_parameters(), config.optimizer)
