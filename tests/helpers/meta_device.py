@@ -4,32 +4,21 @@ An operation that meets tensors on two devices is refused, as CUDA refuses it. Q
 get a plausible answer, and the place in the package that asked is noted, since there the host would wait.
 """
 
-import sys
 from collections.abc import Mapping
-from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import alight
+from helpers.places import Place, calling_place
 
 META = torch.device("meta")
-PACKAGE = Path(alight.__file__).parent
 
 aten = torch.ops.aten
 ROWS = (aten.nonzero, aten.masked_select, aten._unique2)  # as many as the values say
 MOVES = (aten.copy_, aten._to_copy, aten._foreach_copy_)
-
-
-class Place(NamedTuple):
-    """A place in the package: a file below it, and a function."""
-
-    file: str
-    function: str
 
 
 class StrandedTensorError(RuntimeError):
@@ -86,14 +75,3 @@ class AcceleratorRules(TorchDispatchMode):
 
     def _wait(self, question: str) -> None:
         self.waits.setdefault(calling_place(), set()).add(question)
-
-
-def calling_place() -> Place:
-    """The innermost file and function of the package on the stack, comprehensions aside; empty outside of it."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(PACKAGE) and not frame.f_code.co_name.startswith("<"):
-            return Place(str(path.relative_to(PACKAGE)), frame.f_code.co_name)
-        frame = frame.f_back
-    return Place("", "")
