@@ -18,6 +18,7 @@ from alight.models.foundation import FoundationModel
 from alight.options import MEAN_SOLVER, SDE_SOLVERS
 from alight.pipelines import LightningDiTPipeline
 from alight.stages.extract_latents import encode, encode_features
+from alight.training import optimizer as rules_of_steps
 from alight.training.meter import Averages
 from helpers.meta_device import META, AcceleratorRules, Place, StrandedTensorError
 from helpers.models import tiny_tokenizer, tiny_transformer, tiny_vit
@@ -58,6 +59,7 @@ def _fused_kernels(monkeypatch):
     """Fused optimizers take parameters on the meta device, too: only a check keeps them out."""
     checks = sys.modules["torch.optim.optimizer"]
     monkeypatch.setattr(checks, "_get_fused_kernels_supported_devices", lambda: ["cuda", "cpu", "meta"])
+    monkeypatch.setattr(rules_of_steps, "SKIPPED_BY_KERNELS", ("meta",), raising=False)
 
 
 @pytest.fixture
