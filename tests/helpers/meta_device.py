@@ -4,14 +4,18 @@ An operation that meets tensors on two devices is refused, as CUDA refuses it. Q
 get a plausible answer, and the place in the package that asked is noted, since there the host would wait.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from alight.training import optimizer
 from helpers.places import Place, calling_place
 
 META = torch.device("meta")
@@ -75,3 +79,18 @@ class AcceleratorRules(TorchDispatchMode):
 
     def _wait(self, question: str) -> None:
         self.waits.setdefault(calling_place(), set()).add(question)
+
+
+def use_fused_optimizers(patch: pytest.MonkeyPatch) -> None:
+    """Let fused optimizers take parameters on the meta device, too: only a check keeps them out."""
+    checks = sys.modules["torch.optim.optimizer"]
+    patch.setattr(checks, "_get_fused_kernels_supported_devices", lambda: ["cuda", "mps", "cpu", "meta"])
+    patch.setattr(optimizer, "SKIPPED_BY_KERNELS", ("cpu", "cuda", "meta"), raising=False)
+
+
+@contextmanager
+def optimizers_on_meta() -> Iterator[None]:
+    """The same for the length of a block."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_fused_optimizers(patch)
+        yield

@@ -1,7 +1,5 @@
 """The quickstart as Apple's processors would run it: every stage on the meta device, under their limits."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -22,13 +20,12 @@ from alight.runtime.distributed import Processes
 from alight.runtime.seeding import noise_of_batch, random_stream
 from alight.stages import train_foundation, train_tokenizer
 from alight.stages.extract_latents import encode
-from alight.training import optimizer as rules_of_steps
 from alight.training import tokenizer_networks, transformer_networks
 from alight.training.optimizer import make_optimizer, optimizer_step
 from alight.training.tokenizer_step import autoencoder_backward
 from alight.training.transformer_step import TransformerBatch, draw_times, transformer_backward
 from helpers.apple import AppleRules, without_kernel
-from helpers.meta_device import META
+from helpers.meta_device import META, use_fused_optimizers
 from helpers.models import normalised
 from helpers.stage_steps import normal
 
@@ -38,10 +35,7 @@ BATCH, CLASSES, SIZE = 2, 10, RECIPE.images.size
 
 @pytest.fixture(autouse=True)
 def _fused_kernels(monkeypatch):
-    """Fused optimizers take parameters on the meta device, too: only a check keeps them out."""
-    checks = sys.modules["torch.optim.optimizer"]
-    monkeypatch.setattr(checks, "_get_fused_kernels_supported_devices", lambda: ["mps", "cpu", "meta"])
-    monkeypatch.setattr(rules_of_steps, "SKIPPED_BY_KERNELS", ("meta",), raising=False)
+    use_fused_optimizers(monkeypatch)
 
 
 @pytest.fixture

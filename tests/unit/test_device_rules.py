@@ -3,8 +3,6 @@
 Every hot path runs here as it would on a GPU, but for the values. `WAITS` names the places that may wait.
 """
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -18,9 +16,8 @@ from alight.models.foundation import FoundationModel
 from alight.options import MEAN_SOLVER, SDE_SOLVERS
 from alight.pipelines import LightningDiTPipeline
 from alight.stages.extract_latents import encode, encode_features
-from alight.training import optimizer as rules_of_steps
 from alight.training.meter import Averages
-from helpers.meta_device import META, AcceleratorRules, Place, StrandedTensorError
+from helpers.meta_device import META, AcceleratorRules, Place, StrandedTensorError, use_fused_optimizers
 from helpers.models import tiny_tokenizer, tiny_transformer, tiny_vit
 from helpers.random_inception import random_inception
 from helpers.stage_steps import (
@@ -56,10 +53,7 @@ SOLVERS = [*FIXED_STEP, *SDE_SOLVERS]
 
 @pytest.fixture(autouse=True)
 def _fused_kernels(monkeypatch):
-    """Fused optimizers take parameters on the meta device, too: only a check keeps them out."""
-    checks = sys.modules["torch.optim.optimizer"]
-    monkeypatch.setattr(checks, "_get_fused_kernels_supported_devices", lambda: ["cuda", "cpu", "meta"])
-    monkeypatch.setattr(rules_of_steps, "SKIPPED_BY_KERNELS", ("meta",), raising=False)
+    use_fused_optimizers(monkeypatch)
 
 
 @pytest.fixture
