@@ -1,6 +1,6 @@
 """One step of training on any device: small networks from a seed, and batches that are drawn on the CPU."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,22 +14,23 @@ from alight.config import (
     TrainTransformerConfig,
 )
 from alight.config.recipes import validate
-from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
+from alight.models.vavae import VAVAE
 from alight.plan.untrained import LatentShape
 from alight.runtime.device import autocast
 from alight.runtime.distributed import Processes
 from alight.runtime.seeding import seeded_initialisation
-from alight.training import transformer_networks
-from alight.training.optimizer import make_optimizer, optimizer_step
+from alight.stages import train_tokenizer
+from alight.training import tokenizer_networks, transformer_networks
+from alight.training.optimizer import optimizer_step
 from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backward, discriminator_backward
 from alight.training.transformer_step import TransformerBatch, transformer_backward
 from helpers.draws import seeded
 from helpers.models import tiny_tokenizer, tiny_vit
 
 LATENTS, CLASSES, FEATURES = (4, 4, 4), 10, 16
-IMAGE_SIZE = 32
+IMAGE_SIZE, BATCH = 32, 2
 TRANSFORMER_STEPS = ("velocity", "auxiliary", "aligned", "average_velocity")
 TOKENIZER_STEPS = ("reconstruction", "aligned", "adversarial", "all")
 LEARNING_RATE = 1e-3
@@ -43,10 +44,12 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 # --- the transformer ----------------------------------------------------------------------------------------------
 
 
-def transformer_config(kind: str = "velocity", precision: str = "fp32", **training: Any) -> TrainTransformerConfig:
+def transformer_config(
+    kind: str = "velocity", precision: str = "fp32", optimizer: str = "adamw", **training: Any
+) -> TrainTransformerConfig:
     """A small transformer, trained with the objective of that name."""
     model = {"preset": None, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "patch_size": 1}
-    values: dict[str, Any] = {"optimizer": {"max_grad_norm": 1.0, "lr": LEARNING_RATE}}
+    values: dict[str, Any] = {"optimizer": {"name": optimizer, "max_grad_norm": 1.0, "lr": LEARNING_RATE}}
     if kind == "auxiliary":
         model["auxiliary_block"] = 1
     if kind == "aligned":
@@ -73,9 +76,9 @@ class TransformerTraining:
     batch: TransformerBatch
 
     @classmethod
-    def build(cls, device: torch.device, kind: str = "velocity", **training: Any) -> "TransformerTraining":
-        """Build it from the seed, with weights in which no gate is closed."""
-        config = transformer_config(kind, **training)
+    def build(cls, device: torch.device, kind: str = "velocity", **options: Any) -> "TransformerTraining":
+        """Build it from the seed, with weights in which no gate is closed; options as of `transformer_config`."""
+        config = transformer_config(kind, **options)
         latents = LatentShape(LATENTS, CLASSES, FEATURES if kind == "aligned" else None)
         networks = transformer_networks.build_networks(
             config, latents, Processes(0, 1, device), feature_dim=latents.feature_dim
@@ -143,6 +146,23 @@ def tokenizer_config(kind: str = "all") -> TrainTokenizerConfig:
 
 
 @dataclass
+class Parts:
+    """The networks that tokenizer training is given, of small size but for LPIPS."""
+
+    vae: VAVAE
+    foundation: FoundationModel
+    lpips: LPIPS
+
+    @classmethod
+    def build(cls) -> "Parts":
+        """Build them from the seed, on the CPU."""
+        sizes = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4}
+        vae = tiny_tokenizer(**sizes, level_attention=True, mid_block_attention=True)
+        with seeded_initialisation(0):
+            return cls(vae, FoundationModel(tiny_vit(patch_size=4, hidden_size=FEATURES)), LPIPS())
+
+
+@dataclass
 class TokenizerTraining:
     """A tokenizer in training with real networks of small size, and a batch for it.
 
@@ -161,33 +181,16 @@ class TokenizerTraining:
     noise: Tensor
 
     @classmethod
-    def build(cls, device: torch.device, kind: str = "all", count: int = 2, **options: object) -> "TokenizerTraining":
-        """Build it from the seed; `options` change the sizes of the tokenizer."""
-        config = tokenizer_config(kind)
-        sizes = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4, "level_attention": True} | options
-        vae = tiny_tokenizer(**{"mid_block_attention": True} | sizes).train()
-        channels = vae.config.latent_channels
-        with seeded_initialisation(0):
-            networks = TokenizerNetworks(vae, lpips=LPIPS())
-            if config.alignment.enabled:
-                foundation = FoundationModel(tiny_vit(patch_size=4, hidden_size=FEATURES))
-                networks = replace(
-                    networks, foundation=foundation, projection=nn.Conv2d(channels, FEATURES, 1, bias=False)
-                )
-            if config.reconstruction.adversarial_weight > 0:
-                networks = replace(networks, discriminator=PatchDiscriminator(width=8))
-        for network in vars(networks).values():
-            if network is not None:
-                network.to(device)
-        players = [[networks.vae, networks.projection], [networks.discriminator]]
-        optimizers = [
-            make_optimizer([named for each in present for named in each.named_parameters()], config.optimizer)
-            for player in players
-            if (present := [each for each in player if each is not None])
-        ]
-        side = IMAGE_SIZE // vae.downsampling_factor
-        images = normal(count, 3, IMAGE_SIZE, IMAGE_SIZE, seed=1).clamp(-1, 1)
-        return cls(config, networks, optimizers, images, normal(count, channels, side, side, seed=2))
+    def build(cls, device: torch.device, kind: str = "all", parts: "Parts | None" = None) -> "TokenizerTraining":
+        """Build it from the seed around networks that are there already, which `parts` may hold."""
+        config, parts = tokenizer_config(kind), parts or Parts.build()
+        foundation = parts.foundation if config.alignment.enabled else None
+        networks = tokenizer_networks.build_networks(config, device, parts.vae, foundation, parts.lpips)
+        optimizers = train_tokenizer.build_optimizers(networks, config.optimizer)
+        side = IMAGE_SIZE // networks.vae.downsampling_factor
+        images = normal(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, seed=1).clamp(-1, 1)
+        noise = normal(BATCH, networks.vae.config.latent_channels, side, side, seed=2)
+        return cls(config, networks, list(optimizers.values()), images, noise)
 
     def backward(self, images: Tensor, noise: Tensor, precision: str = "fp32") -> dict[str, Tensor]:
         """Add the gradients of a batch on the device."""

@@ -26,6 +26,7 @@ from alight.plan.inputs import Inputs
 from alight.plan.untrained import LatentShape, shallower
 from alight.runtime.device import autocast, compile_blocks
 from alight.runtime.distributed import Processes
+from alight.runtime.memory import unexplained
 from alight.stages import train_foundation
 from alight.training import tokenizer_networks, transformer_networks
 from alight.training.ema import EMA
@@ -126,7 +127,8 @@ class TransformerWorkload(Workload):
         if flow.objective == "average_velocity":
             t, until = draw_steps(flow, 0, t, self._times)
         batch = TransformerBatch(x_1, labels, t, x_0, labels, features, until).to(device)
-        transformer_backward(self._model, batch, flow, self.training.precision, alignment=self._alignment)
+        backward = unexplained(transformer_backward)
+        backward(self._model, batch, flow, self.training.precision, alignment=self._alignment)
 
 
 class TokenizerWorkload(Workload):
@@ -166,7 +168,7 @@ class TokenizerWorkload(Workload):
         pixels, noise = self.noise(images, 3, size, size).clamp(-1, 1), self.noise(images, channels, side, side)
         factor = 1.0 if networks.discriminator is not None else None
         with autocast(self.device, self.training.precision):
-            result = autoencoder_backward(
+            result = unexplained(autoencoder_backward)(
                 networks, pixels, noise, reconstruction, self._config.alignment, adversarial_factor=factor
             )
             if networks.discriminator is not None:

@@ -30,6 +30,7 @@ from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
 from alight.options import Reduction
 from alight.runtime.device import full_float32, without_autocast
+from alight.training.shortage import of_autoencoder
 
 Regularisation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Average = Callable[[Tensor], Tensor]
@@ -61,6 +62,7 @@ class TokenizerStep:
     scalars: dict[str, Tensor]
 
 
+@of_autoencoder
 def autoencoder_backward(
     networks: TokenizerNetworks,
     images: Tensor,

@@ -19,6 +19,7 @@ from alight.models.lightning_dit import LightningDiT
 from alight.options import Precision
 from alight.runtime.device import attention_kernel, autocast, full_float32
 from alight.runtime.seeding import noise_of_batch, random_stream
+from alight.training.shortage import of_transformer
 from alight.training.token_alignment import TappedForward, TokenAlignment
 
 
@@ -51,6 +52,10 @@ class TransformerBatch(NamedTuple):
         """The batch in equal parts."""
         parts = ([None] * count if tensor is None else tensor.chunk(count) for tensor in self)
         return [TransformerBatch(*part) for part in zip(*parts, strict=True)]
+
+    def first(self, count: int) -> "TransformerBatch":
+        """The first of its images."""
+        return TransformerBatch._make(None if tensor is None else tensor[:count] for tensor in self)
 
 
 def draw_batch(
@@ -108,6 +113,7 @@ def draw_steps(flow: FlowConfig, step: int, t: Tensor, generator: torch.Generato
     return torch.minimum(t, other), torch.maximum(t, other)
 
 
+@of_transformer
 def transformer_backward(
     forward: nn.Module,
     batch: TransformerBatch,
