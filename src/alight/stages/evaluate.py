@@ -41,7 +41,6 @@ from alight.reporting.files import figure_lines, write_report
 from alight.reporting.pictures import pair_strip
 from alight.reporting.report import Answer, Curve, Figure, Picture, Report, Stage
 from alight.runtime.console import log
-from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.files import file_hash
 
@@ -65,7 +64,7 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
     ):
         images, artifacts = open_subject(config, processes.device)

@@ -18,7 +18,6 @@ from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.console import progress_bar
-from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -39,7 +38,7 @@ def run(config: EvaluateReferenceConfig) -> Artifact:
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         claimed_output(config.output, "reference", resolved, is_main=processes.is_main) as finished,
     ):
         if finished is None:

@@ -29,7 +29,6 @@ from alight.outputs import claimed_output, writing_folder
 from alight.reporting.files import figure_lines, write_report, write_table
 from alight.reporting.report import Picture, Report, Stage
 from alight.runtime.console import log
-from alight.runtime.device import resolve_device
 from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash
 
@@ -52,7 +51,7 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
     ):
         dataset = open_dataset(config.images, config.split, augment=False)

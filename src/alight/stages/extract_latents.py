@@ -30,7 +30,7 @@ from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import autocast, resolve_device
+from alight.runtime.device import autocast
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -61,7 +61,7 @@ def run(config: ExtractLatentsConfig) -> Artifact:
     tokenizer = read_artifact(config.tokenizer, "tokenizer")
     resolved = config.model_dump(mode="json")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         claimed_output(config.output, "latents", resolved, is_main=processes.is_main) as finished,
     ):
         if finished is None:

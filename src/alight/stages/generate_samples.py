@@ -26,7 +26,7 @@ from alight.reporting.class_rows import MOST_COLUMNS, class_rows, left_out
 from alight.reporting.pictures import image_grid
 from alight.reporting.row_names import with_row_names
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import autocast, resolve_device
+from alight.runtime.device import autocast
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
@@ -72,7 +72,7 @@ def run(config: SampleConfig) -> Artifact:
     artifacts = open_artifacts(config)
     resolved = config.model_dump(mode="json")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         claimed_output(config.output, "samples", resolved, is_main=processes.is_main) as finished,
     ):
         if finished is not None:

@@ -18,7 +18,6 @@ from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, writing_folder
 from alight.reporting.pictures import pair_strip
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import resolve_device
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import from_uint8, to_uint8, unit_range
@@ -62,7 +61,7 @@ def run(config: TrainTokenizerConfig) -> Artifact:
     longer = goes_on(resolved, config.output, "tokenizer")
     expected = expected_config(resolved, config.output, "tokenizer")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         claimed_output(config.output, "tokenizer", expected, renew=longer, is_main=processes.is_main) as finished,
     ):
         if finished is None:

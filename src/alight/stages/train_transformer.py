@@ -30,7 +30,7 @@ from alight.options import MEAN_SOLVER
 from alight.outputs import claimed_output, writing_folder
 from alight.reporting.pictures import image_grid
 from alight.runtime.console import log
-from alight.runtime.device import autocast, resolve_device
+from alight.runtime.device import autocast
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -66,7 +66,7 @@ def run(config: TrainTransformerConfig) -> Artifact:
     longer = goes_on(resolved, config.output, "transformer")
     expected = expected_config(resolved, config.output, "transformer")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         claimed_output(config.output, "transformer", expected, renew=longer, is_main=processes.is_main) as finished,
     ):
         if finished is None:

@@ -12,7 +12,6 @@ from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
 from alight.reporting.files import figure_lines, write_report, write_table
 from alight.runtime.console import log
-from alight.runtime.device import resolve_device
 from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash
 from alight.tune.averages import average_of, without_average
@@ -41,7 +40,7 @@ def run(config: TuneConfig) -> Artifact:
     config = config.model_copy(update={"pipeline": find_pipeline(config.pipeline)})
     pipeline = open_pipeline(config.pipeline)
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         claimed_output(config.output, "report", resolved, is_main=processes.is_main) as finished,
     ):
         if finished is not None:
