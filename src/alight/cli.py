@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that the console cannot show is shown in escapes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if _processes() > 1:  # a lost connection is reported in one paragraph, not by torch with its addresses
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         code = dispatch(words)
     except KeyboardInterrupt as interrupt:

@@ -95,13 +95,18 @@ def run_together(arguments: list[str], processes: int, timeout: float = 300) -> 
     return CompletedProcess(arguments, code, results[0][0], errors)
 
 
-def start_together(arguments: list[str], processes: int) -> list[AlightProcess]:
+def start_together(arguments: list[str], processes: int, **environment: str) -> list[AlightProcess]:
     """Begin such a command."""
+    shared = rendezvous(processes) | environment
+    return [AlightProcess(arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(processes)]
+
+
+def rendezvous(processes: int) -> dict[str, str]:
+    """The environment of a job of so many processes, which each of them completes by its rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    return [AlightProcess(arguments, WORLD_SIZE=str(processes), **address, **rank) for rank in ranks]
+        port = free.getsockname()[1]
+    return {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def _run(

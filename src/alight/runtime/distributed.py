@@ -20,6 +20,7 @@ from torch import Tensor
 from alight.runtime.agreement import require_same_job
 from alight.runtime.device import resolve_device
 from alight.runtime.errors import InputError, exit_code
+from alight.runtime.interrupt import termination_as_exception
 from alight.runtime.meeting import own_store
 from alight.runtime.watch import Watch, leave_at_once
 
@@ -119,20 +120,25 @@ def process_group(device: str, job: Mapping[str, Any]) -> Iterator[Processes]:
         return
     watch = Watch(rank, world_size)
     try:
-        require_same_job(watch.store, rank, world_size, job)
-        with used_device(own_device(device)) as chosen:
-            limit = timedelta(seconds=watch.patience) + LATER
-            store = own_store(watch.name + "/collectives")
-            store.set_timeout(limit)
-            backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
-            yield Processes(rank, world_size, chosen, dist.new_group(backend="gloo", timeout=ALONE))
+        with termination_as_exception(), used_device(own_device(device)) as chosen:
+            require_same_job(watch.store, rank, world_size, job)
+            yield Processes(rank, world_size, chosen, _join(watch, chosen, rank, world_size))
+            dist.destroy_process_group()
     except BaseException as error:
         watch.failed(error)
         atexit.register(leave_at_once, exit_code(error))  # the interpreter would take the group apart, too
         raise
-    dist.destroy_process_group()
     watch.leave()
+
+
+def _join(watch: Watch, device: torch.device, rank: int, world_size: int) -> dist.ProcessGroup:
+    """Join the default group for collective operations, and make the patient one."""
+    limit = timedelta(seconds=watch.patience) + LATER
+    store = own_store(watch.name + "/collectives")
+    store.set_timeout(limit)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
+    return dist.new_group(backend="gloo", timeout=ALONE)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""Defer an interrupt until the current step is complete."""
+"""Signals that end the work: deferred until the current step is complete, or turned into an exception."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,3 +51,26 @@ def deferred_interrupt() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def termination_as_exception() -> Iterator[None]:
+    """Within the block, SIGTERM raises `Interrupted` instead of ending the process without a word."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def ignore_termination() -> None:
+    """Let no SIGTERM come between a process that ends already and its message."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -73,9 +73,10 @@ def own_store(name: str) -> dist.Store:
     host, port = _address()
     if hosts_store():
         _host_store(port)
-    _wait_for_answer(host, port, _CONNECTING)
+    _wait_for_answer(host, port, min(_CONNECTING, patience()))
     store = dist.TCPStore(host, port, None, False, timeout=_ANSWER, wait_for_workers=False)
-    return dist.PrefixStore(f"alight/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}", store)
+    job = [os.environ.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")]
+    return dist.PrefixStore("/".join(["alight", *job, name]), store)
 
 
 def hosts_store() -> bool:

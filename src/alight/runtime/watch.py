@@ -16,8 +16,8 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from alight.runtime.errors import EXIT_USER_ERROR, InputError, exit_code, one_line
-from alight.runtime.interrupt import Interrupted
+from alight.runtime.errors import EXIT_BUG, EXIT_USER_ERROR, InputError, exit_code, one_line
+from alight.runtime.interrupt import Interrupted, ignore_termination
 from alight.runtime.meeting import (
     PATIENCE_VARIABLE,
     Failure,
@@ -108,11 +108,14 @@ class Watch:
         if isinstance(error, Interrupted) and error.agreed:
             self.leave()
             return
+        ignore_termination()
+        if isinstance(error, Interrupted):
+            time.sleep(_SETTLING)  # a launcher ends the processes that are left after one has failed
         if _lost_connection(error):
             within(_SETTLING, lambda: self.store.set(_late(self.rank), "1"))
             time.sleep(_SETTLING)  # the watch ends this process as soon as it finds the reason
             message = self._explained_loss(error)
-            self._end(self._post(Failure(self.rank, self.machine, 1, message)))
+            self._end(self._post(Failure(self.rank, self.machine, EXIT_BUG, message)))
         standing = self._post(_failure(self.rank, self.machine, error))
         if standing.rank != self.rank:
             self._end(standing)
@@ -177,7 +180,7 @@ class Watch:
             shown = ", ".join(f"rank {other} (process {self._members[other][1]})" for other in missing)
             machines = ", ".join(sorted({self._members[other][0].partition(" ")[0] for other in missing}))
             message = f"{shown} on {machines} {fate}. The same command goes on from what was saved."
-            self._end(self._post(Failure(self.rank, self.machine, 1, message)))
+            self._end(self._post(Failure(self.rank, self.machine, EXIT_BUG, message)))
 
     def _is_gone(self, other: int) -> bool:
         """True for a process on this machine that is no more."""
@@ -200,13 +203,13 @@ class Watch:
             rounds = self._rounds
             if silent > self.patience + _BEAT:
                 fate = f"gave no sign of life for {duration(self.patience)}: stopped, or without a connection"
-                self._end(Failure(self.rank, self.machine, 1, f"{self._host()} {fate}."))
+                self._end(Failure(self.rank, self.machine, EXIT_BUG, f"{self._host()} {fate}."))
 
     def _lose_store(self, error: Exception) -> None:
         """End this process after the store was lost, unless it is about to end by itself."""
-        if not self._over.wait(_SETTLING):
-            message = f"{self._host()} ended without a message ({one_line(error)})."
-            self._end(Failure(self.rank, self.machine, 1, message))
+        if not self._over.wait(_BEAT):
+            message = f"{self._host()} has ended, and with it the job; its messages may say why ({one_line(error)})."
+            self._end(Failure(self.rank, self.machine, EXIT_BUG, message))
 
     def _host(self) -> str:
         """A name for the process that holds the store."""
@@ -240,9 +243,17 @@ def said_by_another_process(error: BaseException) -> bool:
     """Tell the other processes of a failure before they have met; true where one of them has said the same."""
     if hosts_store():
         return False
-    own = _failure(int(os.environ.get("RANK", "0")), _machine(), error)
-    standing = within(_SETTLING, lambda: post_failure(own_store("0"), own))
-    return standing is not None and standing.rank != own.rank and standing.message == own.message
+    rank, machine = int(os.environ.get("RANK", "0")), _machine()
+    own = _failure(rank, machine, error)
+
+    def post() -> Failure:
+        store, member = own_store("0"), json.dumps([machine, os.getpid()])
+        if store.check([_member(rank)]) and store.get(_member(rank)).decode() != member:
+            return own  # another job meets here, which must not end
+        return post_failure(store, own)
+
+    standing = within(_SETTLING, post)
+    return standing is not None and standing.rank != rank and standing.message == own.message
 
 
 def _failure(rank: int, machine: str, error: BaseException) -> Failure:
