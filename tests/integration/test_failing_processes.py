@@ -1,12 +1,16 @@
 """A job of several processes ends soon, with its reason, whatever happens to one of them, and goes on exactly."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from alight.training.checkpoint import list_checkpoints
 from helpers import warm
+from helpers.command_line import ENVIRONMENT
 from helpers.jobs import STEPS, begun, finish, paragraphs, training
 from helpers.written import same_weights, write_published_shards
 
@@ -94,3 +98,43 @@ def test_a_job_that_is_suspended_as_a_whole_goes_on(latents, undisturbed, tmp_pa
     codes, messages = finish(job)
     assert codes == [0, 0], messages
     assert same_weights(tmp_path, undisturbed)
+
+
+ALONE = """
+import time
+import torch
+from alight.runtime.distributed import process_group
+
+with process_group("cpu", {}) as processes:
+    if processes.rank == 1:
+        time.sleep(SECONDS)
+    processes.OPERATION
+    print(f"rank {processes.rank} is through")
+"""
+
+
+def run_alone(tmp_path, seconds, operation):
+    """Two processes of which one works alone before an operation of both; gives exit codes and messages."""
+    script = tmp_path / "job.py"
+    script.write_text(ALONE.replace("SECONDS", str(seconds)).replace("OPERATION", operation))
+    shared = os.environ | ENVIRONMENT | warm.rendezvous(2) | {"ALIGHT_PROCESS_TIMEOUT": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    job = [subprocess.Popen([sys.executable, script], env=shared | {"RANK": str(rank)}, **pipes) for rank in (0, 1)]
+    outputs = [process.communicate(timeout=60) for process in job]
+    return [process.returncode for process in job], outputs
+
+
+def test_a_process_that_stays_away_is_named(tmp_path):
+    codes, outputs = run_alone(tmp_path, 30, "average(torch.ones(1))")
+    assert codes == [1, 1]
+    lines = paragraphs([errors for _, errors in outputs])
+    assert len(lines) == 1, lines
+    (line,) = lines
+    assert "rank 0: Rank 1 did not come to an operation that all processes share, though still running" in line
+
+
+@pytest.mark.parametrize("operation", ["barrier()", "gather(1)", "largest(1)"])
+def test_a_process_may_work_alone_for_longer_than_the_timeout(tmp_path, operation):
+    codes, outputs = run_alone(tmp_path, 6, operation)
+    assert codes == [0, 0], outputs
+    assert [output for output, _ in outputs] == ["rank 0 is through\n", "rank 1 is through\n"]

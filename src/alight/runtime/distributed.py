@@ -24,8 +24,8 @@ from alight.runtime.interrupt import termination_as_exception
 from alight.runtime.meeting import own_store
 from alight.runtime.watch import Watch, leave_at_once
 
-LATER = timedelta(seconds=15)  # than the watch may a collective operation give up, so that the watch can name the rank
-ALONE = timedelta(days=1)  # one process may work while the others wait at a barrier; the watch finds out if it ends
+LATER = 15.0  # seconds after the watch does a collective operation give up, so that the watch can name the rank
+ALONE = timedelta(days=1)  # in which one process may work while the others wait; the watch finds out if it ends
 _TOGETHER = "LOCAL_WORLD_SIZE", "1"
 
 
@@ -73,7 +73,7 @@ class Processes:
         if self.world_size == 1:
             return value
         number = torch.tensor(value)
-        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self.patient)
         return int(number)
 
     def gather(self, value: Any) -> list[Any]:
@@ -133,7 +133,7 @@ def process_group(device: str, job: Mapping[str, Any]) -> Iterator[Processes]:
 
 def _join(watch: Watch, device: torch.device, rank: int, world_size: int) -> dist.ProcessGroup:
     """Join the default group for collective operations, and make the patient one."""
-    limit = timedelta(seconds=watch.patience) + LATER
+    limit = timedelta(seconds=watch.patience + min(watch.patience, LATER))
     store = own_store(watch.name + "/collectives")
     store.set_timeout(limit)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -59,12 +59,14 @@ class Watch:
         self.rank, self.patience = rank, patience()
         self.machine, self._own_pid = _machine(), os.getpid()
         self._others = [other for other in range(world_size) if other != rank]
+        self._over, self._ending = threading.Event(), threading.Lock()
         self.name = str(next(_joined))
         self.store, self._heard_through = own_store(self.name), own_store(self.name)
         self._members = self._meet(world_size)
-        self._rounds, self._over = 0, threading.Event()
-        for work in (self._listen, self._require_answers):
-            threading.Thread(target=work, name=f"alight-watch{work.__name__}", daemon=True).start()
+        self._rounds = 0
+        self._listener = threading.Thread(target=self._listen, name="alight-listener", daemon=True)
+        self._listener.start()
+        threading.Thread(target=self._require_answers, name="alight-watch", daemon=True).start()
 
     def _meet(self, world_size: int) -> list[tuple[str, int]]:
         """Machine and process of every rank, when all of them are there."""
@@ -92,6 +94,7 @@ class Watch:
     def leave(self) -> None:
         """End the watch where this process has nothing left to do with the others."""
         self._over.set()
+        self._listener.join(_SETTLING)  # it must not say after the last word that this process lives
         within(_SETTLING, lambda: self.store.set(_beat(self.rank), _LAST_WORD))
         if hosts_store():  # the others take their leave in it
             deadline = time.monotonic() + 10 * _BEAT
@@ -116,12 +119,16 @@ class Watch:
             time.sleep(_SETTLING)  # the watch ends this process as soon as it finds the reason
             message = self._explained_loss(error)
             self._end(self._post(Failure(self.rank, self.machine, EXIT_BUG, message)))
+        self._over.set()  # from here on this thread ends the process
         standing = self._post(_failure(self.rank, self.machine, error))
         if standing.rank != self.rank:
             self._end(standing)
-        self._over.set()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Give the others the time to read of the failure where they read it in this process."""
         if hosts_store():
-            time.sleep(3 * _BEAT)  # the others read it in this process
+            time.sleep(3 * _BEAT)
 
     def _post(self, failure: Failure) -> Failure:
         """The failure that counts for the job; one's own where nobody can be told."""
@@ -185,7 +192,7 @@ class Watch:
     def _is_gone(self, other: int) -> bool:
         """True for a process on this machine that is no more."""
         machine, pid = self._members[other]
-        if machine != self.machine:
+        if machine != self.machine or os.name != "posix":
             return False
         try:
             os.kill(pid, 0)
@@ -219,11 +226,14 @@ class Watch:
 
     def _end(self, failure: Failure) -> NoReturn:
         """Leave at once, with one message on every machine."""
+        self._over.set()
+        self._ending.acquire()  # never released: another thread that comes here waits for the end of the process
         here = failure.machine == self.machine
         if failure.rank == self.rank:
             say(f"rank {self.rank}: {failure.message}")
         elif not here and os.environ.get("LOCAL_RANK", "0") == "0":
             say(f"rank {self.rank}: stopped, because rank {failure.rank} said: {failure.message}")
+        self._linger()
         leave_at_once(failure.exit_code)
 
 
