@@ -23,12 +23,10 @@ from alight.config.base import Section, is_secret
 from alight.config.commands import COMMANDS, FORMER_NAMES
 from alight.config.recipes import explain, laid_over, override, read_recipe, validate
 from alight.options import suggestion
-from alight.runtime.errors import InputError
+from alight.runtime.errors import EXIT_BUG, InputError, exit_code, is_out_of_memory
 from alight.runtime.terminal import paint, printable, printable_lines, shortened
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130  # the shell's convention for a process ended by Ctrl-C
-EXIT_BROKEN_PIPE = 141  # and for one that wrote to a program which had gone
+EXIT_BROKEN_PIPE = 141  # the shell's convention for a process that wrote to a program which had gone
 LONGEST_WORD = 100_000  # characters of an argument
 COMPLETION = "--print-completion"
 _COLOUR = re.compile(r"\033\[[0-9;]*m")
@@ -48,40 +46,66 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that the console cannot show is shown in escapes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if _processes() > 1:  # a lost connection is reported in one paragraph, not by torch with its addresses
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         code = dispatch(words)
-    except InputError as error:
-        code = _refused(str(error), words)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        reason = shortened(" ".join(str(error).split()) or "the memory is full")
-        remedy = "Take smaller batches, a smaller model or smaller images, or a machine with more memory."
-        code = _refused(f"Out of memory: {reason}. {remedy}", words)
     except KeyboardInterrupt as interrupt:
         print("alight: interrupted.", file=sys.stderr)
-        code = getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of the output has closed it; nothing is left to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_BROKEN_PIPE
-    except OSError as error:  # a disk, a network file system or a removed file, where no stage knows more
-        message = f"{error.filename or 'A file'} failed: {error.strerror or error}. Check the disk and the path; what "
-        message += "was finished before is unchanged, and --verbose shows where it happened."
-        code = _refused(message, words)
+        code = exit_code(interrupt)
+    except Exception as error:
+        code = _failed(error, words)
+    if code and _processes() > 1:
+        from alight.runtime.watch import leave_at_once
+
+        leave_at_once(code)  # the interpreter's end would wait for the other processes
     sys.exit(code)
 
 
-def _refused(message: str, words: list[str]) -> int:
-    """Print one paragraph, after the place in the code where that is asked for, and return the exit code."""
-    if "--verbose" in words:
+def _failed(error: Exception, words: list[str]) -> int:
+    """Say why the command has failed, in one paragraph unless it is a bug, and return the exit code."""
+    if isinstance(error, BrokenPipeError):  # the reader of the output has closed it; nothing is left to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    if isinstance(error, InputError):
+        message = str(error)
+    elif is_out_of_memory(error):
+        reason = shortened(" ".join(str(error).split()) or "the memory is full")
+        remedy = "Take smaller batches, a smaller model or smaller images, or a machine with more memory."
+        message = f"Out of memory: {reason}. {remedy}"
+    elif isinstance(error, OSError):  # a disk, a network file system or a removed file, where no stage knows more
+        message = f"{error.filename or 'A file'} failed: {error.strerror or error}. Check the disk and the path; what "
+        message += "was finished before is unchanged, and --verbose shows where it happened."
+    elif _processes() == 1:
+        raise error
+    else:
+        message = f"{type(error).__name__}, a mistake in the program, as the lines above say."
+    code = exit_code(error)
+    if not _said_by_another_process(error):
+        _say(message, with_traceback="--verbose" in words or code == EXIT_BUG)
+    return code
+
+
+def _say(message: str, with_traceback: bool) -> None:
+    """Print one paragraph, after the place in the code where that is asked for."""
+    if with_traceback:
         print(printable(traceback.format_exc(), keep="\n\t"), end="", file=sys.stderr)
-    print(f"{paint('alight:', 'red', sys.stderr)} {printable(message)}", file=sys.stderr)
-    return EXIT_USER_ERROR
+    rank = f"rank {os.environ.get('RANK', '0')}: " if _processes() > 1 else ""
+    print(f"{paint('alight:', 'red', sys.stderr)} {rank}{printable(message)}", file=sys.stderr)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return isinstance(error, MemoryError) or of_torch
+def _processes() -> int:
+    """The number of processes of the job."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _said_by_another_process(error: Exception) -> bool:
+    """True where the same mistake, made in all processes of the job, has been printed by one of them."""
+    if _processes() == 1:
+        return False
+    from alight.runtime.watch import said_by_another_process
+
+    return said_by_another_process(error)
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -100,8 +124,8 @@ def dispatch(arguments: list[str]) -> int:
     name, rest = _split_command(arguments)
     command = COMMANDS[name]
     config, output = parse(name, rest)
-    rank, world_size = (int(os.environ.get(key, default)) for key, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    if world_size > 1 and not command.distributed:
+    rank = int(os.environ.get("RANK", "0"))
+    if _processes() > 1 and not command.distributed:
         raise InputError(f"'alight {name}' runs in one process. Start it without torchrun.")
     _set_up_logging(output if rank == 0 else OutputOptions(quiet=True))
     shown = _without_secrets(config.model_dump(mode="json"))

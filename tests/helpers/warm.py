@@ -105,17 +105,24 @@ def run_apart(arguments: list[str], folders: list[Path], timeout: float = 300) -
     ]
 
 
-def start_together(arguments: list[str], processes: int, folders: list[Path] | None = None) -> list[AlightProcess]:
+def start_together(
+    arguments: list[str], processes: int, folders: list[Path] | None = None, **environment: str
+) -> list[AlightProcess]:
     """Begin such a command."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    shared = rendezvous(processes) | environment
     places = folders or [Path.cwd()] * processes
     return [
-        AlightProcess(arguments, place, WORLD_SIZE=str(processes), **address, **rank)
-        for rank, place in zip(ranks, places, strict=True)
+        AlightProcess(arguments, place, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank, place in enumerate(places)
     ]
+
+
+def rendezvous(processes: int) -> dict[str, str]:
+    """The environment of a job of so many processes, which each of them completes by its rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def _run(

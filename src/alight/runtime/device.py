@@ -39,9 +39,10 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        remedy = f"choose one of cuda:0 to cuda:{count - 1}" if count else "install a PyTorch that fits the driver"
         raise InputError(
-            f"Device {name} is not available: PyTorch finds {torch.cuda.device_count()} CUDA devices; "
-            "use --device auto, or install a PyTorch build that fits the driver."
+            f"Device {name} is not available: PyTorch finds {count} CUDA devices; use --device auto, or {remedy}."
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("Device mps is not available on this machine; use --device auto.")

@@ -4,8 +4,10 @@
 the same code.
 """
 
+import atexit
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +17,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-COLLECTIVE_TIMEOUT = timedelta(hours=6)  # of one process working alone while others wait; torchrun ends dead jobs
+from alight.runtime.agreement import require_same_job
+from alight.runtime.device import resolve_device
+from alight.runtime.errors import InputError, exit_code
+from alight.runtime.interrupt import termination_as_exception
+from alight.runtime.meeting import own_store
+from alight.runtime.watch import Watch, leave_at_once
+
+LATER = 15.0  # seconds after the watch does a collective operation give up, so that the watch can name the rank
+ALONE = timedelta(days=1)  # in which one process may work while the others wait; the watch finds out if it ends
+_TOGETHER = "LOCAL_WORLD_SIZE", "1"
 
 
 @dataclass(frozen=True)
@@ -26,11 +37,13 @@ class Processes:
         rank: of this process, from 0.
         world_size: number of processes.
         device: of this process.
+        patient: all processes again, over gloo, in waits for one that may work alone for long.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -40,7 +53,7 @@ class Processes:
     def barrier(self) -> None:
         """Wait until every process has reached this point."""
         if self.world_size > 1:
-            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+            dist.barrier(self.patient)
 
     def share(self, count: int) -> slice:
         """This process's equal and contiguous part of `count` things, which the number of processes divides."""
@@ -60,7 +73,7 @@ class Processes:
         if self.world_size == 1:
             return value
         number = torch.tensor(value)
-        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self.patient)
         return int(number)
 
     def gather(self, value: Any) -> list[Any]:
@@ -68,7 +81,7 @@ class Processes:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.patient)
         return values
 
     @torch.no_grad()
@@ -86,23 +99,77 @@ class Processes:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[Processes]:
+def process_group(device: str, job: Mapping[str, Any]) -> Iterator[Processes]:
     """Join the processes that torchrun started, for the length of the block.
 
-    CUDA tensors are exchanged through NCCL, each process using the device of its local rank, others through gloo.
+    CUDA tensors are exchanged through NCCL, each process using the device of its local rank, others through gloo. An
+    exception in one process ends them all: it leaves without taking the group apart, which would wait for the others.
 
     Args:
-        device: of the job; `cuda` without an index gives each process on a machine its own device.
+        device: of the job, as `resolve_device` takes it; `cuda` without an index gives each process on a machine its
+            own device.
+        job: the resolved configuration, as plain data, which must be the same everywhere.
+
+    Raises:
+        InputError: the processes cannot meet, differ in their configuration or version, or have no device.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
-        yield Processes(0, 1, device)
+        with used_device(resolve_device(device)) as chosen:
+            yield Processes(0, 1, chosen)
         return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if device.index is None else device.index)
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    watch = Watch(rank, world_size)
     try:
-        yield Processes(rank, world_size, device)
-    finally:
-        dist.destroy_process_group()
+        with termination_as_exception(), used_device(own_device(device)) as chosen:
+            require_same_job(watch.store, rank, world_size, job)
+            yield Processes(rank, world_size, chosen, _join(watch, chosen, rank, world_size))
+            dist.destroy_process_group()
+    except BaseException as error:
+        watch.failed(error)
+        atexit.register(leave_at_once, exit_code(error))  # the interpreter would take the group apart, too
+        raise
+    watch.leave()
+
+
+def _join(watch: Watch, device: torch.device, rank: int, world_size: int) -> dist.ProcessGroup:
+    """Join the default group for collective operations, and make the patient one."""
+    limit = timedelta(seconds=watch.patience + min(watch.patience, LATER))
+    store = own_store(watch.name + "/collectives")
+    store.set_timeout(limit)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
+    return dist.new_group(backend="gloo", timeout=ALONE)
+
+
+@contextmanager
+def used_device(device: torch.device) -> Iterator[torch.device]:
+    """Make a CUDA device the current one within the block, so that streams, events and random states are its own."""
+    if device.type != "cuda":
+        yield device
+        return
+    with torch.cuda.device(device):
+        yield device
+
+
+def own_device(name: str) -> torch.device:
+    """The device of this process among those of its machine.
+
+    Raises:
+        InputError: there is none, or several processes would share one.
+    """
+    device = resolve_device(name)
+    local, together = (int(os.environ.get(key, default)) for key, default in (("LOCAL_RANK", "0"), _TOGETHER))
+    if device.type != "cuda":
+        return device
+    if device.index is not None and together > 1:
+        raise InputError(
+            f"--device {name} gives the same device to all {together} processes of {socket.gethostname()}, and each "
+            "needs its own: use --device cuda."
+        )
+    index, count = local if device.index is None else device.index, torch.cuda.device_count()
+    if index >= count:
+        raise InputError(
+            f"{socket.gethostname()} has {count} CUDA device{'s' if count > 1 else ''}, but at least {index + 1} "
+            f"processes, and each needs its own. Start torchrun with --nproc-per-node {count}, or use --device cpu."
+        )
+    return torch.device("cuda", index)

@@ -69,7 +69,7 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
     config = settled(config, resolve_device(config.device), config.output)
     resolved = config.model_dump(mode="json")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         fast_float32(processes.device),
         claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
     ):

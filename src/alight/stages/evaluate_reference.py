@@ -19,7 +19,7 @@ from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.runtime.console import progress_bar
-from alight.runtime.device import fast_float32, resolve_device
+from alight.runtime.device import fast_float32
 from alight.runtime.distributed import Processes, process_group
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
@@ -40,7 +40,7 @@ def run(config: EvaluateReferenceConfig) -> Artifact:
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         fast_float32(processes.device),
         claimed_output(config.output, "reference", resolved, is_main=processes.is_main) as finished,
     ):

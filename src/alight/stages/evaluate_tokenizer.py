@@ -30,7 +30,7 @@ from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.files import figure_lines, write_report, write_table
 from alight.reporting.report import Picture, Report, Stage
 from alight.runtime.console import log
-from alight.runtime.device import compile_blocks, fast_float32, resolve_device
+from alight.runtime.device import compile_blocks, fast_float32
 from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash
 from alight.runtime.threads import all_cores
@@ -54,7 +54,7 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         fast_float32(processes.device),
         claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
     ):

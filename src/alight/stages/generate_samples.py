@@ -78,7 +78,7 @@ def run(config: SampleConfig) -> Artifact:
     config = settled(config, resolve_device(config.device), config.output)
     resolved = config.model_dump(mode="json")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         fast_float32(processes.device),
         claimed_output(config.output, "samples", resolved, is_main=processes.is_main) as finished,
     ):

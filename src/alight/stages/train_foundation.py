@@ -18,7 +18,7 @@ from alight.models.foundation_loading import quiet_transformers
 from alight.outputs import claimed_output, writing_folder
 from alight.runtime.ahead import on_device
 from alight.runtime.device import autocast, compile_blocks, fast_float32, resolve_device
-from alight.runtime.distributed import Processes
+from alight.runtime.distributed import Processes, used_device
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
@@ -44,19 +44,19 @@ def run(config: TrainFoundationConfig) -> Artifact:
     longer = goes_on(resolved, config.output, "foundation")
     expected = expected_config(resolved, config.output, "foundation")
     with (
-        fast_float32(resolve_device(config.device)),
+        used_device(resolve_device(config.device)) as device,
+        fast_float32(device),
         claimed_output(config.output, "foundation", expected, renew=longer) as finished,
     ):
         if finished is None:
-            train(config, resolved)
+            train(config, resolved, device)
         else:
             require_unchanged(finished, image_inputs(config.images))
     return read_artifact(config.output, "foundation")
 
 
-def train(config: TrainFoundationConfig, resolved: dict[str, Any]) -> None:
+def train(config: TrainFoundationConfig, resolved: dict[str, Any], device: torch.device) -> None:
     """Run the training loop."""
-    device = resolve_device(config.device)
     dataset = open_dataset(config.images, "train", seed=config.seed)
     with seeded_initialisation(config.seed, "foundation"):
         model = build_model(config, num_classes=len(dataset.source.class_names)).to(device)

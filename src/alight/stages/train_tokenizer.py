@@ -67,7 +67,7 @@ def run(config: TrainTokenizerConfig) -> Artifact:
     longer = goes_on(resolved, config.output, "tokenizer")
     expected = expected_config(resolved, config.output, "tokenizer")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         fast_float32(processes.device),
         claimed_output(config.output, "tokenizer", expected, renew=longer, is_main=processes.is_main) as finished,
     ):

@@ -69,7 +69,7 @@ def run(config: TrainTransformerConfig) -> Artifact:
     longer = goes_on(resolved, config.output, "transformer")
     expected = expected_config(resolved, config.output, "transformer")
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         fast_float32(processes.device),
         claimed_output(config.output, "transformer", expected, renew=longer, is_main=processes.is_main) as finished,
     ):

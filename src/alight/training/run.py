@@ -153,8 +153,9 @@ class TrainingRun:
                 self._save(done)
             if signal and not last:
                 self._writer.wait()
+                self.processes.barrier()  # a launcher ends all processes when the first one leaves
                 log.info("Stopped after step %d of %d; run the same command to go on.", done, self.training.steps)
-                raise Interrupted(signal)
+                raise Interrupted(signal, agreed=True)
         self._writer.wait()
         if self.processes.is_main:
             for picture in sorted(self.folder.glob("*.png")):

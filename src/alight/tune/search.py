@@ -44,7 +44,7 @@ def run(config: TuneConfig) -> Artifact:
     config = config.model_copy(update={"pipeline": find_pipeline(config.pipeline)})
     pipeline = open_pipeline(config.pipeline)
     with (
-        process_group(resolve_device(config.device)) as processes,
+        process_group(config.device, resolved) as processes,
         fast_float32(processes.device),
         claimed_output(config.output, "report", resolved, is_main=processes.is_main) as finished,
     ):

@@ -1,0 +1,140 @@
+"""A job of several processes ends soon, with its reason, whatever happens to one of them, and goes on exactly."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from alight.training.checkpoint import list_checkpoints
+from helpers import warm
+from helpers.command_line import ENVIRONMENT
+from helpers.jobs import STEPS, begun, finish, paragraphs, training
+from helpers.written import same_weights, write_published_shards
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    return write_published_shards(tmp_path_factory.mktemp("latents"), shards=1, count=50)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(latents, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    codes, messages = finish(warm.start_together(training(latents, folder), 2))
+    assert codes == [0, 0], messages
+    assert not paragraphs(messages)
+    return folder
+
+
+def require_exact_continuation(latents, output, undisturbed):
+    codes, messages = finish(warm.start_together(training(latents, output), 2))
+    assert codes == [0, 0], messages
+    assert "going on from step" in messages[0]
+    assert same_weights(output, undisturbed)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("number", "fate"), [(signal.SIGKILL, "ended"), (signal.SIGSTOP, "gave no sign of life for 3.0 s")], ids=str
+)
+def test_a_killed_or_stopped_process_ends_the_job(latents, undisturbed, tmp_path, number, fate, victim):
+    job = begun(warm.start_together(training(latents, tmp_path), 2, ALIGHT_PROCESS_TIMEOUT="3"), tmp_path)
+    job[victim].send_signal(number)
+    codes, messages = finish([job[1 - victim]])
+    if number == signal.SIGSTOP:
+        job[victim].send_signal(signal.SIGKILL)
+    job[victim].communicate()
+    assert codes == [1]
+    (line,) = paragraphs(messages)
+    assert f"rank {1 - victim}: rank {victim} (process {job[victim].pid})" in line
+    assert fate in line
+    assert "Traceback" not in messages[0]
+    require_exact_continuation(latents, tmp_path, undisturbed)
+
+
+def test_a_full_disk_in_rank_0_ends_the_job(latents, undisturbed, tmp_path):
+    words, shared = training(latents, tmp_path), warm.rendezvous(2)
+    job = [
+        warm.AlightProcess(words, None, limit, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank, limit in enumerate((100_000, None))
+    ]
+    codes, messages = finish(job)
+    assert codes == [2, 2]
+    (line,) = paragraphs(messages)
+    assert "rank 0: Cannot write to" in line
+    assert "Traceback" not in "".join(messages)
+    assert not list_checkpoints(tmp_path / "training")
+    codes, messages = finish(warm.start_together(words, 2))
+    assert codes == [0, 0], messages
+    assert same_weights(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_signal_that_comes_twice_saves_and_stops_once(latents, undisturbed, tmp_path, number):
+    """A scheduler signals torchrun and its processes, and torchrun passes its own signal on to them."""
+    job = begun(warm.start_together(training(latents, tmp_path), 2), tmp_path)
+    for _ in range(2):
+        for process in job:
+            process.send_signal(number)
+        time.sleep(0.01)
+    codes, messages = finish(job)
+    assert codes == [128 + number] * 2
+    stopped = list_checkpoints(tmp_path / "training")[-1][0]
+    assert f"Stopped after step {stopped} of {STEPS}" in messages[0]
+    assert "Traceback" not in "".join(messages)
+    assert not paragraphs(messages)
+    require_exact_continuation(latents, tmp_path, undisturbed)
+
+
+def test_a_job_that_is_suspended_as_a_whole_goes_on(latents, undisturbed, tmp_path):
+    job = begun(warm.start_together(training(latents, tmp_path), 2, ALIGHT_PROCESS_TIMEOUT="2"), tmp_path)
+    for number, seconds in ((signal.SIGSTOP, 4), (signal.SIGCONT, 0)):
+        for process in job:
+            process.send_signal(number)
+        time.sleep(seconds)
+    codes, messages = finish(job)
+    assert codes == [0, 0], messages
+    assert same_weights(tmp_path, undisturbed)
+
+
+ALONE = """
+import time
+import torch
+from alight.runtime.distributed import process_group
+
+with process_group("cpu", {}) as processes:
+    if processes.rank == 1:
+        time.sleep(SECONDS)
+    processes.OPERATION
+    print(f"rank {processes.rank} is through")
+"""
+
+
+def run_alone(tmp_path, seconds, operation):
+    """Two processes of which one works alone before an operation of both; gives exit codes and messages."""
+    script = tmp_path / "job.py"
+    script.write_text(ALONE.replace("SECONDS", str(seconds)).replace("OPERATION", operation))
+    shared = os.environ | ENVIRONMENT | warm.rendezvous(2) | {"ALIGHT_PROCESS_TIMEOUT": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    job = [subprocess.Popen([sys.executable, script], env=shared | {"RANK": str(rank)}, **pipes) for rank in (0, 1)]
+    outputs = [process.communicate(timeout=60) for process in job]
+    return [process.returncode for process in job], outputs
+
+
+def test_a_process_that_stays_away_is_named(tmp_path):
+    codes, outputs = run_alone(tmp_path, 30, "average(torch.ones(1))")
+    assert codes == [1, 1]
+    lines = paragraphs([errors for _, errors in outputs])
+    assert len(lines) == 1, lines
+    (line,) = lines
+    assert "rank 0: Rank 1 did not come to an operation that all processes share, though still running" in line
+
+
+@pytest.mark.parametrize("operation", ["barrier()", "gather(1)", "largest(1)"])
+def test_a_process_may_work_alone_for_longer_than_the_timeout(tmp_path, operation):
+    codes, outputs = run_alone(tmp_path, 6, operation)
+    assert codes == [0, 0], outputs
+    assert [output for output, _ in outputs] == ["rank 0 is through\n", "rank 1 is through\n"]
