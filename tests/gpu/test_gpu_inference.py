@@ -96,7 +96,7 @@ def test_steps_never_wait_for_the_device(solver, no_waiting):
 
 @pytest.mark.parametrize("posterior", ["sample", "mode", "moments"])
 def test_extraction_encodes_as_on_the_cpu(posterior):
-    config = ExtractLatentsConfig(posterior=posterior)
+    config = ExtractLatentsConfig(posterior=posterior, precision="fp32")
     images = normal(4, 3, 32, 32).clamp(-1, 1)
 
     def encoded(device):

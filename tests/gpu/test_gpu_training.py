@@ -159,7 +159,13 @@ def test_the_loop_never_waits_for_the_device(tmp_path, monkeypatch, precision, n
         "device": "cuda",
         "sample_images": 0,
         "model": {"preset": None, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "patch_size": 1},
-        "training": {"steps": 8, "global_batch_size": 8, "micro_batch_size": 4, "precision": precision},
+        "training": {
+            "steps": 8,
+            "global_batch_size": 8,
+            "micro_batch_size": 4,
+            "precision": precision,
+            "compile": False,
+        },
     }
 
     def watch(number):

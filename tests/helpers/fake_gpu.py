@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda", 0)  # with its number: without one, a driver would be asked for the current device
+ROOM = 80 * 2**30  # bytes of its memory
 _CUDA, _META = 1, 14  # in PyTorch's list of kinds of devices
 _REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"  # c10::impl::device_guard_impl_registry
 
@@ -31,6 +32,7 @@ def fake_gpu() -> Iterator[None]:
         if not torch.cuda.is_available():
             patch.setattr(importlib.import_module("torch.cuda.amp.common"), "amp_definitely_not_available", bool)
             patch.setattr(torch.cuda, "is_bf16_supported", lambda *arguments, **options: True)
+            patch.setattr(torch.cuda, "mem_get_info", lambda *arguments: (ROOM, ROOM))
         patch.setattr(torch.autograd, "grad", _empty_gradients)
         patch.setattr(torch.autograd, "backward", _no_backward)
         patch.setattr(torch, "nonzero", _a_row)

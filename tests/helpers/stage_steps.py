@@ -57,7 +57,7 @@ def transformer_config(
     if kind == "average_velocity":
         model["interval_embedding"] = True
         values |= {"init_from": "unused", "flow": {"objective": kind, "average_velocity": {"guidance_scale": 2.0}}}
-    given = {"precision": precision, "ema_decay": 0.9, "global_batch_size": 4} | training
+    given = {"precision": precision, "compile": False, "ema_decay": 0.9, "global_batch_size": 4} | training
     return validate(TrainTransformerConfig, values | {"model": model, "training": given}, "test")
 
 

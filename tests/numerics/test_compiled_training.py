@@ -237,7 +237,7 @@ def test_plans_compile_what_training_compiles():
     assert networks.discriminator is not None
     assert compiled_kinds(networks.discriminator) == ["PatchDiscriminator"]
 
-    sizes = {"preset": None, "hidden_size": 16, "num_layers": 2, "num_heads": 2}
+    sizes = {"preset": None, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "patch_size": 1}
     transformer = TrainTransformerConfig(training=short, model=sizes)
     work = TransformerWorkload(transformer, LatentShape((4, 4, 4), 10), CPU, 2)
     assert compiled_kinds(work._model) == ["LightningDiTBlock"] * 2

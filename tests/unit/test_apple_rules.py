@@ -1,5 +1,7 @@
 """The quickstart as Apple's processors would run it: every stage on the meta device, under their limits."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from alight.models.vavae import VAVAE
 from alight.pipelines import LightningDiTPipeline
 from alight.plan.untrained import LatentShape
 from alight.runtime.distributed import Processes
+from alight.runtime.errors import InputError
 from alight.runtime.seeding import noise_of_batch, random_stream
 from alight.stages import train_foundation, train_tokenizer
 from alight.stages.extract_latents import encode
@@ -109,18 +112,16 @@ def test_statistics_of_latents(rules):
     statistics.update(vae.encode_raw_latents(images(), random_stream(0, "statistics noise")))
 
 
-@pytest.mark.xfail(reason="the statistics are compared in float64 on the device", strict=True)
 @torch.no_grad()
-def test_check_of_the_statistics():
-    with AppleRules() as active:
-        vae = tokenizer()
+def test_check_of_the_statistics(rules):
+    vae = tokenizer()
+    with contextlib.suppress(InputError):  # the values are made up, and need not fit
         vae.check_latents_statistics(vae.posterior(images()).mean)
-    assert not active.broken
 
 
 @torch.no_grad()
 def test_extraction(rules):
-    encode(tokenizer(), images(), range(BATCH), RECIPE.latents)
+    encode(tokenizer(), images(), range(BATCH), RECIPE.latents.model_copy(update={"precision": "fp32"}))
 
 
 def test_transformer_training(rules):

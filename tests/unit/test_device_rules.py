@@ -178,7 +178,7 @@ def test_encoding(rules, posterior):
     vae = tiny_tokenizer(level_attention=True, mid_block_attention=True).to(META, memory_format=torch.channels_last)
     images = normal(2, 3, 32, 32).to(META)
     with torch.no_grad():
-        encoded = encode(vae, images, range(2), ExtractLatentsConfig(posterior=posterior))
+        encoded = encode(vae, images, range(2), ExtractLatentsConfig(posterior=posterior, precision="fp32"))
     assert all(tensor.device == META for tensor in encoded.values())
     assert not rules.waits
 
@@ -187,7 +187,7 @@ def test_encoding(rules, posterior):
 @pytest.mark.parametrize("foundation_input", ["own", "published"])
 def test_features_of_extraction(rules, foundation_input, size):
     foundation = FoundationModel(tiny_vit(), input_mode=foundation_input).to(META)
-    encode_features(foundation, normal(2, 3, size, size).to(META), (5, 5), ExtractLatentsConfig())
+    encode_features(foundation, normal(2, 3, size, size).to(META), (5, 5), ExtractLatentsConfig(precision="fp32"))
     assert places(rules) == {STORED}
 
 

@@ -14,6 +14,7 @@ from alight.config import (
     Job,
     SampleConfig,
 )
+from alight.device_settings import settled
 from alight.evaluation.generated import open_generated
 from alight.flow.evaluations import SAME_EVALUATIONS, expected_evaluations
 from alight.models.foundation import FoundationModel
@@ -53,6 +54,7 @@ def parts_of(job: Job, inputs: Inputs, passes: Passes) -> Iterator[Part] | None:
     Raises:
         InputError: a part that it is made from is there and cannot be used.
     """
+    job = settled(job, passes.device)
     match job:
         case ExtractLatentsConfig():
             return extraction(job, inputs, passes)
