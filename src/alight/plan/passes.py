@@ -12,7 +12,7 @@ from alight.models.vavae import VAVAE
 from alight.options import Precision
 from alight.plan.measure import at_extent
 from alight.plan.subject import FEW_LAYERS, SMALLEST_IMAGE
-from alight.runtime.device import autocast
+from alight.runtime.device import autocast, order_for_convolutions
 from alight.runtime.hardware import synchronise
 from alight.stages.extract_latents import moments
 
@@ -44,7 +44,8 @@ class Passes:
 
     def encoding(self, vae: VAVAE, size: int, batch: int, precision: Precision = "fp32") -> float:
         """Seconds to encode an image of `size` pixels on a side."""
-        vae.to(self.device, memory_format=torch.channels_last)
+        vae.to(self.device)
+        order_for_convolutions(vae)
 
         def timed(side: int) -> float:
             return self.seconds(lambda count: moments(vae, self._images(count, side)), batch, precision)

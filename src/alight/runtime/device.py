@@ -107,6 +107,15 @@ def by_its_weights(network: nn.Module) -> AbstractContextManager[object]:
     return nullcontext() if weight.dtype == torch.float32 else without_autocast(weight.device)
 
 
+def order_for_convolutions(network: nn.Module) -> None:
+    """Order the weights of a network as its convolutions are fastest in inference.
+
+    Channels last take up to a third less time on a CPU; on a GPU, whose norms give channels first, a third more.
+    """
+    if next(network.parameters()).device.type == "cpu":
+        nn.Module.to(network, memory_format=torch.channels_last)
+
+
 # --- products of float32 ------------------------------------------------------------------------------------------
 
 
@@ -189,6 +198,7 @@ def can_compile(device: torch.device) -> bool:
 def compile_blocks(
     blocks: Iterable[nn.Module],
     differentiated_twice: bool = False,
+    fixed_size: bool = False,
     backend: str | Callable[..., Any] = "inductor",
 ) -> None:
     """Compile modules in place; equal blocks share one compilation and run nearly as fast as one full graph.
@@ -202,6 +212,8 @@ def compile_blocks(
         blocks: the modules.
         differentiated_twice: gradients are taken through the same graph more than once, so that a backward pass must
             not reuse the memory of what the forward pass has saved.
+        fixed_size: compile for every size apart. Blocks of one kind that differ in width, as a tokenizer's do, else
+            share graphs for all sizes, which are slower; worth it where batches are all of one size but the last.
         backend: of `torch.compile`; `aot_eager` traces forward and backward pass and generates no code.
     """
     limits: Any = torch._dynamo.config
@@ -209,4 +221,4 @@ def compile_blocks(
     if differentiated_twice:
         torch._functorch.config.donated_buffer = False
     for block in blocks:
-        block.compile(backend=backend)
+        block.compile(backend=backend, dynamic=False if fixed_size else None)

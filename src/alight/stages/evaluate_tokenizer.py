@@ -67,7 +67,7 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
                 warn_of_other_squares(tokenizer.artifact, config.images)
         config = with_compilation(config, processes.device, len(dataset) // processes.world_size, ENCODED)
         if config.compile:
-            compile_blocks(block for tokenizer in tokenizers for block in tokenizer.vae.blocks)
+            compile_blocks((block for each in tokenizers for block in each.vae.blocks), fixed_size=True)
         networks, notes = open_metric_networks(config, tokenizers)
         networks = networks.to(processes.device)
         measured = []

@@ -40,6 +40,7 @@ from alight.runtime.device import (
     compile_blocks,
     fast_float32,
     narrow_weights,
+    order_for_convolutions,
     resolve_device,
 )
 from alight.runtime.distributed import Processes, process_group
@@ -92,7 +93,7 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
     """Make the shards that are missing, and then the index and the manifest."""
     vae = VAVAE.from_pretrained(config.tokenizer).to(processes.device)
     narrow_weights(vae, config.tokenizer_weights)
-    vae.to(memory_format=torch.channels_last)  # convolutions take up to a third less time
+    order_for_convolutions(vae)
     if config.statistics == "tokenizer" and not vae.has_latents_statistics:
         raise InputError(
             f"The tokenizer in {config.tokenizer} holds no latent statistics. Take those of the data with "
@@ -102,7 +103,7 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
     source = dataset.source
     config = with_compilation(config, processes.device, len(dataset) // processes.world_size, ENCODED)
     if config.compile:
-        compile_blocks(vae.blocks)
+        compile_blocks(vae.blocks, fixed_size=True)
     foundation, described = open_foundation(config, source, processes)
     folder = LatentFolder(config.output, len(dataset), config.shard_size, described)
     started = time.perf_counter()

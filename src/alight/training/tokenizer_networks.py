@@ -164,4 +164,4 @@ def adopt_weights(networks: TokenizerNetworks, origin: Origin, config: TrainToke
 def compile_networks(networks: TokenizerNetworks, backend: str = "inductor") -> None:
     """Compile the blocks of the tokenizer, and the discriminator; adaptive weights differentiate both twice."""
     blocks = [*networks.vae.blocks, *filter(None, [networks.discriminator])]
-    compile_blocks(blocks, differentiated_twice=True, backend=backend)
+    compile_blocks(blocks, differentiated_twice=True, fixed_size=True, backend=backend)
