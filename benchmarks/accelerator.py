@@ -13,7 +13,7 @@ from typing import Any, get_args
 from alight.config import BenchAcceleratorConfig
 from alight.options import AcceleratorPart
 from alight.runtime.console import log
-from alight.runtime.device import resolve_device
+from alight.runtime.device import fast_float32, resolve_device
 from benchmarks.device_autoencoder import autoencoder, extraction, tokenizer
 from benchmarks.device_ceilings import attention, ceilings
 from benchmarks.device_meter import PUBLISHED, TOY, DeviceMeter
@@ -53,21 +53,26 @@ def run(config: BenchAcceleratorConfig) -> DeviceFigures:
     """Measure the parts that the configuration names, and keep the record if it says so."""
     started, device = time.monotonic(), resolve_device(config.device)
     meter = DeviceMeter(device, TOY if config.dry_run else PUBLISHED)
-    rows: list[Row] = []
     remarks = ["Toy sizes, to see that every part runs: no figure here means anything."] if config.dry_run else []
-    for name in config.parts:
-        if time.monotonic() - started > 60 * config.minutes:
-            remarks.append(f"Left out for want of time: {name}.")
-            continue
-        for row in meter.rows_of(PARTS[name]):
-            log.info("%s", " | ".join(filter(None, row.cells())))  # so that an interrupted run has shown its figures
-            rows.append(row)
+    with fast_float32(device):  # as every command has it
+        rows = list(measured(config, meter, started, remarks))
     minutes = (time.monotonic() - started) / 60
     remarks.append(f"Everything took {minutes:.1f} minutes, compilation included.")
     text = record(rows, device, command(config), remarks)
     if config.write:
         append(text)
     return DeviceFigures(rows, text)
+
+
+def measured(config: BenchAcceleratorConfig, meter: DeviceMeter, started: float, remarks: list[str]) -> Iterator[Row]:
+    """Every figure of the parts; a part that would begin too late is named in the remarks instead."""
+    for name in config.parts:
+        if time.monotonic() - started > 60 * config.minutes:
+            remarks.append(f"Left out for want of time: {name}.")
+            continue
+        for row in meter.rows_of(PARTS[name]):
+            log.info("%s", " | ".join(filter(None, row.cells())))  # so that an interrupted run has shown its figures
+            yield row
 
 
 def command(config: BenchAcceleratorConfig) -> str:

@@ -15,7 +15,7 @@ from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
-from alight.options import Precision
+from alight.options import FixedPrecision
 from alight.runtime.device import autocast
 from alight.runtime.seeding import seeded_initialisation
 from alight.stages.extract_latents import moments, run
@@ -30,11 +30,10 @@ OPTIMIZER = OptimizerConfig(lr=1e-4, betas=(0.5, 0.9), max_grad_norm=None)
 RECONSTRUCTION = ReconstructionConfig(
     vgg16_weights="download", lpips_weights="download"
 )  # random weights all the same
-WAYS: tuple[tuple[str, Precision, torch.dtype, Precision], ...] = (  # name, precision, weights and autocast
+WAYS: tuple[tuple[str, FixedPrecision, torch.dtype, FixedPrecision], ...] = (  # name, precision, weights and autocast
     ("eager", "fp32", torch.float32, "fp32"),
     ("eager, autocast", "bf16", torch.float32, "bf16"),
     ("eager, bf16 weights", "bf16", torch.bfloat16, "fp32"),
-    ("compiled, autocast", "bf16", torch.float32, "bf16"),
     ("compiled, bf16 weights", "bf16", torch.bfloat16, "fp32"),
 )
 
@@ -53,7 +52,7 @@ def autoencoder(meter: DeviceMeter) -> Iterator[Row]:
     for way, precision, weights, cast in WAYS:
         vae.to(weights)
         if way.startswith("compiled"):
-            compile_networks(TokenizerNetworks(vae))
+            meter.compile(vae.blocks, fixed_size=True)
         encode = partial(without_gradients, partial(moments, vae), images.to(weights), cast)
         yield meter.timed(Row(f"encode {size} px", way, precision, batch, flops=encoding), encode)
         decode = partial(without_gradients, vae.decode_raw_latents, latents.to(weights), cast)
@@ -72,7 +71,7 @@ def tokenizer(meter: DeviceMeter) -> Iterator[Row]:
         try:
             step = TokenizerTraining(meter, precision, adversarial)
             if compiled:
-                compile_networks(step.networks)
+                compile_networks(step.networks, meter.sizes.backend)
             yield meter.timed(row, step)
         except RuntimeError as error:
             yield Row(row.work, row.contender, precision, batch, remark=reason(error))
@@ -83,7 +82,7 @@ def tokenizer(meter: DeviceMeter) -> Iterator[Row]:
 class TokenizerTraining:
     """A training step of the library's parts with networks of random weights, the foundation model included."""
 
-    def __init__(self, meter: DeviceMeter, precision: Precision, adversarial: bool) -> None:
+    def __init__(self, meter: DeviceMeter, precision: FixedPrecision, adversarial: bool) -> None:
         self.device, self.precision = meter.device, precision
         vae, foundation = tokenizer_of(meter).train(), foundation_of(meter)
         channels, factor = vae.config.latent_channels, vae.downsampling_factor
@@ -161,7 +160,7 @@ def count_flops(work: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def without_gradients(work: Callable[[Tensor], Any], inputs: Tensor, precision: Precision) -> Any:
+def without_gradients(work: Callable[[Tensor], Any], inputs: Tensor, precision: FixedPrecision) -> Any:
     """Work on some tensor, under autocast where the precision is bf16."""
     with autocast(inputs.device, precision):
         return work(inputs)

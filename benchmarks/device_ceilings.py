@@ -1,12 +1,14 @@
 """Ceilings of a device: matrix products, copies, and attention by each of its kernels."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from alight.runtime.device import fast_float32, full_float32
 from benchmarks.device_meter import DeviceMeter, reason
 from benchmarks.device_table import Row
 
@@ -20,25 +22,17 @@ BACKENDS = {
 
 def ceilings(meter: DeviceMeter) -> Iterator[Row]:
     """Products of random matrices in every precision, and a copy within the memory."""
-    size = meter.sizes.matrix
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    for name, dtype, tf32 in (
-        ("bf16", torch.bfloat16, allowed),
-        ("tf32", torch.float32, True),
-        ("fp32", torch.float32, False),
-    ):
-        if name == "tf32" and meter.device.type != "cuda":
+    size, on_gpu = meter.sizes.matrix, meter.device.type == "cuda"
+    contexts = {"bf16": nullcontext(), "tf32": fast_float32(meter.device), "fp32": full_float32()}
+    for name, context in contexts.items():
+        if name == "tf32" and not on_gpu:
             continue
+        dtype = torch.bfloat16 if name == "bf16" else torch.float32
         a, b = (torch.randn(size, size, device=meter.device).to(dtype) for _ in range(2))
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        try:
-            row = meter.timed(
-                Row("matrix product", f"{size} x {size}", name, flops=2.0 * size**3), partial(torch.mm, a, b)
-            )
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = allowed
-        if row.seconds:
-            meter.ceilings[name] = 2.0 * size**3 / min(row.seconds)
+        with context:
+            row = Row("matrix product", f"{size} x {size}", name, flops=2.0 * size**3)
+            row = meter.timed(row, partial(torch.mm, a, b))
+        meter.ceilings[name] = 2.0 * size**3 / min(row.seconds)
         yield row
     source = torch.randn(meter.sizes.copied // 4, device=meter.device)
     target = torch.empty_like(source)

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from alight.models.lightning_dit import LightningDiT
-from alight.options import Precision
+from alight.options import FixedPrecision
+from alight.runtime.device import compile_blocks
 from benchmarks.device_table import Row
 from benchmarks.measure import start_memory, synchronize
 
@@ -39,6 +40,7 @@ class Sizes:
         files: images that are read from disk and encoded.
         workers: processes that read them.
         rounds: timed runs.
+        backend: of compilation.
     """
 
     matrix: int
@@ -56,6 +58,7 @@ class Sizes:
     files: int
     workers: int
     rounds: int
+    backend: str
 
 
 PUBLISHED = Sizes(
@@ -74,6 +77,7 @@ PUBLISHED = Sizes(
     files=2048,
     workers=12,
     rounds=5,
+    backend="inductor",
 )
 TOY = Sizes(
     matrix=64,
@@ -98,6 +102,7 @@ TOY = Sizes(
     files=4,
     workers=0,
     rounds=2,
+    backend="aot_eager",  # which generates no code
 )
 
 
@@ -132,8 +137,9 @@ class DeviceMeter:
             del error  # it holds the frames that hold the memory
             self.clear()
             return replace(row, remark="out of memory")
+        products = "tf32" if row.precision == "fp32" and "tf32" in self.ceilings else row.precision
         memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        return replace(row, seconds=seconds, first=first, memory=memory, ceiling=self.ceilings.get(row.precision, 0.0))
+        return replace(row, seconds=seconds, first=first, memory=memory, ceiling=self.ceilings.get(products, 0.0))
 
     def seconds(self, work: Callable[[], object]) -> tuple[float, list[float]]:
         """Seconds of the first run, and of a batch in every timed run, after one more that tells its length."""
@@ -159,6 +165,10 @@ class DeviceMeter:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def compile(self, blocks: Iterable[nn.Module], fixed_size: bool = False) -> None:
+        """Compile blocks as the package does, or in toy size without generating code."""
+        compile_blocks(blocks, fixed_size=fixed_size, backend=self.sizes.backend)
+
     def transformer(self) -> LightningDiT:
         """A transformer all of whose weights are random, made on the device."""
         with self.device:
@@ -176,7 +186,7 @@ def randomised(network: Network) -> Network:
     return network
 
 
-def precisions(meter: DeviceMeter) -> tuple[Precision, ...]:
+def precisions(meter: DeviceMeter) -> tuple[FixedPrecision, ...]:
     """The precisions that are worth measuring on a device."""
     return ("bf16", "fp32") if meter.device.type == "cuda" else ("fp32", "bf16")
 

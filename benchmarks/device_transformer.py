@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alight.config import FlowConfig
 from alight.models.lightning_dit import LightningDiT
-from alight.options import Precision
-from alight.runtime.device import compile_blocks
+from alight.options import FixedPrecision
+from alight.runtime.distributed import Processes
 from alight.training.ema import EMA
 from alight.training.parallel import shard
 from alight.training.transformer_step import TransformerBatch, transformer_backward
@@ -32,7 +32,7 @@ def training(meter: DeviceMeter) -> Iterator[Row]:
             model = meter.transformer()
             for way in WAYS:
                 if way == "compiled":
-                    compile_blocks(model.blocks)
+                    meter.compile(model.blocks)
                 yield training_row(meter, model, way, precision, batch)
             del model
             meter.clear()
@@ -42,7 +42,7 @@ def training_row(
     meter: DeviceMeter,
     model: LightningDiT,
     way: str,
-    precision: Precision,
+    precision: FixedPrecision,
     batch: int,
     forward: nn.Module | None = None,
     ema: EMA[LightningDiT] | None = None,
@@ -57,29 +57,29 @@ def training_row(
 def processes(meter: DeviceMeter) -> Iterator[Row]:
     """The same step as one process of many has it, replicated and sharded; alone, it sends no messages."""
     batch = meter.sizes.process_batch
-    with group_of_one(meter.device):
+    with group_of_one(meter.device) as alone:
         for way in ("DDP", "FSDP2"):
             model, forward = meter.transformer(), None
             ema = EMA(model, EMA_DECAY)
-            compile_blocks(model.blocks)
+            meter.compile(model.blocks)
             if way == "DDP":  # as the training stage has it
                 forward = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
             else:
-                for network in (model, ema.model):
-                    shard(network, network.blocks)
+                shard(model, model.blocks, alone, "bf16", keep_gathered=True)
+                shard(ema.model, ema.model.blocks, alone, "bf16")
             yield training_row(meter, model, f"{way}, compiled", "bf16", batch, forward, ema)
             del model, forward, ema
             meter.clear()
 
 
 @contextmanager
-def group_of_one(device: torch.device) -> Iterator[None]:
+def group_of_one(device: torch.device) -> Iterator[Processes]:
     """A process group of this process alone."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=HashStore(), rank=0, world_size=1)
     try:
-        yield
+        yield Processes(0, 1, device)
     finally:
         dist.destroy_process_group()
 
@@ -89,7 +89,7 @@ def agreement(meter: DeviceMeter) -> Iterator[Row]:
     for precision in precisions(meter):
         model = meter.transformer()
         loss, gradient = gradient_of(model, meter, precision)
-        compile_blocks(model.blocks)
+        meter.compile(model.blocks)
         compiled_loss, compiled_gradient = gradient_of(model, meter, precision)
         of_gradient = float((compiled_gradient - gradient).norm() / gradient.norm())
         remark = f"loss {abs(compiled_loss / loss - 1):.1e}, gradient {of_gradient:.1e}"
@@ -99,7 +99,7 @@ def agreement(meter: DeviceMeter) -> Iterator[Row]:
         meter.clear()
 
 
-def gradient_of(model: LightningDiT, meter: DeviceMeter, precision: Precision) -> tuple[float, Tensor]:
+def gradient_of(model: LightningDiT, meter: DeviceMeter, precision: FixedPrecision) -> tuple[float, Tensor]:
     """Loss and gradient (P,) of a model on a fixed batch."""
     batch, generator = meter.sizes.train_batches[0], torch.Generator(meter.device).manual_seed(0)
     shape = example(model, batch, torch.device("meta"))[0].shape
@@ -120,7 +120,7 @@ def sampling(meter: DeviceMeter) -> Iterator[Row]:
     flops = forward_flops(model) * batch
     for way in WAYS:
         if way == "compiled":
-            compile_blocks(model.blocks)
+            meter.compile(model.blocks)
         # the longest takes a minute or more in eager mode, and says nothing that the shorter ones do not
         for steps in meter.sizes.sample_steps if way == "compiled" else meter.sizes.sample_steps[:1]:
             row = Row(f"sample, {steps} steps", way, "bf16", batch, flops=float(evaluations(steps) * flops))
