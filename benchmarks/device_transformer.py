@@ -30,7 +30,7 @@ def training(meter: DeviceMeter) -> Iterator[Row]:
         batches = meter.sizes.train_batches if precision == "bf16" else meter.sizes.train_batches[:1]
         for batch in batches:
             model = meter.transformer()
-            for way in WAYS:
+            for way in WAYS if precision == "bf16" or meter.device.type != "cuda" else WAYS[:1]:
                 if way == "compiled":
                     meter.compile(model.blocks)
                 yield training_row(meter, model, way, precision, batch)

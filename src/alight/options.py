@@ -42,7 +42,7 @@ AdversarialLoss = Literal["hinge", "vanilla"]
 InitialEncoder = Literal["random", "principal_components"]
 
 AcceleratorPart = Literal[
-    "ceilings", "attention", "training", "processes", "agreement", "sampling", "autoencoder", "tokenizer", "extraction"
+    "ceilings", "training", "processes", "sampling", "autoencoder", "tokenizer", "extraction", "agreement", "attention"
 ]
 
 # --- flow ---------------------------------------------------------------------------------------------------------
