@@ -13,7 +13,8 @@ from typing import Any, get_args
 from alight.config import BenchAcceleratorConfig
 from alight.options import AcceleratorPart
 from alight.runtime.console import log
-from alight.runtime.device import fast_float32, resolve_device
+from alight.runtime.device import fast_float32
+from alight.runtime.distributed import own_device, used_device
 from benchmarks.device_autoencoder import autoencoder, extraction, tokenizer
 from benchmarks.device_ceilings import attention, ceilings
 from benchmarks.device_meter import PUBLISHED, TOY, DeviceMeter
@@ -51,10 +52,10 @@ class DeviceFigures:
 
 def run(config: BenchAcceleratorConfig) -> DeviceFigures:
     """Measure the parts that the configuration names, and keep the record if it says so."""
-    started, device = time.monotonic(), resolve_device(config.device)
-    meter = DeviceMeter(device, TOY if config.dry_run else PUBLISHED)
+    started = time.monotonic()
     remarks = ["Toy sizes, to see that every part runs: no figure here means anything."] if config.dry_run else []
-    with fast_float32(device):  # as every command has it
+    with used_device(own_device(config.device)) as device, fast_float32(device):  # as every command has it
+        meter = DeviceMeter(device, TOY if config.dry_run else PUBLISHED)
         rows = list(measured(config, meter, started, remarks))
     minutes = (time.monotonic() - started) / 60
     remarks.append(f"Everything took {minutes:.1f} minutes, compilation included.")

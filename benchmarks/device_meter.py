@@ -12,6 +12,7 @@ from torch import nn
 from alight.models.lightning_dit import LightningDiT
 from alight.options import FixedPrecision
 from alight.runtime.device import compile_blocks
+from alight.runtime.errors import InputError
 from benchmarks.device_table import Row
 from benchmarks.measure import start_memory, synchronize
 
@@ -133,10 +134,11 @@ class DeviceMeter:
         start_memory(self.device)
         try:
             first, seconds = self.seconds(work)
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, InputError) as error:  # a training step says which batch would fit
+            remark = str(error) if isinstance(error, InputError) else "out of memory"
             del error  # it holds the frames that hold the memory
             self.clear()
-            return replace(row, remark="out of memory")
+            return replace(row, remark=remark)
         products = "tf32" if row.precision == "fp32" and "tf32" in self.ceilings else row.precision
         memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         return replace(row, seconds=seconds, first=first, memory=memory, ceiling=self.ceilings.get(products, 0.0))

@@ -75,8 +75,6 @@ def processes(meter: DeviceMeter) -> Iterator[Row]:
 @contextmanager
 def group_of_one(device: torch.device) -> Iterator[Processes]:
     """A process group of this process alone."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=HashStore(), rank=0, world_size=1)
     try:
         yield Processes(0, 1, device)
