@@ -114,7 +114,7 @@ class DrawConfig(Section):
     sampling: SolverConfig = SolverConfig()
     precision: Precision = "auto"  # bf16 = autocast; auto = bf16 on CUDA, fp32 elsewhere
     tokenizer_weights: FixedPrecision = "fp32"  # bf16 = decode with narrow weights, faster on CUDA, at a small loss
-    compile: Compilation = "auto"  # the blocks of the networks; auto = on CUDA, from 5,000 images on
+    compile: Compilation = "auto"  # the blocks of the networks; auto = on CUDA, from 2,000 images on
 
     @model_validator(mode="after")
     def _guide_fits(self) -> Self:
