@@ -14,10 +14,10 @@ quickstart: .venv/installed
 	$(BIN)/alight quickstart
 
 test: .venv/installed-dev lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not exhaustive"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not exhaustive"
 
 test-fast: .venv/installed-dev
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow and not exhaustive"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow and not exhaustive"
 
 test-exhaustive: .venv/installed-dev
 	$(BIN)/pytest -m exhaustive

@@ -7,20 +7,22 @@ never compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from alight.config import TrainingConfig, TrainTransformerConfig
-from alight.config.base import Section
+from alight.config.base import Job, Section
 from alight.options import AUTO, Compilation, FixedPrecision, names_of
 from alight.outputs import recorded_config
 from alight.runtime.console import log
-from alight.runtime.device import can_compile, default_precision
+from alight.runtime.device import can_compile, default_precision, fast_float32
+from alight.runtime.distributed import Processes, process_group
 
 Config = TypeVar("Config", bound=Section)
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 # From these numbers on, models of the paper's size win back their compilation on an H100: a tokenizer in 2,600 steps,
 # since it takes two minutes, a transformer in some hundred; sampling with 250 images in 249 steps, or 1,200 in 50.
@@ -46,17 +48,32 @@ class Choice(NamedTuple):
     kept: bool = False
 
 
-def settled(config: Config, device: torch.device, folder: Path | None = None) -> Config:
+@contextmanager
+def joined(config: AnyJob) -> Iterator[tuple[Processes, AnyJob]]:
+    """Join the processes of a job, for the length of the block, with its settings decided.
+
+    Args:
+        config: of the job, which must be the same for all of them.
+
+    Yields:
+        The processes, and the configuration as `settled` gives it; rank 0 alone says how the run was begun.
+    """
+    given = config.model_dump(mode="json")
+    with process_group(config.device, given) as processes, fast_float32(processes.device):
+        recorded = processes.gather(recorded_config(config.output))[0]
+        yield processes, settled(config, processes.device, recorded)
+
+
+def settled(config: Config, device: torch.device, recorded: Mapping[str, Any] | None = None) -> Config:
     """The configuration of a run with a value for every precision, and for the compilation of every training.
 
     Args:
         config: as it was given.
         device: of the run.
-        folder: the output; what is there of this run says in which precision it was begun.
+        recorded: configuration of the run in its output, which says in which precision it was begun.
     """
-    recorded = recorded_config(folder) if folder is not None else {}
     choices: list[Choice] = []
-    result = _settle(config, device, recorded, "", choices)
+    result = _settle(config, device, recorded or {}, "", choices)
     notable = [choice for choice in choices if choice.value not in ("fp32", False) or choice.kept]
     if notable:
         kept = {choice.name for choice in notable if choice.kept}

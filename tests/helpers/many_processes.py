@@ -51,7 +51,7 @@ def _call(
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     try:
-        with process_group(torch.device("cpu")) as processes:
+        with process_group("cpu", {}) as processes:
             results.put((rank, (True, function(processes, *arguments))))
     except BaseException:  # the test says so
         results.put((rank, (False, traceback.format_exc())))

@@ -139,7 +139,7 @@ def test_fd_dinov2_has_its_own_name_and_conventions(samples, monkeypatch):
     projection = torch.randn(SIDE * SIDE * 3, 4, generator=torch.Generator().manual_seed(0))
     network = SimpleNamespace(dimension=4)
     extractor = feature_module.DINOv2Features(network)
-    monkeypatch.setattr(extractor, "_network", lambda images: images.flatten(1).float() @ projection / 100)
+    monkeypatch.setattr(extractor, "network", lambda images: images.flatten(1).float() @ projection / 100)
     networks = FeatureNetworks(DEVICE, None, {"dinov2": extractor})
     made = gather_features(networks, (0, COUNT), samples.read(0, COUNT, 4), ALONE)
     real = ImageFeatures(networks)

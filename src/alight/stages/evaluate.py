@@ -21,7 +21,7 @@ from alight.data.image_dataset import ImageDataset
 from alight.data.image_npz import write_shuffled_npz
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
-from alight.device_settings import ENCODED, settled, with_compilation
+from alight.device_settings import ENCODED, joined, with_compilation
 from alight.evaluation.assessment import assess_tokenizer, overall_level
 from alight.evaluation.batches import in_steps
 from alight.evaluation.bottleneck import find_bottleneck
@@ -43,8 +43,7 @@ from alight.reporting.files import figure_lines, write_report
 from alight.reporting.pictures import pair_strip
 from alight.reporting.report import Answer, Curve, Figure, Picture, Report, Stage
 from alight.runtime.console import log
-from alight.runtime.device import fast_float32, resolve_device
-from alight.runtime.distributed import Processes, process_group
+from alight.runtime.distributed import Processes
 from alight.runtime.files import file_hash
 from alight.runtime.threads import all_cores
 
@@ -66,12 +65,9 @@ def run(config: EvaluateConfig, timings: Mapping[str, float] | None = None) -> A
         InputError: on unusable artifacts or images, or parts that do not belong together or cannot be compared.
     """
     started = time.perf_counter()
-    config = settled(config, resolve_device(config.device), config.output)
-    resolved = config.model_dump(mode="json")
     with (
-        process_group(config.device, resolved) as processes,
-        fast_float32(processes.device),
-        claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
+        joined(config) as (processes, config),
+        claimed_output(config.output, "report", config.model_dump(mode="json"), renew=True, is_main=processes.is_main),
     ):
         images, artifacts = open_subject(config, processes.device)
         config = compile_networks(config, images, processes)

@@ -10,7 +10,7 @@ from alight.artifacts import Artifact, read_artifact, write_manifest
 from alight.config import EvaluateReferenceConfig
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
-from alight.device_settings import ENCODED, with_compilation
+from alight.device_settings import ENCODED, joined, with_compilation
 from alight.evaluation.batches import contiguous_share, in_steps
 from alight.evaluation.features import open_feature_networks
 from alight.evaluation.real_images import RealImages, measure_reference
@@ -19,8 +19,7 @@ from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.runtime.console import progress_bar
-from alight.runtime.device import fast_float32
-from alight.runtime.distributed import Processes, process_group
+from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import PixelArray, to_uint8
@@ -40,8 +39,7 @@ def run(config: EvaluateReferenceConfig) -> Artifact:
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
     with (
-        process_group(config.device, resolved) as processes,
-        fast_float32(processes.device),
+        joined(config) as (processes, config),
         claimed_output(config.output, "reference", resolved, is_main=processes.is_main) as finished,
     ):
         if finished is None:

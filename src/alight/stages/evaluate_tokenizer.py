@@ -11,7 +11,7 @@ from alight.artifacts import Artifact, library_versions, write_manifest
 from alight.config import EvaluateTokenizerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
-from alight.device_settings import ENCODED, with_compilation
+from alight.device_settings import ENCODED, joined, with_compilation
 from alight.evaluation.alignment import fit_linear_map
 from alight.evaluation.assessment import assess_tokenizer
 from alight.evaluation.reconstruction import Measurements, measure_reconstruction, reconstruct, statistics_warning
@@ -30,8 +30,7 @@ from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.files import figure_lines, write_report, write_table
 from alight.reporting.report import Picture, Report, Stage
 from alight.runtime.console import log
-from alight.runtime.device import compile_blocks, fast_float32
-from alight.runtime.distributed import process_group
+from alight.runtime.device import compile_blocks
 from alight.runtime.files import file_hash
 from alight.runtime.threads import all_cores
 
@@ -54,8 +53,7 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
     started = time.perf_counter()
     resolved = config.model_dump(mode="json")
     with (
-        process_group(config.device, resolved) as processes,
-        fast_float32(processes.device),
+        joined(config) as (processes, config),
         claimed_output(config.output, "report", resolved, renew=True, is_main=processes.is_main),
     ):
         dataset = open_dataset(config.images, config.split, augment=False)

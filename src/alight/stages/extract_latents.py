@@ -26,7 +26,7 @@ from alight.data.latent_folder import LatentFolder
 from alight.data.latent_shards import LABELS, LATENTS, LOGVAR, MIRRORED
 from alight.data.latents import UNFINISHED, merged_statistics, write_index
 from alight.data.loading import open_dataset
-from alight.device_settings import ENCODED, settled, with_compilation
+from alight.device_settings import ENCODED, joined, with_compilation
 from alight.lineage import warn_of_other_squares
 from alight.models.foundation import FoundationModel
 from alight.models.vavae import VAVAE
@@ -38,12 +38,10 @@ from alight.runtime.device import (
     autocast,
     by_its_weights,
     compile_blocks,
-    fast_float32,
     narrow_weights,
     order_for_convolutions,
-    resolve_device,
 )
-from alight.runtime.distributed import Processes, process_group
+from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import unit_range
@@ -71,12 +69,11 @@ def run(config: ExtractLatentsConfig) -> Artifact:
             latents there of another configuration, other images, another tokenizer or another foundation model.
     """
     tokenizer = read_artifact(config.tokenizer, "tokenizer")
-    config = settled(config, resolve_device(config.device), config.output)
-    resolved = config.model_dump(mode="json")
     with (
-        process_group(config.device, resolved) as processes,
-        fast_float32(processes.device),
-        claimed_output(config.output, "latents", resolved, is_main=processes.is_main) as finished,
+        joined(config) as (processes, config),
+        claimed_output(
+            config.output, "latents", config.model_dump(mode="json"), is_main=processes.is_main
+        ) as finished,
     ):
         if finished is None:
             extract(config, tokenizer, processes)

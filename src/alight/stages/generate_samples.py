@@ -16,7 +16,7 @@ from alight.config import SampleConfig
 from alight.data.image_npz import write_shuffled_npz
 from alight.data.provenance import software
 from alight.data.sample_folder import Request, SampleFolder
-from alight.device_settings import settled
+from alight.device_settings import joined
 from alight.lineage import require_tokenizer_of
 from alight.models.lightning_dit import LightningDiT
 from alight.outputs import claimed_output, read_written, writing_folder
@@ -30,8 +30,8 @@ from alight.reporting.pictures import image_grid
 from alight.reporting.row_names import with_row_names
 from alight.runtime.background import BackgroundWork
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import autocast, fast_float32, narrow_weights, resolve_device
-from alight.runtime.distributed import Processes, process_group
+from alight.runtime.device import autocast, narrow_weights
+from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
 from alight.runtime.pixels import UINT8_RULE
@@ -75,12 +75,11 @@ def run(config: SampleConfig) -> Artifact:
     """
     config = with_tokenizer(config)
     artifacts = open_artifacts(config)
-    config = settled(config, resolve_device(config.device), config.output)
-    resolved = config.model_dump(mode="json")
     with (
-        process_group(config.device, resolved) as processes,
-        fast_float32(processes.device),
-        claimed_output(config.output, "samples", resolved, is_main=processes.is_main) as finished,
+        joined(config) as (processes, config),
+        claimed_output(
+            config.output, "samples", config.model_dump(mode="json"), is_main=processes.is_main
+        ) as finished,
     ):
         if finished is not None:
             for artifact in artifacts.values():

@@ -15,7 +15,7 @@ from alight.data.sampling import ResumableLoader, ResumableSampler
 from alight.device_settings import settled
 from alight.models.foundation import repeated_blocks
 from alight.models.foundation_loading import quiet_transformers
-from alight.outputs import claimed_output, writing_folder
+from alight.outputs import claimed_output, recorded_config, writing_folder
 from alight.runtime.ahead import on_device
 from alight.runtime.device import autocast, compile_blocks, fast_float32, resolve_device
 from alight.runtime.distributed import Processes, used_device
@@ -39,7 +39,7 @@ def run(config: TrainFoundationConfig) -> Artifact:
     Raises:
         InputError: on unusable images, output folder or device.
     """
-    config = settled(config, resolve_device(config.device), config.output)
+    config = settled(config, resolve_device(config.device), recorded_config(config.output))
     resolved = config.model_dump(mode="json")
     longer = goes_on(resolved, config.output, "foundation")
     expected = expected_config(resolved, config.output, "foundation")

@@ -13,7 +13,7 @@ from alight.data.image_dataset import ImageDataset, ImageSample
 from alight.data.latent_statistics import ChannelStatistics
 from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
-from alight.device_settings import settled
+from alight.device_settings import joined
 from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.pretrained import WEIGHTS_FILE
@@ -22,8 +22,7 @@ from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.pictures import pair_strip
 from alight.runtime.ahead import on_device, sent
 from alight.runtime.console import log, progress_bar
-from alight.runtime.device import fast_float32, resolve_device
-from alight.runtime.distributed import Processes, process_group
+from alight.runtime.distributed import Processes
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import from_uint8, to_uint8, unit_range
 from alight.runtime.seeding import random_stream, seeded_initialisation
@@ -62,20 +61,17 @@ def run(config: TrainTokenizerConfig) -> Artifact:
         InputError: on unusable images, foundation model, weight files, output folder or device; or on a gradient that
             is not finite.
     """
-    config = settled(config, resolve_device(config.device), config.output)
-    resolved = config.model_dump(mode="json")
-    longer = goes_on(resolved, config.output, "tokenizer")
-    expected = expected_config(resolved, config.output, "tokenizer")
-    with (
-        process_group(config.device, resolved) as processes,
-        fast_float32(processes.device),
-        claimed_output(config.output, "tokenizer", expected, renew=longer, is_main=processes.is_main) as finished,
-    ):
-        if finished is None:
-            train(config, resolved, processes)
-        elif processes.is_main:
-            found = image_inputs(config.images) | foundation_inputs(used_foundation(config))
-            require_unchanged(finished, found)
+    with joined(config) as (processes, config):
+        resolved = config.model_dump(mode="json")
+        longer = goes_on(resolved, config.output, "tokenizer")
+        expected = expected_config(resolved, config.output, "tokenizer")
+        main = processes.is_main
+        with claimed_output(config.output, "tokenizer", expected, renew=longer, is_main=main) as finished:
+            if finished is None:
+                train(config, resolved, processes)
+            elif processes.is_main:
+                found = image_inputs(config.images) | foundation_inputs(used_foundation(config))
+                require_unchanged(finished, found)
     return read_written(config.output, "tokenizer")
 
 

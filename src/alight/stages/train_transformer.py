@@ -15,7 +15,7 @@ from alight.config import TrainTransformerConfig
 from alight.data.latent_features import LatentFeatures
 from alight.data.latents import LatentDataset
 from alight.data.sampling import ResumableSampler
-from alight.device_settings import settled
+from alight.device_settings import joined
 from alight.flow import PATHS, GuidedVelocity, sample
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.interop.transformer_sources import (
@@ -32,8 +32,8 @@ from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.pictures import image_grid
 from alight.runtime.ahead import on_device
 from alight.runtime.console import log
-from alight.runtime.device import autocast, fast_float32, resolve_device
-from alight.runtime.distributed import Processes, process_group
+from alight.runtime.device import autocast
+from alight.runtime.distributed import Processes
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
 from alight.runtime.pixels import to_uint8
@@ -64,21 +64,18 @@ def run(config: TrainTransformerConfig) -> Artifact:
         InputError: on unusable latents, output folder or device; or on a gradient that is not finite.
     """
     latents = read_artifact(config.latents, "latents")
-    config = settled(config, resolve_device(config.device), config.output)
-    resolved = config.model_dump(mode="json")
-    longer = goes_on(resolved, config.output, "transformer")
-    expected = expected_config(resolved, config.output, "transformer")
-    with (
-        process_group(config.device, resolved) as processes,
-        fast_float32(processes.device),
-        claimed_output(config.output, "transformer", expected, renew=longer, is_main=processes.is_main) as finished,
-    ):
-        if finished is None:
-            train(config, resolved, latents, processes)
-        else:
-            finished.require_input(latents)
-            if (features := open_features(config, latents)) is not None:
-                require_unchanged(finished, {FEATURES: features.identity})
+    with joined(config) as (processes, config):
+        resolved = config.model_dump(mode="json")
+        longer = goes_on(resolved, config.output, "transformer")
+        expected = expected_config(resolved, config.output, "transformer")
+        main = processes.is_main
+        with claimed_output(config.output, "transformer", expected, renew=longer, is_main=main) as finished:
+            if finished is None:
+                train(config, resolved, latents, processes)
+            else:
+                finished.require_input(latents)
+                if (features := open_features(config, latents)) is not None:
+                    require_unchanged(finished, {FEATURES: features.identity})
     return read_written(config.output, "transformer")
 
 

@@ -7,15 +7,13 @@ import numpy as np
 
 from alight.artifacts import Artifact, find_pipeline, read_artifact, write_manifest
 from alight.config import TuneConfig
-from alight.device_settings import ENCODED, settled, with_compilation
+from alight.device_settings import ENCODED, joined, with_compilation
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines.compilation import compile_pipeline
 from alight.pipelines.live_images import LiveImages
 from alight.pipelines.opening import open_pipeline
 from alight.reporting.files import figure_lines, write_report, write_table
 from alight.runtime.console import log
-from alight.runtime.device import fast_float32, resolve_device
-from alight.runtime.distributed import process_group
 from alight.runtime.files import file_hash
 from alight.tune.averages import average_of, without_average
 from alight.tune.measure import open_measure
@@ -39,17 +37,15 @@ def run(config: TuneConfig) -> Artifact:
     Raises:
         InputError: on an unusable pipeline, reference or network, or settings that do not go together.
     """
-    config = settled(config, resolve_device(config.device), config.output)
-    resolved = config.model_dump(mode="json")
-    config = config.model_copy(update={"pipeline": find_pipeline(config.pipeline)})
-    pipeline = open_pipeline(config.pipeline)
+    pipeline = open_pipeline(find_pipeline(config.pipeline))
     with (
-        process_group(config.device, resolved) as processes,
-        fast_float32(processes.device),
-        claimed_output(config.output, "report", resolved, is_main=processes.is_main) as finished,
+        joined(config) as (processes, config),
+        claimed_output(config.output, "report", config.model_dump(mode="json"), is_main=processes.is_main) as finished,
     ):
         if finished is not None:
             return finished
+        resolved = config.model_dump(mode="json")
+        config = config.model_copy(update={"pipeline": find_pipeline(config.pipeline)})
         pipeline.to(processes.device)
         pipeline.check_guidance(1.0, internal_scale=next((each for each in config.internal_scales if each != 1), 1.0))
         images = LiveImages(pipeline, config.pipeline, config.draw, config.seed)
