@@ -20,39 +20,60 @@ def latents(tmp_path_factory):
     return write_published_shards(tmp_path_factory.mktemp("latents"), shards=1, count=50)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(latents, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    codes, messages = finish(warm.start_together(training(latents, folder), 2))
-    assert codes == [0, 0], messages
+def uninterrupted(latents, folder, processes):
+    codes, messages = finish(warm.start_together(training(latents, folder), processes))
+    assert codes == [0] * processes, messages
     assert not paragraphs(messages)
     return folder
 
 
-def require_exact_continuation(latents, output, undisturbed):
-    codes, messages = finish(warm.start_together(training(latents, output), 2))
-    assert codes == [0, 0], messages
+@pytest.fixture(scope="module")
+def undisturbed(latents, tmp_path_factory):
+    return uninterrupted(latents, tmp_path_factory.mktemp("undisturbed"), 2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_four(latents, tmp_path_factory):
+    return uninterrupted(latents, tmp_path_factory.mktemp("undisturbed"), 4)
+
+
+def require_exact_continuation(latents, output, undisturbed, processes=2):
+    codes, messages = finish(warm.start_together(training(latents, output), processes))
+    assert codes == [0] * processes, messages
     assert "going on from step" in messages[0]
     assert same_weights(output, undisturbed)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize(
+FATES = pytest.mark.parametrize(
     ("number", "fate"), [(signal.SIGKILL, "ended"), (signal.SIGSTOP, "gave no sign of life for 3.0 s")], ids=str
 )
-def test_a_killed_or_stopped_process_ends_the_job(latents, undisturbed, tmp_path, number, fate, victim):
-    job = begun(warm.start_together(training(latents, tmp_path), 2, ALIGHT_PROCESS_TIMEOUT="3"), tmp_path)
+
+
+@FATES
+def test_a_killed_or_stopped_first_process_ends_the_job(latents, undisturbed, tmp_path, number, fate):
+    """The one that holds what the processes meet by."""
+    require_named_and_resumed(latents, undisturbed, tmp_path, number, fate, processes=2, victim=0)
+
+
+@FATES
+def test_a_killed_or_stopped_process_of_four_ends_the_job(latents, undisturbed_four, tmp_path, number, fate):
+    require_named_and_resumed(latents, undisturbed_four, tmp_path, number, fate, processes=4, victim=2)
+
+
+def require_named_and_resumed(latents, undisturbed, output, number, fate, processes, victim):
+    """One of those that are left names the one that is not, and the same command goes on exactly."""
+    job = begun(warm.start_together(training(latents, output), processes, ALIGHT_PROCESS_TIMEOUT="3"), output)
     job[victim].send_signal(number)
-    codes, messages = finish([job[1 - victim]])
+    codes, messages = finish([process for rank, process in enumerate(job) if rank != victim])
     if number == signal.SIGSTOP:
         job[victim].send_signal(signal.SIGKILL)
     job[victim].communicate()
-    assert codes == [1]
+    assert codes == [1] * (processes - 1)
     (line,) = paragraphs(messages)
-    assert f"rank {1 - victim}: rank {victim} (process {job[victim].pid})" in line
+    assert f": rank {victim} (process {job[victim].pid})" in line
     assert fate in line
-    assert "Traceback" not in messages[0]
-    require_exact_continuation(latents, tmp_path, undisturbed)
+    assert "Traceback" not in "".join(messages)
+    require_exact_continuation(latents, output, undisturbed, processes)
 
 
 def test_a_full_disk_in_rank_0_ends_the_job(latents, undisturbed, tmp_path):

@@ -44,6 +44,7 @@ from alight.training.longer import expected_config, goes_on
 from alight.training.optimizer import learning_rate, optimizer_step
 from alight.training.parallel import release_weights, whole_weights
 from alight.training.previews import preview_is_due
+from alight.training.rehearsal import rehearse
 from alight.training.run import TrainingRun
 from alight.training.snapshot import snapshot_record
 from alight.training.transformer_networks import build_model, build_networks, image_flops
@@ -115,6 +116,7 @@ def train(config: TrainTransformerConfig, resolved: dict[str, Any], latents: Art
         artifact=snapshot_record(model.arguments, inputs, facts),
     ) as run:
         sampler.advance(run.start_step)
+        rehearse(networks, config, dataset, processes, feature_dim)
         order = zip(range(run.start_step, training.steps), sampler, strict=False)
         drawn = (draw_batch(config, model, dataset, indices, step, own, features) for step, indices in order)
         batches = on_device((part for batch in drawn for part in batch.micro_batches(micro_batches)), device)
