@@ -10,7 +10,7 @@
     alight study frontier --config digits/frontier --jobs 2
     python docs/pictures.py
 
-The frontier takes more than an hour on two quiet cores, the others ten minutes. `--only flow guidance` makes the
+The frontier takes about an hour on two quiet cores, the others ten minutes. `--only flow guidance` makes the
 pictures of these functions alone. Pictures of quoted figures say so.
 """
 
