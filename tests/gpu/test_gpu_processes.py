@@ -5,14 +5,12 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from alight.artifacts import read_artifact
 from alight.runtime.distributed import Processes
 from alight.training.optimizer import make_optimizer, optimizer_step
-from alight.training.parallel import ModelState, OptimizerState, synchronised
+from alight.training.parallel import ModelState, OptimizerState, shard, synchronised, whole_weights
 from alight.training.transformer_step import transformer_backward
 from helpers.command_line import run_alight
 from helpers.stage_steps import TransformerTraining
@@ -30,7 +28,7 @@ def nccl(tmp_path):
     dist.destroy_process_group()
 
 
-def laid_out(kind):
+def laid_out(kind, precision="fp32"):
     """A model in training, its average and its optimizer, alone, replicated or sharded."""
     training = TransformerTraining.build(CUDA, "velocity")
     config, model, ema = training.config, training.networks.model, training.networks.ema
@@ -38,16 +36,13 @@ def laid_out(kind):
     if kind == "replicate":
         forward = DistributedDataParallel(model, device_ids=[CUDA])
     if kind == "shard":
-        mesh = init_device_mesh("cuda", (1,))
         for each in (model, ema.model):
-            for block in each.blocks:
-                fully_shard(block, mesh=mesh)
-            fully_shard(each, mesh=mesh)
+            shard(each, each.blocks, Processes(0, 1, CUDA), precision, keep_gathered=each is model)
     return training, forward, model, ema, make_optimizer(model.named_parameters(), config.optimizer)
 
 
 def trained(kind, precision="fp32", steps=3):
-    training, forward, model, ema, optimizer = laid_out(kind)
+    training, forward, model, ema, optimizer = laid_out(kind, precision)
     parts = training.batch.micro_batches(2)
     for step in range(steps):
         for number, part in enumerate(parts, start=1):
@@ -55,7 +50,7 @@ def trained(kind, precision="fp32", steps=3):
                 transformer_backward(forward, part.to(CUDA), training.config.flow, precision, len(parts))
         norm = optimizer_step(optimizer, 1e-3, 1.0)
         ema.update(model, step)
-    return float(norm), ModelState(model).state_dict(), ModelState(ema.model).state_dict(), (model, optimizer)
+    return float(norm), whole_weights(model), whole_weights(ema.model), (model, optimizer)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -65,8 +60,10 @@ def test_one_process_over_nccl_trains_like_one_without(nccl, kind, precision):
     assert found[0] == pytest.approx(expected[0], rel=1e-4 if precision == "fp32" else 0.03)
     for ours, theirs in zip(found[1:3], expected[1:3], strict=True):
         assert ours.keys() == theirs.keys()
-        for name, value in ours.items():  # three steps of Adam at 1e-3, in which signs of tiny gradients may differ
-            torch.testing.assert_close(value.cpu(), theirs[name].cpu(), rtol=0, atol=1e-3, msg=name)
+        # three steps of Adam at 1e-3, in which signs of tiny gradients may differ: of more of them in bf16
+        tolerance = 1e-3 if precision == "fp32" else 6e-3
+        for name, value in ours.items():
+            torch.testing.assert_close(value, theirs[name].cpu(), rtol=0, atol=tolerance, msg=name)
 
 
 def test_a_step_that_is_not_finite_leaves_shards_as_they_are(nccl):
