@@ -83,7 +83,7 @@ def test_killed_at_random_moments(latents, undisturbed, tmp_path):
     assert [line["step"] for line in read_log(tmp_path / "training")] == list(range(10, STEPS + 1, 10))
 
 
-@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+@pytest.mark.parametrize("sharding", ["replicate", pytest.param("shard", marks=pytest.mark.exhaustive)])
 def test_two_processes_killed_at_random_moments(latents, tmp_path, sharding):
     options = {"processes": 2, "sharding": sharding, "steps": 60}
     finish(start(latents, tmp_path / "whole", **options))

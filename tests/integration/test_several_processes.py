@@ -97,7 +97,7 @@ def test_a_run_changes_between_replicated_and_sharded(latents, tmp_path):
     assert largest_difference(tmp_path / "alone", tmp_path / "parts") < 1e-4
 
 
-@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+@pytest.mark.parametrize("sharding", ["replicate", pytest.param("shard", marks=pytest.mark.exhaustive)])
 def test_a_second_machine_without_the_checkpoint_goes_on_from_the_same_step(latents, tmp_path, sharding):
     """Each process has a folder of its own under the same name; only that of the first holds the run."""
     options = {"sharding": sharding}

@@ -1,4 +1,4 @@
-"""How models are divided and replicated: devices, types of weights and gradients, and messages."""
+"""The division and replication of models: devices, types of weights and gradients, and messages."""
 
 import torch
 from torch.nn.parallel import DistributedDataParallel

@@ -1,4 +1,4 @@
-"""What Apple's processors lack: float64, a gradient of antialiased resizing, and kernels that skip a step."""
+"""The limits of Apple's processors: no float64, no gradient of antialiased resizing, no kernels that skip a step."""
 
 import pytest
 import torch

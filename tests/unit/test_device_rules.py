@@ -63,7 +63,7 @@ def rules():
 
 
 def places(rules):
-    """Where something waited; only where it may."""
+    """The places that waited, all of which may."""
     assert rules.waits.keys() <= WAITS.keys()
     return set(rules.waits)
 
