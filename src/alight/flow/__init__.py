@@ -18,7 +18,14 @@ from alight.flow.predictions import VelocityField, to_data, to_noise, to_score, 
 from alight.flow.sampling import SolverOptions, SolverSettings, sample
 from alight.flow.sde import SDESolution, solve_sde
 from alight.flow.solvers import SOLVERS, ODESolution, euler, solve_ode
-from alight.flow.timesteps import dimension_aware_shift, kumaraswamy_grid, sample_timesteps, shift_timesteps, time_grid
+from alight.flow.timesteps import (
+    dimension_aware_shift,
+    kumaraswamy_grid,
+    resolve_shift,
+    sample_timesteps,
+    shift_timesteps,
+    time_grid,
+)
 from alight.options import DiffusionForm, LastStep, LossWeight, Prediction, SDEMethod, TimeDistribution
 
 __all__ = [
@@ -60,6 +67,7 @@ __all__ = [
     "history_extrapolation",
     "kumaraswamy_grid",
     "log_likelihood",
+    "resolve_shift",
     "sample",
     "sample_timesteps",
     "shift_timesteps",

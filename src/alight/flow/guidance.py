@@ -216,10 +216,15 @@ class GuidedVelocity:
     def __call__(self, x: Tensor, t: Time, until: Time | None = None) -> Tensor:
         """The velocity at state `x` (B, C, H, W) and time `t`, a number or a 0-d tensor on the CPU.
 
+        With a time for each row, (B,) on the device of `x`, the interval decides row by row, and the weak prediction
+        is computed for all.
+
         With `until`, likewise a time, it is the model's average velocity from `t` to there, which takes no guidance:
         extrapolated averages are not the average of an extrapolated velocity.
         """
         self._require_fit(x)
+        if isinstance(t, Tensor) and t.ndim == 1:
+            return self._at_times_of_rows(x, t)
         time = torch.full((len(x),), float(t), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         if until is not None:
             require_trained_guidance(self.guidance_scale)
@@ -231,6 +236,16 @@ class GuidedVelocity:
         self.nfe += self.guidance.evaluations
         strong, weak = self.guidance.predict_pair(x, time)
         return self._extrapolate(strong, weak)
+
+    def _at_times_of_rows(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.guidance is None or self.guidance_scale == 1:
+            self.nfe += 1
+            return self.model(x, t, self.class_labels)
+        self.nfe += self.guidance.evaluations
+        strong, weak = self.guidance.predict_pair(x, t)
+        time = t.to(torch.float32)
+        inside = (time >= self._times.low) & (time <= self._times.high)  # (B,)
+        return torch.where(inside.reshape(-1, *[1] * (x.ndim - 1)), self._extrapolate(strong, weak), strong)
 
     def _require_fit(self, x: Tensor) -> None:
         if len(x) != len(self.class_labels):

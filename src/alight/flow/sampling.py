@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
+import torch
 from torch import Tensor
 
 from alight.flow.average_velocity import solve_mean
@@ -16,6 +17,7 @@ from alight.flow.predictions import VelocityField
 from alight.flow.randomness import Generators
 from alight.flow.sde import LAST_STEP_SIZE, SDESolution, solve_sde
 from alight.flow.solvers import Field, ODESolution, solve_ode
+from alight.flow.timesteps import shift_timesteps
 from alight.options import (
     MEAN_SOLVER,
     PUBLISHED_KAPPA,
@@ -37,6 +39,7 @@ class SolverSettings(TypedDict, total=False):
     diffusion_form: DiffusionForm
     last_step: LastStep
     last_step_size: float
+    last_time: float
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class SolverOptions:
         diffusion_form: of the SDE, see `diffusion_coefficient`.
         last_step: of the SDE, see `solve_sde`.
         last_step_size: of the SDE.
+        last_time: where an ODE ends on the even grid, before the shift; the state there is the answer. 0.999 as
+            published for RAE (arXiv 2510.11690), 1 = data.
     """
 
     timestep_shift: float | None = None
@@ -58,6 +63,7 @@ class SolverOptions:
     diffusion_form: DiffusionForm = "sigma"
     last_step: LastStep = "mean"
     last_step_size: float = LAST_STEP_SIZE
+    last_time: float = 1.0
 
 
 def sample(
@@ -89,6 +95,7 @@ def sample(
         InputError: an unknown solver, or settings that do not go together.
     """
     _require_fitting(solver, path, prediction)
+    _require_last_time(solver, options)
     shift, warp = None if options.timestep_shift == 1 else options.timestep_shift, options.time_warp
     if solver in SDE_SOLVERS:
         if warp is not None:
@@ -105,6 +112,8 @@ def sample(
             on_step=on_step,
         )
     start, end = time_interval(path, prediction)
+    if options.last_time != 1:
+        end = min(end, shift_timesteps(torch.tensor(options.last_time, dtype=torch.float64), shift).item())
     if solver == MEAN_SOLVER:
         steps = field, noise, num_inference_steps, shift
         return solve_mean(*steps, time_warp=warp, t_0=start, t_1=end, on_step=on_step)
@@ -116,6 +125,16 @@ def sample(
         t_1=end,
         on_step=on_step,
     )
+
+
+def _require_last_time(solver: str, options: SolverOptions) -> None:
+    if not 0 < options.last_time <= 1:
+        raise InputError(f"last_time is {options.last_time}, but must be in (0, 1], where 1 is data.")
+    if options.last_time != 1 and (solver in (*SDE_SOLVERS, MEAN_SOLVER) or options.time_warp is not None):
+        raise InputError(
+            f"A last_time of {options.last_time} is for ODE solvers without a time warp. Leave it out, or choose "
+            "another solver."
+        )
 
 
 def _require_fitting(solver: str, path: Path, prediction: Prediction) -> None:

@@ -2,13 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from alight.flow.randomness import Generators, standard_normal, uniform
-from alight.options import TimeDistribution, names_of, require_known
+from alight.options import AUTO, TimeDistribution, names_of, require_known
 from alight.runtime.errors import InputError
 
 PUBLISHED_GAPS = (0.001, 0.001)  # of UCGM's grid for LightningDiT
@@ -50,6 +51,11 @@ def dimension_aware_shift(num_dimensions: int, base_dimensions: int = 4096) -> f
     if num_dimensions < 1 or base_dimensions < 1:
         raise InputError(f"Dimensions must be positive, but they are {num_dimensions} and {base_dimensions} (base).")
     return math.sqrt(base_dimensions / num_dimensions)
+
+
+def resolve_shift(shift: float | Literal["auto"] | None, shape: Sequence[int]) -> float | None:
+    """A timestep shift as a number: "auto" is `dimension_aware_shift` of latents of this shape (C, H, W)."""
+    return dimension_aware_shift(math.prod(shape)) if shift == AUTO else shift
 
 
 def sample_timesteps(

@@ -25,9 +25,18 @@ from alight.interop.tokenizer import (
 from alight.interop.torch_file import describe_weights, read_torch_file, select_weights, write_torch_file
 from alight.interop.transformer_files import (
     auxiliary_output,
+    count_blocks,
     recorded_auxiliary_block,
+    recorded_head,
     recorded_learn_sigma,
     refuse_other_transformers,
+)
+from alight.interop.wide_head import (
+    HEAD,
+    implied_head,
+    refuse_second_output,
+    with_plain_names,
+    with_published_names,
 )
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import load_strictly
@@ -59,6 +68,8 @@ TRANSFORMER_NAMES = {
     "x_embedder.proj": "patch_embed",
     "t_embedder.mlp.0": "time_embed.linear_1",
     "t_embedder.mlp.2": "time_embed.linear_2",
+    "t_embedder.W": "time_embed.frequencies",  # of a wide head alone, as is the next
+    "s_projector": "wide_head.condition_proj",
     "y_embedder.embedding_table": "class_embed",
     "mlp.w12": "feed_forward.gate_up",
     "mlp.w3": "feed_forward.down",
@@ -72,6 +83,7 @@ TRANSFORMER_NAMES = {
     "final_layer.adaLN_modulation.1": "output_layer.modulation",
     "adaLN_modulation.1": "modulation",
 }
+PATCH_WEIGHTS = ("patch_embed.weight", f"{HEAD}patch_embed.weight")
 ROTARY_TABLES = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")  # here a consequence of the configuration
 
 
@@ -100,7 +112,8 @@ def load_transformer(
         sample_size: height and width of the latents; None is the file's own, assumed to be square.
         positions: treatment of a `sample_size` other than the file's, see `LightningDiT.resized`. None refuses it.
         **config: arguments of `LightningDiT` that override those of the file; `num_heads` if the file does not tell,
-            and `auxiliary_block` for weights with an auxiliary output (Internal Guidance), unless the file tells it.
+            `auxiliary_block` for weights with an auxiliary output (Internal Guidance), unless the file tells it, and
+            `head` for a wide head (RAE) whose sizes its weights do not tell.
 
     Raises:
         InputError: the file is missing, damaged, unsafe or of another kind, or its weights do not fit the model.
@@ -110,6 +123,8 @@ def load_transformer(
     config.setdefault("learn_sigma", recorded_learn_sigma(contents))
     if config.get("auxiliary_block") is None:
         config["auxiliary_block"] = recorded_auxiliary_block(contents, state)
+    if config.get("head") is None:
+        config["head"] = recorded_head(contents)
     if sample_size is None or positions is None:
         return transformer_from_published(state, source=path, sample_size=sample_size, **config).eval()
     return transformer_from_published(state, source=path, **config).resized(sample_size, positions).eval()
@@ -130,9 +145,10 @@ def transformer_from_published(
             DiT or SiT, see `refuse_other_transformers`.
     """
     given = {name: value for name, value in config.items() if value is not None}
+    published = with_plain_names(published, given.get("head"), source)
     if "learn_sigma" not in given:
         refuse_other_transformers(published, source)
-    known = ("num_heads", "sample_size", "class_dropout_prob", "auxiliary_block")
+    known = ("num_heads", "sample_size", "class_dropout_prob", "auxiliary_block", "head")
     hints = {name: given[name] for name in known if name in given}
     implied = infer_transformer_config(published, source=source, **hints)
     with torch.device("meta"):  # no memory and no random numbers for weights that will be replaced
@@ -149,26 +165,31 @@ def transformer_from_published(
             "positions: load_transformer(..., positions='interpolate')."
         )
     load_strictly(model, convert_transformer_state_dict(published), source)
-    if all(name in published for name in ROTARY_TABLES):
-        _adopt_rotary_table(model, [published[name] for name in ROTARY_TABLES], source)
+    for prefix, own in _rotary_tables(model).items():
+        stored = [published[prefix + name] for name in ROTARY_TABLES if prefix + name in published]
+        if len(stored) == len(ROTARY_TABLES):
+            _adopt_rotary_table(own, stored, source)
     return model
 
 
 def convert_transformer_state_dict(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert published names and shapes to ours, without the rotary tables; unknown names are kept."""
     state = {}
-    for name, value in published.items():
-        if name not in ROTARY_TABLES:
+    for name, value in with_plain_names(published).items():
+        if name.removeprefix(HEAD) not in ROTARY_TABLES:
             ours = _rename(name, TRANSFORMER_NAMES)
-            state[ours] = value.flatten(1) if ours == "patch_embed.weight" else value  # (D, C, p, p) -> (D, C p p)
+            state[ours] = value.flatten(1) if ours in PATCH_WEIGHTS else value  # (D, C, p, p) -> (D, C p p)
     return state
 
 
 def published_state_dict(model: LightningDiT) -> dict[str, Tensor]:
     """The model's tensors under their published names, in published order and shapes; weights share its memory.
 
+    Those of a wide head are in the layout of RAE, in an order of our own, and its output layer is a negated copy.
+
     Raises:
-        InputError: the model has an interval embedding, which the published layout does not know.
+        InputError: the model has an interval embedding, or a wide head and an auxiliary output, for which there is no
+            published layout.
     """
     if model.has_interval_embedding:
         raise InputError(
@@ -179,15 +200,17 @@ def published_state_dict(model: LightningDiT) -> dict[str, Tensor]:
     patch = model.config.patch_size
     published = {}
     for ours, value in model.state_dict().items():
-        if ours == "patch_embed.weight":
+        if ours in PATCH_WEIGHTS:
             value = value.unflatten(1, (-1, patch, patch))  # (D, C p p) -> (D, C, p, p)
         published[_rename(ours, names)] = value
-        if ours == "class_embed.weight" and model.rope_table is not None:  # the tables' place in the published order
-            published |= {
-                name: part.repeat_interleave(2, dim=1)  # (N, K / 2) -> (N, K)
-                for name, part in zip(ROTARY_TABLES, model.rope_table.unbind(-1), strict=True)
-            }
-    return published
+        if ours == "class_embed.weight":  # the tables' place in the published order
+            for prefix, table in _rotary_tables(model).items():
+                parts = () if table is None else table.repeat_interleave(2, dim=1).unbind(-1)  # (N, K) each
+                published |= {prefix + name: part for name, part in zip(ROTARY_TABLES, parts, strict=False)}
+    if model.wide_head is None:
+        return published
+    refuse_second_output(model.has_auxiliary_output)
+    return with_published_names(published, len(model.blocks))
 
 
 def export_transformer(model: LightningDiT, path: str | Path) -> None:
@@ -212,7 +235,12 @@ def warm_start_transformer(
         model: the model to be trained.
         published: tensors under their published names.
         shared_channels: input channels that both latents have in common.
+
+    Raises:
+        InputError: the model has a wide head, which the published trainer does not know.
     """
+    if model.wide_head is not None:
+        raise InputError("The published warm start knows no wide head; start such a model with init_from.")
     done = WarmStart([], [], [], [])
     own = published_state_dict(model)
     with torch.no_grad():
@@ -255,6 +283,7 @@ def infer_transformer_config(
     sample_size: int | tuple[int, int] | None = None,
     class_dropout_prob: float = 0.1,
     auxiliary_block: int | None = None,
+    head: Mapping[str, int] | None = None,
     source: Any = "this state dict",
 ) -> dict[str, Any]:
     """The arguments of `LightningDiT` that a published state dict implies.
@@ -265,11 +294,13 @@ def infer_transformer_config(
         sample_size: required if the latents are not square.
         class_dropout_prob: 0 = there is no null class, and each row of the label table is a class.
         auxiliary_block: required if there is an auxiliary output, since its weights do not tell what block it follows.
+        head: sizes of a wide head, required where its weights do not tell them.
         source: what an error message names as the origin.
 
     Raises:
         InputError: this is not a LightningDiT, or `num_heads`, `sample_size` or `auxiliary_block` is needed or wrong.
     """
+    published = with_plain_names(published, head, source)
     shape = partial(_shape_of, published, source=source)
     empty = next((name for name, value in published.items() if not value.numel()), None)
     if empty is not None:
@@ -294,7 +325,7 @@ def infer_transformer_config(
         "sample_size": sample_size or _square_size(num_tokens, patch_size, source),
         "in_channels": in_channels,
         "hidden_size": hidden_size,
-        "num_layers": _num_layers(published, source),
+        "num_layers": count_blocks(published, source),
         "num_heads": num_heads,
         "patch_size": patch_size,
         "mlp_ratio": _mlp_ratio(hidden_size, inner_size, gated),
@@ -307,19 +338,8 @@ def infer_transformer_config(
         "adaln_shift": shape("blocks.0.adaLN_modulation.1.weight")[0] == 6 * hidden_size,
         "learn_sigma": shape("final_layer.linear.weight")[0] == 2 * in_channels * patch_size**2,
         **auxiliary_output(published, auxiliary_block, source),
+        **implied_head(published, head, source),
     }
-
-
-def _num_layers(published: Mapping[str, Tensor], source: Any) -> int:
-    """The number of blocks, counted from 0 without a gap."""
-    parts = [name.split(".")[1] for name in published if name.startswith("blocks.")]
-    numbers = {int(part) for part in parts if part.isdecimal()}
-    if numbers != set(range(len(numbers))):
-        raise InputError(
-            f"{source} is an incomplete checkpoint of a LightningDiT: of its blocks up to {max(numbers)}, only "
-            f"{len(numbers)} are there. Get a complete one."
-        )
-    return len(numbers)
 
 
 def _square_size(num_tokens: int, patch_size: int, source: Any) -> int:
@@ -346,9 +366,14 @@ def _rename(name: str, names: Mapping[str, str]) -> str:
     return name.replace(part, names[part]) if part else name
 
 
-def _adopt_rotary_table(model: LightningDiT, tables: list[Tensor], source: Any) -> None:
+def _rotary_tables(model: LightningDiT) -> dict[str, Tensor | None]:
+    """The angles of the model, or None without, by the prefix of their published names."""
+    return {"": model.rope_table} | ({} if model.wide_head is None else {HEAD: model.wide_head.rope_table})
+
+
+def _adopt_rotary_table(own: Tensor | None, tables: list[Tensor], source: Any) -> None:
     """Take the stored angles, which equal the computed ones except for rounding."""
-    own, stored = model.rope_table, torch.stack([table[:, ::2] for table in tables], dim=-1)  # (N, K / 2, 2)
+    stored = torch.stack([table[:, ::2] for table in tables], dim=-1)  # (N, K / 2, 2)
     precision = max(torch.finfo(table.dtype).eps for table in tables) if stored.is_floating_point() else 0.0
     fits = own is not None and own.shape == stored.shape
     if own is None or not fits or not torch.allclose(own, stored.to(own), rtol=0, atol=max(1e-4, precision)):

@@ -76,3 +76,27 @@ def auxiliary_output(published: Mapping[str, Tensor], block: int | None, source:
 def has_auxiliary_output(published: Mapping[str, Tensor]) -> bool:
     """Tell if published weights have a second output, as those of Internal Guidance do."""
     return any(name.startswith(AUXILIARY) for name in published)
+
+
+def recorded_head(contents: Any) -> Any:
+    """The sizes of a wide head that `export_transformer` recorded; None where there are none."""
+    config = contents.get("config") if isinstance(contents, Mapping) else None
+    model = config.get("model") if isinstance(config, Mapping) else None
+    found = model.get("head") if isinstance(model, Mapping) and "trained_size" in model else None
+    return dict(found) if isinstance(found, Mapping) else None
+
+
+def count_blocks(published: Mapping[str, Tensor], source: Any) -> int:
+    """The number of blocks, counted from 0 without a gap.
+
+    Raises:
+        InputError: there is a gap.
+    """
+    parts = [name.split(".")[1] for name in published if name.startswith("blocks.")]
+    numbers = {int(part) for part in parts if part.isdecimal()}
+    if numbers != set(range(len(numbers))):
+        raise InputError(
+            f"{source} is an incomplete checkpoint of a LightningDiT: of its blocks up to {max(numbers)}, only "
+            f"{len(numbers)} are there. Get a complete one."
+        )
+    return len(numbers)

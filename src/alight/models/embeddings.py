@@ -66,6 +66,27 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(sinusoids)))
 
 
+class FourierTimeEmbedding(nn.Module):
+    """Time (B,) in [0, 1] to (B, D): sines and cosines at random frequencies, then a two-layer network.
+
+    The frequencies are standard normal and never trained, but part of the weights. The time that they see is noise
+    time 1 - t, as in the published models with a wide head (RAE, arXiv 2510.11690).
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(2 * TIME_FREQUENCIES, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+        self.register_buffer("frequencies", torch.empty(TIME_FREQUENCIES))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed `t` (B,) as (B, D)."""
+        noise_time = 1 - t.to(torch.promote_types(t.dtype, torch.float32))
+        angles = 2 * math.pi * noise_time[:, None] * self.frequencies  # (B, F)
+        sinusoids = torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(sinusoids)))
+
+
 def drop_labels(
     class_labels: Tensor,
     probability: float,

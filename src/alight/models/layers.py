@@ -48,7 +48,7 @@ class AdaptiveNorm(nn.Module):
             nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
-        """Modulate tokens x (B, N, D) with `shift` and `scale`, both (B, D); no shift means zero."""
+        """Modulate tokens x (B, N, D) with `shift` and `scale`, both (B, D) or (B, N, D); no shift means zero."""
         factor = 1 + scale  # (B, D)
         if self.weight is None:
             x = F.layer_norm(x, self.width, eps=NORM_EPS)
@@ -56,8 +56,13 @@ class AdaptiveNorm(nn.Module):
             x = F.rms_norm(x, self.width, eps=NORM_EPS)
             factor = factor * self.weight
         if shift is None:
-            return x * factor[:, None]
-        return torch.addcmul(shift[:, None], x, factor[:, None])  # (B, N, D)
+            return x * per_token(factor)
+        return torch.addcmul(per_token(shift), x, per_token(factor))  # (B, N, D)
+
+
+def per_token(modulation: Tensor) -> Tensor:
+    """A modulation of samples (B, D) as one that holds for all tokens (B, 1, D); one of tokens (B, N, D) as it is."""
+    return modulation if modulation.ndim == 3 else modulation[:, None]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -164,16 +169,16 @@ class LightningDiTBlock(nn.Module):
 
         Args:
             x: tokens (B, N, D).
-            condition: silu of the embedded time and class, (B, D).
+            condition: silu of the embedded time and class (B, D), or of a condition of each token (B, N, D).
             rotary: the tokens' rotary table, or None for a model without.
         """
         shift_1 = shift_2 = None
         if self.adaln_shift:
-            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)  # (B, D)
+            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)
         else:
-            scale_1, gate_1, scale_2, gate_2 = self.modulation(condition).chunk(4, dim=-1)  # (B, D)
-        x = torch.addcmul(x, gate_1[:, None], self.attn(self.norm1(x, shift_1, scale_1), rotary))
-        return torch.addcmul(x, gate_2[:, None], self.feed_forward(self.norm2(x, shift_2, scale_2)))
+            scale_1, gate_1, scale_2, gate_2 = self.modulation(condition).chunk(4, dim=-1)
+        x = torch.addcmul(x, per_token(gate_1), self.attn(self.norm1(x, shift_1, scale_1), rotary))
+        return torch.addcmul(x, per_token(gate_2), self.feed_forward(self.norm2(x, shift_2, scale_2)))
 
 
 class OutputLayer(nn.Module):
@@ -186,6 +191,6 @@ class OutputLayer(nn.Module):
         self.modulation = nn.Linear(hidden_size, 2 * hidden_size)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Map tokens (B, N, D) to patches (B, N, p p C)."""
-        shift, scale = self.modulation(condition).chunk(2, dim=-1)  # (B, D)
+        """Map tokens (B, N, D) to patches (B, N, p p C); the condition is (B, D), or (B, N, D) of each token."""
+        shift, scale = self.modulation(condition).chunk(2, dim=-1)
         return self.proj(self.norm(x, shift, scale))

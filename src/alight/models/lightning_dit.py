@@ -12,11 +12,12 @@ from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from alight.models.embeddings import TimeEmbedding, drop_labels, patchify, unpatchify
+from alight.models.embeddings import FourierTimeEmbedding, TimeEmbedding, drop_labels, patchify, unpatchify
 from alight.models.layers import AdaptiveNorm, LightningDiTBlock, OutputLayer
 from alight.models.position import resample_position_embedding, rotary_table, sincos_position_embedding
 from alight.models.pretrained import StrictlyLoaded
 from alight.models.sizes import check_config, check_inputs, token_grid
+from alight.models.wide_head import WideHead, head_sizes
 from alight.options import FeedForwardKind, Norm, PositionResize
 from alight.runtime.errors import InputError
 
@@ -36,11 +37,13 @@ class Features(NamedTuple):
     Attributes:
         tokens: (B, N, D) after the last block.
         condition: (B, D), of time and class.
+        time: (B, D), the embedded time alone.
         tapped: number of blocks passed -> tokens (B, N, D), as far as they were asked for.
     """
 
     tokens: Tensor
     condition: Tensor
+    time: Tensor
     tapped: dict[int, Tensor]
 
 
@@ -90,6 +93,9 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
             velocity too, less well: the weak prediction of Internal Guidance (arXiv 2512.24176). None builds none.
         interval_embedding: whether the model is told the length of a step too, so that it can predict the average
             velocity over it (MeanFlow, arXiv 2505.13447). At first the embedding is zero.
+        head: sizes of a wide head, `{"num_layers": 2, "hidden_size": 2048, "num_heads": 16}` as published, for latents
+            of more channels than the model is wide (RAE, arXiv 2510.11690); see `WideHead`. Time is then embedded by
+            random frequencies. None builds none.
 
     Raises:
         InputError: the sizes do not fit each other.
@@ -120,6 +126,7 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         trained_size: int | tuple[int, int] | None = None,
         auxiliary_block: int | None = None,
         interval_embedding: bool = False,
+        head: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         check_config(self.config)
@@ -128,18 +135,18 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         self.trained_grid = token_grid(trained_size, patch_size) if trained_size else self.grid
         out_channels = in_channels * (2 if learn_sigma else 1)
         self.patch_embed = nn.Linear(in_channels * patch_size**2, hidden_size)
-        self.time_embed = TimeEmbedding(hidden_size)
+        self.time_embed = TimeEmbedding(hidden_size) if head is None else FourierTimeEmbedding(hidden_size)
         self.interval_embed = TimeEmbedding(hidden_size) if interval_embedding else None
         self.class_embed = nn.Embedding(num_classes + (class_dropout_prob > 0), hidden_size)
-        self.blocks = nn.ModuleList(
-            LightningDiTBlock(hidden_size, num_heads, mlp_ratio, norm, feed_forward, qk_norm, adaln_shift)
-            for _ in range(num_layers)
-        )
-        outputs = hidden_size, patch_size**2 * out_channels, norm
-        self.auxiliary_layer = None if auxiliary_block is None else OutputLayer(*outputs)
-        self.output_layer = OutputLayer(*outputs)
+        block = mlp_ratio, norm, feed_forward, qk_norm, adaln_shift
+        self.blocks = nn.ModuleList(LightningDiTBlock(hidden_size, num_heads, *block) for _ in range(num_layers))
+        num_tokens, outputs = self.grid.height * self.grid.width, (patch_size**2 * out_channels, norm)
+        sizes = None if head is None else head_sizes(head)
+        patch = in_channels * patch_size**2
+        self.wide_head = None if sizes is None else WideHead(sizes, patch, hidden_size, num_tokens, rope, *block)
+        self.auxiliary_layer = None if auxiliary_block is None else OutputLayer(hidden_size, *outputs)
+        self.output_layer = OutputLayer(hidden_size if sizes is None else sizes.hidden_size, *outputs)
         # Both are fixed. The added embedding is part of a checkpoint; the angles follow from the configuration.
-        num_tokens = self.grid.height * self.grid.width
         self.register_buffer("pos_embed", torch.empty(1, num_tokens, hidden_size))
         table = torch.empty(num_tokens, hidden_size // num_heads // 2, 2) if rope else None  # (N, K / 2, 2)
         self.register_buffer("rope_table", table, persistent=False)
@@ -186,6 +193,8 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
                 module.reset_parameters()
         for embedding in (self.class_embed, self.time_embed.linear_1, self.time_embed.linear_2):
             nn.init.normal_(embedding.weight, std=0.02, generator=generator)
+        if isinstance(self.time_embed, FourierTimeEmbedding):
+            nn.init.normal_(self.time_embed.frequencies, generator=generator)
         if self.interval_embed is not None:
             nn.init.normal_(self.interval_embed.linear_1.weight, std=0.02, generator=generator)
             nn.init.zeros_(self.interval_embed.linear_2.weight)
@@ -200,6 +209,8 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         self.pos_embed.copy_(sincos_position_embedding(width, self.grid, self.trained_grid))
         if self.rope_table is not None:
             self.rope_table.copy_(rotary_table(head_width, self.grid, self.trained_grid))
+        if self.wide_head is not None:
+            self.wide_head.reset_positions(self.grid, self.trained_grid)
 
     def resized(self, sample_size: int | tuple[int, int], positions: PositionResize = "interpolate") -> "LightningDiT":
         """A copy with the same weights for latents of another size, usually for further training.
@@ -227,6 +238,11 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
     def arguments(self) -> dict[str, Any]:
         """The arguments of the constructor: the `config` without the entries of diffusers."""
         return {name: value for name, value in self.config.items() if not name.startswith("_")}
+
+    @property
+    def all_blocks(self) -> list[nn.Module]:
+        """The blocks, and those of a wide head: what is compiled, and divided among processes, one by one."""
+        return [*self.blocks, *([] if self.wide_head is None else self.wide_head.blocks)]
 
     @property
     def has_auxiliary_output(self) -> bool:
@@ -292,12 +308,19 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
         weak_layer = self.require_auxiliary_output() if auxiliary else None
         kept = {*at, self.config.auxiliary_block} if auxiliary else at
         features = self.forward_features(x, t, class_labels, tuple(kept), until)
-        velocity = self._velocity(self.output_layer(features.tokens, features.condition), x.dtype)
+        velocity = self._velocity(self.output_layer(*self._last_tokens(x, features)), x.dtype)
         if weak_layer is None:
             return (velocity, features.tapped) if at else velocity
         weak = weak_layer(features.tapped[self.config.auxiliary_block], features.condition)
         tapped = ({number: features.tapped[number] for number in at},) if at else ()
         return velocity, self._velocity(weak, x.dtype), *tapped
+
+    def _last_tokens(self, x: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+        """The tokens before the output layer, and what modulates it."""
+        if self.wide_head is None:
+            return features.tokens, features.condition
+        condition = F.silu(features.time[:, None] + features.tokens)  # (B, N, D)
+        return self.wide_head(patchify(x, self.config.patch_size), condition)
 
     def _velocity(self, patches: Tensor, dtype: torch.dtype) -> Tensor:
         """Patches (B, N, p p C) to a velocity (B, C, H, W)."""
@@ -353,12 +376,15 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
             raise InputError(f"The model has {len(self.blocks)} blocks; tokens cannot be tapped at {list(at)}.")
         patches = patchify(x, self.config.patch_size).to(self.patch_embed.weight.dtype)  # (B, N, C p p)
         tokens = self.patch_embed(patches) + self.pos_embed  # (B, N, D)
-        embedded = self.time_embed(t) + self.class_embed(class_labels)  # (B, D)
+        time = self.time_embed(t)  # (B, D)
+        embedded = time + self.class_embed(class_labels)
         if self.interval_embed is not None or until is not None:
             embedded = embedded + self.require_interval_embedding()(
                 torch.zeros_like(t) if until is None else until - t
             )
         condition = F.silu(embedded)
+        if self.wide_head is not None:
+            condition = F.silu(condition)  # twice, as the published models with a wide head
         tapped = {0: tokens} if 0 in at else {}
         for number, block in enumerate(self.blocks, start=1):
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -367,4 +393,4 @@ class LightningDiT(StrictlyLoaded, ConfigMixin):
                 tokens = block(tokens, condition, self.rope_table)
             if number in at:
                 tapped[number] = tokens
-        return Features(tokens, condition, tapped)
+        return Features(tokens, condition, time, tapped)

@@ -33,6 +33,11 @@ def check_config(config: Any) -> None:
         if config[option] not in get_args(kind):
             raise InputError(f"{option} is {config[option]!r}; choose one of {', '.join(get_args(kind))}.")
     check_auxiliary_block(config.auxiliary_block, config.num_layers)
+    if config.head is not None and config.interval_embedding:
+        raise InputError(
+            "A transformer with a wide head has no interval embedding: its head would not be told the length of a "
+            "step. Leave head or interval_embedding out."
+        )
 
 
 def check_auxiliary_block(block: Any, num_layers: int) -> None:
