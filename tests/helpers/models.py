@@ -15,6 +15,7 @@ TRANSFORMER = {
     "num_heads": 2,
     "num_classes": 10,
 }
+HEAD = {"num_layers": 2, "hidden_size": 24, "num_heads": 3}  # of a transformer
 TOKENIZER = {
     "latent_channels": 4,
     "block_out_channels": (16, 16),

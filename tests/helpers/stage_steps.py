@@ -31,7 +31,7 @@ from helpers.models import tiny_tokenizer, tiny_vit
 
 LATENTS, CLASSES, FEATURES = (4, 4, 4), 10, 16
 IMAGE_SIZE, BATCH = 32, 2
-TRANSFORMER_STEPS = ("velocity", "auxiliary", "aligned", "average_velocity")
+TRANSFORMER_STEPS = ("velocity", "auxiliary", "aligned", "average_velocity", "wide_head")
 TOKENIZER_STEPS = ("reconstruction", "aligned", "adversarial", "all")
 LEARNING_RATE = 1e-3
 
@@ -48,10 +48,13 @@ def transformer_config(
     kind: str = "velocity", precision: str = "fp32", optimizer: str = "adamw", **training: Any
 ) -> TrainTransformerConfig:
     """A small transformer, trained with the objective of that name."""
-    model = {"preset": None, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "patch_size": 1}
+    model: dict[str, Any] = {"preset": None, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "patch_size": 1}
     values: dict[str, Any] = {"optimizer": {"name": optimizer, "max_grad_norm": 1.0, "lr": LEARNING_RATE}}
     if kind == "auxiliary":
         model["auxiliary_block"] = 1
+    if kind == "wide_head":
+        model["head"] = {"num_layers": 1, "hidden_size": 96, "num_heads": 4}
+        values["flow"] = {"timestep_shift": "auto", "first_time": 0.001}
     if kind == "aligned":
         values["representation"] = {"weight": 0.5, "block": 1, "hidden_size": 32, "spatial_norm": 0.6}
     if kind == "average_velocity":

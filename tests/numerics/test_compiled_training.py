@@ -31,7 +31,7 @@ from alight.training.token_alignment import build_token_alignment
 from alight.training.tokenizer_networks import compile_networks
 from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backward, discriminator_backward
 from alight.training.transformer_step import TransformerBatch, transformer_backward
-from helpers.models import tiny_tokenizer, tiny_transformer, tiny_vit
+from helpers.models import HEAD, tiny_tokenizer, tiny_transformer, tiny_vit
 
 BACKEND = "aot_eager"
 CPU = torch.device("cpu")
@@ -110,6 +110,20 @@ def test_transformers_learn_the_same(auxiliary_block, aligned, checkpointing):
         for count in (4, 3):
             transformer_backward(model, transformer_batch(count, aligned), FlowConfig(), alignment=alignment)
         found.append(gradients(model, alignment.projector if alignment is not None else None))
+    assert_same_gradients(found[1], found[0])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_transformers_with_a_wide_head_learn_the_same(checkpointing):
+    found = []
+    for compiled in (False, True):
+        model = tiny_transformer(num_layers=2, head=HEAD).double().train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        compile_blocks(model.all_blocks if compiled else [], backend=BACKEND)
+        assert all(block._compiled_call_impl is not None for block in model.wide_head.blocks) == compiled
+        transformer_backward(model, transformer_batch(4, False), FlowConfig())
+        found.append(gradients(model))
     assert_same_gradients(found[1], found[0])
 
 

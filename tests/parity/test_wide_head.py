@@ -44,7 +44,11 @@ def arguments_of(case):
     pairs = {name: case["config"][name] for name in ("hidden_size", "depth", "num_heads")}
     common = {"class_dropout_prob": case["class_dropout_prob"], "mlp_ratio": case["mlp_ratio"]}
     narrow = case["config"] | {name: pair[0] for name, pair in pairs.items()}
-    head = {"num_layers": pairs["depth"][1], "hidden_size": pairs["hidden_size"][1], "num_heads": pairs["num_heads"][1]}
+    head = {
+        "num_layers": pairs["depth"][1],
+        "hidden_size": pairs["hidden_size"][1],
+        "num_heads": pairs["num_heads"][1],
+    }
     return our_config(narrow, **common) | {"head": head}
 
 
@@ -141,10 +145,13 @@ def test_guidance_of_rows_with_times_of_their_own(recorded, model, strategy):
         runs = {"ag.out": (case["ag"]["scale"], case["ag"]["interval"])}
         options = {"guide": lambda x, t, labels: -tensors["ag.bad_out"]}
     for name, (scale, interval) in runs.items():
-        velocity = GuidedVelocity(model, labels, **options, guidance_scale=scale, guidance_interval=in_our_time(interval))
+        velocity = GuidedVelocity(
+            model, labels, **options, guidance_scale=scale, guidance_interval=in_our_time(interval)
+        )
         with torch.no_grad():
             found = -velocity(x[:rows], t[:rows])
-        assert_close(found, tensors[name][:rows], name, atol=GUIDED)
+        # extrapolation adds up the errors of two outputs, of which the recorded rounding tells the size
+        assert_close(found, tensors[name][:rows], name, atol=max(GUIDED, 10 * case["noise_floor_forward"]))
 
 
 @pytest.fixture(scope="module")

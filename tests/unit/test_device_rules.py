@@ -18,7 +18,7 @@ from alight.pipelines import LightningDiTPipeline
 from alight.stages.extract_latents import encode, encode_features
 from alight.training.meter import Averages
 from helpers.meta_device import META, AcceleratorRules, Place, StrandedTensorError, use_fused_optimizers
-from helpers.models import tiny_tokenizer, tiny_transformer, tiny_vit
+from helpers.models import HEAD, tiny_tokenizer, tiny_transformer, tiny_vit
 from helpers.random_inception import random_inception
 from helpers.stage_steps import (
     TOKENIZER_STEPS,
@@ -167,6 +167,17 @@ def test_every_guidance(rules, guidance, channels):
     if guidance == "internal":
         options = {"internal_scale": 1.5, "internal_interval": (0.2, 0.8)}
     pipeline()([1, 2], 4, solver="heun", seeds=[3, 4], output_type="latent", **options)
+    assert places(rules) == {FINITE}
+
+
+def test_a_wide_head_and_guidance_of_rows(rules):
+    facts = {"latents_mean": [0.1] * 4, "latents_std": [1.5] * 4}
+    made = LightningDiTPipeline.from_models(tiny_tokenizer(), tiny_transformer(head=HEAD), facts).to(META)
+    settings = {"guidance_scale": 2.0, "timestep_shift": "auto", "last_time": 0.9, "output_type": "latent"}
+    assert made([1, 2], 4, seeds=[3, 4], **settings).images.device == META
+    velocity = made.velocity([1, 2], 2.0, (0.1, 0.9))
+    with torch.no_grad():
+        assert velocity(normal(2, 4, 4, 4).to(META), torch.rand(2).to(META)).device == META
     assert places(rules) == {FINITE}
 
 

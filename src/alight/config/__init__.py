@@ -53,12 +53,14 @@ from alight.config.transformer import (
     RepresentationConfig,
     TrainTransformerConfig,
     TransformerModelConfig,
+    WideHeadConfig,
 )
 
 LATER_SECTIONS = {  # which earlier versions lacked; their defaults are what those had built in
     "optimizer.muon": MuonConfig,
     "flow.average_velocity": AverageVelocityConfig,
     "features": FeaturesConfig,
+    "model.head": WideHeadConfig,
     "representation": RepresentationConfig,
 }
 
@@ -113,4 +115,5 @@ __all__ = [
     "TransformerModelConfig",
     "TransformerTrainingConfig",
     "TuneConfig",
+    "WideHeadConfig",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from alight.config.base import ClassName, Fraction, Job, NonNegative, Positive, PositiveReal, Section
 from alight.options import (
+    AUTO,
     MEAN_SOLVER,
     PUBLISHED_KAPPA,
     SDE_SOLVERS,
@@ -40,7 +41,8 @@ class SolverConfig(Section):
     guidance_channels: Positive | None = None  # None = all; 3 = how the published figures were made
     internal_scale: GuidanceScale = 1.0  # of Internal Guidance, by the auxiliary output; 1 = off
     internal_interval: tuple[Fraction, Fraction] | None = None  # in model time; None = everywhere
-    timestep_shift: TimestepShift | None = None  # s of t' = s t / (1 + (s-1) t); None = off
+    timestep_shift: TimestepShift | Literal["auto"] | None = None  # s of t' = s t / (1 + (s-1) t); auto = by dimension
+    last_time: Annotated[float, Field(gt=0, le=1)] = 1.0  # where ODE solvers end, before the shift; RAE: 0.999
     time_warp: TimeWarp | None = None  # UCGM's time grid, published: 1.17, 0.8, 1.1; in place of a shift
     kappa: Fraction = PUBLISHED_KAPPA  # extrapolation of ucgm alone: 1/3 = second order, 0.5 = published
     diffusion_form: DiffusionForm = "sigma"
@@ -52,6 +54,8 @@ class SolverConfig(Section):
         require_solver(self.solver)
         if self.time_warp is not None and (self.stochastic or self.timestep_shift is not None):
             raise ValueError("time_warp goes with no timestep_shift and no sde_ solver; leave one of them out")
+        if self.last_time != 1 and (self.stochastic or self.solver == MEAN_SOLVER or self.time_warp is not None):
+            raise ValueError("last_time is for ODE solvers without a time_warp; leave one of them out")
         if self.kappa != PUBLISHED_KAPPA and self.solver != "ucgm":
             raise ValueError(f"kappa belongs to the solver ucgm, not to {self.solver}; leave one of them out")
         if self.solver == MEAN_SOLVER and (self.guidance_scale != 1 or self.internal_scale != 1):
@@ -77,6 +81,7 @@ class SolverConfig(Section):
         without = set() if self.stochastic else {"diffusion_form", "last_step", "last_step_size"}
         without |= {"internal_scale", "internal_interval"} if self.internal_scale == 1 else set()
         unused = {"guidance": self.guidance, "time_warp": self.time_warp, "kappa": self.solver == "ucgm"}
+        unused["last_time"] = self.last_time != 1
         return self.model_dump(exclude=without | {name for name, used in unused.items() if not used})
 
     def __str__(self) -> str:
@@ -91,7 +96,9 @@ class SolverConfig(Section):
         if self.guidance_scale == self.internal_scale == 1:
             words.append("no guidance")
         if self.timestep_shift not in (None, 1):
-            words.append(f"shift {self.timestep_shift:g}")
+            words.append(f"shift {self.timestep_shift if self.timestep_shift == AUTO else f'{self.timestep_shift:g}'}")
+        if self.last_time != 1:
+            words.append(f"until t = {self.last_time:g} before the shift")
         if self.time_warp is not None:
             words.append(f"time warp {', '.join(f'{number:g}' for number in self.time_warp)}")
         return ", ".join(words)

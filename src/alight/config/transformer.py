@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,25 @@ from alight.options import (
 )
 
 
+class WideHeadConfig(Section):
+    """Wide blocks at the end of the transformer, for latents of more channels than it is wide (RAE); used if counted.
+
+    Two blocks of width 2048 as published.
+    """
+
+    num_layers: Depth | None = None  # blocks of the head, 2 as published; None = no head
+    hidden_size: Size = 2048  # at least the numbers per token of the latents
+    num_heads: Size = 16  # attention heads of these blocks
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.num_layers is not None and self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"head.hidden_size {self.hidden_size} is not a multiple of 4 * head.num_heads = {4 * self.num_heads}"
+            )
+        return self
+
+
 class TransformerModelConfig(Section):
     """LightningDiT by preset or by its four sizes; everything else is the paper's final architecture."""
 
@@ -50,6 +69,7 @@ class TransformerModelConfig(Section):
     adaln_shift: bool = True  # modulate by shift and scale, or by scale alone
     auxiliary_block: int | None = None  # a second output after this many blocks, for Internal Guidance; None = off
     interval_embedding: bool = False  # tell it the length of a step, too, which average velocities need
+    head: WideHeadConfig = WideHeadConfig()  # wide blocks at the end, for latents of many channels
 
     @model_validator(mode="after")
     def _preset_or_sizes(self) -> Self:
@@ -68,7 +88,14 @@ class TransformerModelConfig(Section):
                 f"auxiliary_block {self.auxiliary_block} is not between two blocks of a model of {self.num_layers}; "
                 + (f"give 1 to {self.num_layers - 1}" if self.num_layers > 1 else "leave it out")
             )
+        if self.interval_embedding and self.head.num_layers is not None:
+            raise ValueError("interval_embedding does not go with a wide head; leave it or head.num_layers out")
         return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the model's constructor as far as the section gives them, beside those of the preset."""
+        given = self.model_dump(exclude={"preset", "head"}, exclude_none=True)
+        return given | ({} if self.head.num_layers is None else {"head": self.head.model_dump()})
 
 
 class AverageVelocityConfig(Section):
@@ -90,7 +117,10 @@ class FlowConfig(Section):
     loss_weight: LossWeight = "none"  # of noise and score predictions
     time_sampling: TimeDistribution = "logit_normal"
     uniform_from_step: NonNegative | None = None  # draw time uniformly from this step on, as the 800-epoch recipe does
-    timestep_shift: PositiveReal | None = None  # warp of the training times; below 1 looks more often at noise
+    timestep_shift: PositiveReal | Literal["auto"] | None = (
+        None  # warp of times, below 1 to noise; auto = by dimension
+    )
+    first_time: Annotated[float, Field(ge=0, lt=1)] = 0.0  # earliest training time before the shift; RAE: 0.001
     logit_normal_mean: float = 0.0
     logit_normal_std: PositiveReal = 1.0
     cosine_weight: NonNegativeReal = 1.0  # of the velocity direction loss

@@ -53,9 +53,20 @@ def dimension_aware_shift(num_dimensions: int, base_dimensions: int = 4096) -> f
     return math.sqrt(base_dimensions / num_dimensions)
 
 
-def resolve_shift(shift: float | Literal["auto"] | None, shape: Sequence[int]) -> float | None:
-    """A timestep shift as a number: "auto" is `dimension_aware_shift` of latents of this shape (C, H, W)."""
-    return dimension_aware_shift(math.prod(shape)) if shift == AUTO else shift
+def resolve_shift(shift: float | Literal["auto"] | None, shape: Sequence[int] | None = None) -> float | None:
+    """A timestep shift as a number: "auto" is `dimension_aware_shift` of latents of the shape (C, H, W).
+
+    Raises:
+        InputError: the shift is "auto" and no shape is given, or it is another word.
+    """
+    if not isinstance(shift, str):
+        return shift
+    if shift != AUTO or shape is None:
+        raise InputError(
+            f"The timestep shift is {shift!r} where a number is needed. Give a number, None for even steps, or 'auto' "
+            "together with the shape of the latents."
+        )
+    return dimension_aware_shift(math.prod(shape))
 
 
 def sample_timesteps(

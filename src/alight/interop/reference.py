@@ -313,20 +313,14 @@ def infer_transformer_config(
         num_tokens = (
             len(table) if table is not None and "pos_embed" not in published else shape("pos_embed", axes=3)[1]
         )
-    if num_heads is None:
-        if q_norm is None and table is None:
-            raise InputError(
-                f"{source} does not tell its number of attention heads (it has neither rotary positions nor query "
-                "norms); give num_heads, unless these are weights of a SiT or DiT, which cannot be sampled as a "
-                "LightningDiT."
-            )
-        num_heads = hidden_size // (q_norm if table is None else table).shape[-1]  # type: ignore[union-attr]
     return {
         "sample_size": sample_size or _square_size(num_tokens, patch_size, source),
         "in_channels": in_channels,
         "hidden_size": hidden_size,
         "num_layers": count_blocks(published, source),
-        "num_heads": num_heads,
+        "num_heads": _num_heads(hidden_size, q_norm if table is None else table, source)
+        if num_heads is None
+        else num_heads,
         "patch_size": patch_size,
         "mlp_ratio": _mlp_ratio(hidden_size, inner_size, gated),
         "num_classes": shape("y_embedder.embedding_table.weight")[0] - (class_dropout_prob > 0),
@@ -340,6 +334,16 @@ def infer_transformer_config(
         **auxiliary_output(published, auxiliary_block, source),
         **implied_head(published, head, source),
     }
+
+
+def _num_heads(hidden_size: int, of_a_head: Tensor | None, source: Any) -> int:
+    """The number of attention heads, from a tensor whose last axis is the width of one."""
+    if of_a_head is None:
+        raise InputError(
+            f"{source} does not tell its number of attention heads (it has neither rotary positions nor query norms); "
+            "give num_heads, unless these are weights of a SiT or DiT, which cannot be sampled as a LightningDiT."
+        )
+    return hidden_size // of_a_head.shape[-1]
 
 
 def _square_size(num_tokens: int, patch_size: int, source: Any) -> int:

@@ -80,7 +80,7 @@ def architecture_of(model: LightningDiT, wanted: TransformerModelConfig, source:
     if wanted == TransformerModelConfig(interval_embedding=True):
         own, wanted = own | {"interval_embedding": True}, TransformerModelConfig()
     shared = set(TransformerModelConfig.model_fields) - {*_FREE, *_SIZES}
-    given = {"auxiliary_block": None} | wanted.model_dump(exclude={"preset"}, exclude_none=True)
+    given = {"auxiliary_block": None, "head": None} | wanted.arguments()
     if wanted.preset and wanted != TransformerModelConfig():
         with torch.device("meta"):
             given |= {name: LightningDiT.from_preset(wanted.preset).config[name] for name in _SIZES}
@@ -98,9 +98,8 @@ def architecture_of(model: LightningDiT, wanted: TransformerModelConfig, source:
                 f"({'; '.join(other[:4])}). Leave the section out to keep the transformer's architecture."
             )
         return wanted
-    return TransformerModelConfig(
-        preset=None, **{name: own[name] for name in (*_SIZES, *shared, "class_dropout_prob")}
-    )
+    kept = {name: own[name] for name in (*_SIZES, *shared, "class_dropout_prob")}
+    return TransformerModelConfig(preset=None, **kept | {"head": own["head"] or {}})
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """Published transformers with a wide head (RAE's `DiTwDDTHead`): their names as those of a LightningDiT, and back.
 
 There the narrow blocks and the head's blocks are numbered through, the embedding of the latent that the narrow blocks
-see is called `s_embedder`, and `x_embedder` is the head's own. The parts of the head get the prefix `wide_head.` here. The
-published network predicts noise - data at noise time; the time embedding of this package sees noise time too, and the
-output layer is negated, which is exact.
+see is called `s_embedder`, and `x_embedder` is the head's own. Here the parts of the head get the prefix `wide_head.`.
+The published network predicts noise - data at noise time; the time embedding of this package sees noise time too, and
+the output layer is negated, which is exact.
 """
 
 from collections.abc import Mapping

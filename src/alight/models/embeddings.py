@@ -73,6 +73,8 @@ class FourierTimeEmbedding(nn.Module):
     time 1 - t, as in the published models with a wide head (RAE, arXiv 2510.11690).
     """
 
+    frequencies: Tensor
+
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(2 * TIME_FREQUENCIES, hidden_size)
@@ -82,7 +84,7 @@ class FourierTimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Embed `t` (B,) as (B, D)."""
         noise_time = 1 - t.to(torch.promote_types(t.dtype, torch.float32))
-        angles = 2 * math.pi * noise_time[:, None] * self.frequencies  # (B, F)
+        angles = 2 * math.pi * (noise_time[:, None] * self.frequencies)  # (B, F)
         sinusoids = torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(sinusoids)))
 

@@ -1,4 +1,4 @@
-"""A wide head: the last blocks of a transformer at a width of their own (RAE, arXiv 2510.11690; DDT, arXiv 2504.05741).
+"""A wide head: the last blocks of a transformer at a width of their own (DDT, 2504.05741; RAE, arXiv 2510.11690).
 
 The output layer of a transformer of width D maps every token to its n = p p C numbers, so that its outputs lie in D
 dimensions. Noise has all n, which a latent with more channels than D can therefore not be separated from. A few blocks
@@ -7,7 +7,7 @@ of a width above n at the end are enough; everything before may stay narrow.
 Legend: B batch, N tokens, C latent channels, p patch size, D width of the transformer, W width of the head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -72,6 +72,9 @@ class WideHead(nn.Module):
         block: the arguments of a `LightningDiTBlock` after its two sizes.
     """
 
+    rope_table: Tensor | None
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by diffusers
+
     def __init__(
         self, sizes: HeadSizes, patch_width: int, condition_width: int, num_tokens: int, rope: bool, *block: Any
     ) -> None:
@@ -79,9 +82,7 @@ class WideHead(nn.Module):
         self.sizes, self.gradient_checkpointing, width = sizes, False, sizes.hidden_size
         self.patch_embed = nn.Linear(patch_width, width)
         self.condition_proj = nn.Linear(condition_width, width) if condition_width != width else None
-        self.blocks = nn.ModuleList(
-            LightningDiTBlock(width, sizes.num_heads, *block) for _ in range(sizes.num_layers)
-        )
+        self.blocks = nn.ModuleList(LightningDiTBlock(width, sizes.num_heads, *block) for _ in range(sizes.num_layers))
         table = torch.empty(num_tokens, width // sizes.num_heads // 2, 2) if rope else None  # (N, K / 2, 2)
         self.register_buffer("rope_table", table, persistent=False)
 

@@ -28,6 +28,6 @@ def compile_pipeline(
     draw = with_compilation(draw, pipeline.device, images, SAMPLED)
     if draw.compile:
         for model in (pipeline.transformer, guide):
-            compile_blocks([] if model is None else model.blocks)
+            compile_blocks([] if model is None else model.all_blocks)
         compile_blocks(pipeline.tokenizer.blocks, fixed_size=True)
     return draw

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, Unpack
+from typing import Any, Literal, NotRequired, Unpack
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from alight.artifacts import MANIFEST, read_artifact, verify_folder
 from alight.data.class_names import class_index, readable_class_names
-from alight.flow import PATHS, GuidedVelocity, InternalGuidance, SolverOptions, SolverSettings, sample
+from alight.flow import PATHS, GuidedVelocity, InternalGuidance, SolverOptions, SolverSettings, resolve_shift, sample
 from alight.models.lightning_dit import LightningDiT
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.pretrained import is_hub_id
@@ -225,7 +225,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
         guidance_channels: int | None = None,
-        timestep_shift: float | None = None,
+        timestep_shift: float | Literal["auto"] | None = None,
         solver: str = "euler",
         guide: LightningDiT | None = None,
         guidance: GuidanceName | None = None,
@@ -248,7 +248,7 @@ class LightningDiTPipeline(DiffusionPipeline):
             guidance_scale: 1 = off.
             guidance_interval: (low, high) in model time, t = 0 noise and t = 1 data; None = everywhere.
             guidance_channels: number of channels that are guided; None = all.
-            timestep_shift: s of t' = s t / (1 + (s-1) t); None = the scheduler's.
+            timestep_shift: s of t' = s t / (1 + (s-1) t); None = the scheduler's, "auto" = by the latents' dimension.
             solver: a name that `alight.flow.solve_ode` knows; `sde_euler` and `sde_heun` add noise on the way, and
                 `mean` takes few steps with a transformer that was trained for it.
             guide: a weaker transformer on the same latents: autoguidance (arXiv 2406.02507), not the null class.
@@ -260,8 +260,8 @@ class LightningDiTPipeline(DiffusionPipeline):
             latents: the noise itself, (B, C, h, w), instead of both.
             output_type: `pil`, `uint8` (NHWC tensor), `pt` (NCHW in [-1, 1]) or `latent` (normalised latents).
             on_step: called after each step with (steps done, latents).
-            **solver_settings: `time_warp`, and those of single solvers: `kappa`, `diffusion_form`, `last_step` and
-                `last_step_size`; see `alight.flow.SolverOptions`.
+            **solver_settings: `time_warp`, `last_time`, and those of single solvers: `kappa`, `diffusion_form`,
+                `last_step` and `last_step_size`; see `alight.flow.SolverOptions`.
 
         Raises:
             InputError: an unknown name, settings out of range, or latents or images that are not finite.
@@ -269,7 +269,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         require_known(output_type, OUTPUT_TYPES, "output_type")
         num_inference_steps = as_steps(num_inference_steps)
         check_solver(self.transformer, solver, guidance_scale, internal_scale)
-        check_numbers(guidance_scale=guidance_scale, timestep_shift=timestep_shift, internal_scale=internal_scale)
+        check_numbers(guidance_scale=guidance_scale, internal_scale=internal_scale)
         strategy = guidance_scale, guidance_interval, guidance_channels, guide, guidance
         velocity = self.velocity(class_labels, *strategy, internal_scale, internal_interval)
         noise, generator = self._noise(len(velocity.class_labels), seeds, generator, latents)
@@ -279,13 +279,21 @@ class LightningDiTPipeline(DiffusionPipeline):
         told |= {"internal_scale": internal_scale} if internal_scale != 1 else {}
         return LightningDiTOutput(images=self._output(x, output_type, told), nfe=velocity.nfe)
 
-    def flow(self, timestep_shift: float | None = None, **solver_settings: Unpack[SolverSettings]) -> dict[str, Any]:
+    def shift_of(self, timestep_shift: float | Literal["auto"] | None) -> float:
+        """A timestep shift of a call as a number: None is the scheduler's, "auto" follows the latents' dimension."""
+        shift = resolve_shift(timestep_shift, latent_shape(self.transformer))
+        check_numbers(timestep_shift=shift)
+        return self.default_shift if shift is None else shift
+
+    def flow(
+        self, timestep_shift: float | Literal["auto"] | None = None, **solver_settings: Unpack[SolverSettings]
+    ) -> dict[str, Any]:
         """The arguments of `alight.flow.sample` that belong to the transformer, and the settings of a solver.
 
         Without a timestep shift, and without a time warp in its place, the shift is the scheduler's.
         """
-        given = timestep_shift is not None or solver_settings.get("time_warp") is not None
-        options = SolverOptions(timestep_shift if given else self.default_shift, **solver_settings)
+        warped = timestep_shift is None and solver_settings.get("time_warp") is not None
+        options = SolverOptions(None if warped else self.shift_of(timestep_shift), **solver_settings)
         return {"options": options, "path": PATHS[self.config.path](), "prediction": self.config.prediction}
 
     def velocity(

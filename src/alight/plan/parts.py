@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from alight.config import (
     DrawConfig,
     EvaluateConfig,
@@ -17,10 +19,13 @@ from alight.config import (
 from alight.device_settings import settled
 from alight.evaluation.generated import open_generated
 from alight.flow.evaluations import SAME_EVALUATIONS, expected_evaluations
+from alight.flow.timesteps import resolve_shift
 from alight.models.foundation import FoundationModel
 from alight.models.inception import InceptionV3
 from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
+from alight.options import AUTO
+from alight.pipelines.guidance_check import latent_shape
 from alight.plan.inputs import Inputs
 from alight.plan.passes import Passes
 from alight.stages.extract_latents import size_sentence
@@ -90,7 +95,12 @@ def sampling(
     """Evaluate the transformer for every image, and decode it."""
     shape = inputs.transformer(transformer)
     count = drawn_images(draw, shape.num_classes)
-    evaluations = expected_evaluations(**draw.sampling.model_dump(exclude=SAME_EVALUATIONS))
+    settings = draw.sampling.model_dump(exclude=SAME_EVALUATIONS)
+    if draw.sampling.timestep_shift == AUTO:
+        with torch.device("meta"):
+            latents = latent_shape(shape.build(shape.num_layers))
+        settings["timestep_shift"] = resolve_shift(AUTO, latents)
+    evaluations = expected_evaluations(**settings)
     each = passes.sampling_step(shape.build, shape.num_layers, batch, draw.precision)
     yield Part("evaluate the transformer", count * evaluations, each)
     vae = inputs.tokenizer(tokenizer or inputs.tokenizer_of(transformer))

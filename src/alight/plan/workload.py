@@ -33,7 +33,13 @@ from alight.training.ema import EMA
 from alight.training.flops import count_flops
 from alight.training.optimizer import make_optimizer, optimizer_step, state_size
 from alight.training.tokenizer_step import autoencoder_backward, discriminator_backward
-from alight.training.transformer_step import TransformerBatch, draw_steps, draw_times, transformer_backward
+from alight.training.transformer_step import (
+    TransformerBatch,
+    draw_steps,
+    draw_times,
+    transformer_backward,
+    with_resolved_shift,
+)
 
 Item = TypeVar("Item")
 BYTES = 4  # weights, gradients, moments and averages are float32 in either precision
@@ -111,13 +117,13 @@ class TransformerWorkload(Workload):
         averages = [*present(ema), *networks.power_averages]
         self._model, self._times = model, torch.Generator().manual_seed(0)
         self._alignment = networks.alignment
-        compilation = partial(compile_blocks, model.blocks)
+        compilation = partial(compile_blocks, model.all_blocks)
         averaged, trained = (model, averages), {optimizer: [networks.trained]}
         super().__init__(config.training, config.optimizer, device, averaged, trained, compilation)
 
     def backward(self, images: int) -> None:
         """Add the gradient of a micro-batch of that many images."""
-        flow, device = self._config.flow, self.device
+        flow, device = with_resolved_shift(self._config.flow, self._latents.shape), self.device
         labels = torch.zeros(images, dtype=torch.long, device=device)
         x_1, x_0 = (self.noise(images, *self._latents.shape) for _ in range(2))
         features = until = None

@@ -206,7 +206,7 @@ def compile_blocks(
     The first batch compiles for its size and the first of another size for all sizes, so that the last batch of a
     data set, or every batch of a server, costs no compilation of its own.
 
-        compile_blocks(pipeline.transformer.blocks)
+        compile_blocks(pipeline.transformer.all_blocks)
 
     Args:
         blocks: the modules.

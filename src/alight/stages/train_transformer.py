@@ -16,7 +16,7 @@ from alight.data.latent_features import LatentFeatures
 from alight.data.latents import LatentDataset
 from alight.data.sampling import ResumableSampler
 from alight.device_settings import joined
-from alight.flow import PATHS, GuidedVelocity, sample
+from alight.flow import PATHS, GuidedVelocity, SolverOptions, resolve_shift, sample
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.interop.transformer_sources import (
     OpenTransformer,
@@ -27,7 +27,7 @@ from alight.interop.transformer_sources import (
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.vavae import VAVAE
-from alight.options import MEAN_SOLVER
+from alight.options import AUTO, MEAN_SOLVER
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.pictures import image_grid
 from alight.runtime.ahead import on_device
@@ -228,8 +228,10 @@ def draw_samples(
     path, prediction, vae = PATHS[config.flow.path](), config.flow.prediction, preview.vae.to(device)
     velocity = GuidedVelocity(model, preview.labels.to(device))
     solver = (MEAN_STEPS, MEAN_SOLVER) if config.flow.objective == "average_velocity" else (SAMPLE_STEPS, "ab2")
+    shift = config.flow.timestep_shift if config.flow.timestep_shift == AUTO else None
+    options = SolverOptions(resolve_shift(shift, preview.noise.shape[1:]))
     with autocast(device, config.training.precision):
-        latents = sample(velocity, preview.noise.to(device), *solver, path=path, prediction=prediction).x
+        latents = sample(velocity, preview.noise.to(device), *solver, options, path=path, prediction=prediction).x
         # one by one, since training leaves little memory; and a picture of nothing is no reason to stop it
         images = torch.cat([vae.decode_latents(each[None]).nan_to_num() for each in latents])
     release_weights(model)

@@ -11,7 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 from alight.config import TrainTransformerConfig
 from alight.runtime.distributed import Processes
 from alight.training.transformer_networks import LatentFormat, TransformerNetworks
-from alight.training.transformer_step import TransformerBatch, draw_steps, draw_times, transformer_backward
+from alight.training.transformer_step import (
+    TransformerBatch,
+    draw_steps,
+    draw_times,
+    transformer_backward,
+    with_resolved_shift,
+)
 
 
 def rehearse(
@@ -36,9 +42,10 @@ def rehearse(
     images = training.global_batch_size // processes.world_size // training.micro_batches(processes.world_size)
     x_1, x_0 = (torch.randn(images, *latents.shape, generator=generator) for _ in range(2))
     labels = torch.zeros(images, dtype=torch.int64)
-    t, until = draw_times(config.flow, 0, images, generator), None
-    if config.flow.objective == "average_velocity":
-        t, until = draw_steps(config.flow, 0, t, generator)
+    flow = with_resolved_shift(config.flow, latents.shape)
+    t, until = draw_times(flow, 0, images, generator), None
+    if flow.objective == "average_velocity":
+        t, until = draw_steps(flow, 0, t, generator)
     features = None
     if networks.alignment is not None and feature_dim is not None:
         features = torch.randn(images, feature_dim, *latents.shape[1:], generator=generator)

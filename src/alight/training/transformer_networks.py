@@ -117,13 +117,13 @@ def build_networks(
     ema = EMA(model, training.ema_decay, training.ema_warmup) if training.ema_decay else None
     power_averages = tuple(PowerAverage(model, width) for width in training.power_averages or ())
     if training.compile:
-        compile_blocks(model.blocks)
+        compile_blocks(model.all_blocks)
     sharded = training.sharding == "shard" and processes.world_size > 1
     if sharded:
         averages = (*((ema,) if ema is not None else ()), *power_averages)
-        shard(model, model.blocks, processes, training.precision, keep_gathered=True)
+        shard(model, model.all_blocks, processes, training.precision, keep_gathered=True)
         for average in averages:  # which are for samples alone
-            shard(average.model, average.model.blocks, processes, training.precision)
+            shard(average.model, average.model.all_blocks, processes, training.precision)
     if alignment is not None:
         alignment.distribute(processes, sharded)
     optimizer = make_optimizer(trained_together(model, alignment).named_parameters(), config.optimizer)
@@ -141,7 +141,7 @@ def build_model(config: TrainTransformerConfig, latents: LatentFormat) -> Lightn
     """Build LightningDiT of the configured size for these latents."""
     channels, height, width = latents.shape
     fitted = {"sample_size": (height, width), "in_channels": channels, "num_classes": latents.num_classes}
-    options = config.model.model_dump(exclude={"preset"}, exclude_none=True)
+    options = config.model.arguments()
     if config.model.preset:
         return LightningDiT.from_preset(config.model.preset, **fitted, **options)
     return LightningDiT(**fitted, **options)

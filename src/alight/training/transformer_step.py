@@ -14,9 +14,16 @@ from torch import Tensor, nn
 from alight.config import FlowConfig, TrainTransformerConfig
 from alight.data.latent_features import LatentFeatures
 from alight.data.latents import LatentDataset
-from alight.flow import PATHS, average_velocity_loss, flow_matching_loss, sample_timesteps, time_interval
+from alight.flow import (
+    PATHS,
+    average_velocity_loss,
+    flow_matching_loss,
+    resolve_shift,
+    sample_timesteps,
+    time_interval,
+)
 from alight.models.lightning_dit import LightningDiT
-from alight.options import Precision
+from alight.options import AUTO, Precision
 from alight.runtime.device import attention_kernel, autocast, full_float32
 from alight.runtime.seeding import noise_of_batch, random_stream
 from alight.training.shortage import of_transformer
@@ -70,9 +77,10 @@ def draw_batch(
     """Draw the batch of a step, with features where tokens are aligned at this step."""
     batch, generator = config.training.global_batch_size, random_stream(config.seed, "step", step)
     flips = (torch.rand(batch, generator=generator) < 0.5)[own].numpy()
-    t, until = draw_times(config.flow, step, batch, generator), None
-    if config.flow.objective == "average_velocity":
-        t, until = draw_steps(config.flow, step, t, random_stream(config.seed, "until", step))
+    flow = with_resolved_shift(config.flow, dataset.shape)
+    t, until = draw_times(flow, step, batch, generator), None
+    if flow.objective == "average_velocity":
+        t, until = draw_steps(flow, step, t, random_stream(config.seed, "until", step))
         until = until[own]
     u = torch.rand(batch, generator=generator)[own]
     x_0 = noise_of_batch(own, dataset.shape, config.seed, "noise", step)
@@ -83,18 +91,31 @@ def draw_batch(
     return TransformerBatch(x_1, model.drop_labels(labels, u=u), t[own], x_0, positions, targets, until)
 
 
+def with_resolved_shift(flow: FlowConfig, shape: Sequence[int]) -> FlowConfig:
+    """The flow for latents of a shape (C, h, w), by whose size an automatic timestep shift is chosen."""
+    if flow.timestep_shift != AUTO:
+        return flow
+    return flow.model_copy(update={"timestep_shift": resolve_shift(AUTO, shape)})
+
+
 def draw_times(flow: FlowConfig, step: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draw training times (count,) inside the interval in which the path and the prediction are regular."""
+    """Draw training times (count,) inside the interval in which the path and the prediction are regular.
+
+    No time is before the flow's first: uniform times are mapped to what is left, others drawn again.
+    """
     late = flow.uniform_from_step is not None and step >= flow.uniform_from_step
     interval = time_interval(PATHS[flow.path](), flow.prediction)
+    distribution = "uniform" if late else flow.time_sampling
+    truncated = distribution != "uniform" and flow.first_time > 0
     return sample_timesteps(
         count,
-        "uniform" if late else flow.time_sampling,
+        distribution,
         flow.logit_normal_mean,
         flow.logit_normal_std,
-        low=interval.start,
+        low=interval.start if truncated else max(interval.start, flow.first_time),
         high=interval.end,
-        shift=flow.timestep_shift,
+        shift=resolve_shift(flow.timestep_shift),
+        truncate=(flow.first_time, 1.0) if truncated else None,
         generator=generator,
     )
 

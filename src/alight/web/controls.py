@@ -84,7 +84,7 @@ def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
 
     start = which.sampling
     low, high = start.guidance_interval or (0.0, 1.0)
-    shift = start.timestep_shift or 1 / which.pipeline.scheduler.config.shift
+    shift = which.pipeline.shift_of(start.timestep_shift)
     taken, scale = min(start.num_inference_steps, MAX_STEPS), min(start.guidance_scale, MAX_GUIDANCE)
     steps = gr.Slider(1, MAX_STEPS, taken, step=1, label="Steps", elem_id=f"{element}-steps")
     guidance = gr.Slider(

@@ -109,7 +109,7 @@ def open_served(config: ServeConfig) -> Served:
     names = [readable(name) for name in short_names([_run_folder(folder) for folder in folders])]
     pipelines = tuple(_open_pipeline(*pair, device) for pair in zip(folders, names, strict=True))
     if config.compile:
-        compile_blocks(block for each in pipelines for block in each.pipeline.transformer.blocks)
+        compile_blocks(block for each in pipelines for block in each.pipeline.transformer.all_blocks)
     tokenizers = {
         f"Tokenizer of {names[0]}" if config.compare_tokenizer else "Tokenizer": pipelines[0].pipeline.tokenizer
     }
