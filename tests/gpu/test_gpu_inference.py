@@ -15,7 +15,7 @@ from alight.pipelines import LightningDiTPipeline
 from alight.runtime.device import autocast
 from alight.runtime.seeding import seeded_initialisation
 from alight.stages.extract_latents import encode, encode_features
-from helpers.models import normalised, tiny_tokenizer, tiny_transformer, tiny_vit
+from helpers.models import HEAD, normalised, tiny_tokenizer, tiny_transformer, tiny_vit
 from helpers.random_inception import random_inception
 from helpers.stage_steps import normal
 
@@ -52,6 +52,12 @@ def test_average_velocities_draw_the_latents_of_the_cpu():
     options = {"transformer": {"interval_embedding": True}}
     expected, found = (draw(device, MEAN_SOLVER, **options) for device in (CPU, CUDA))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_wide_head_draws_the_latents_of_the_cpu():
+    options = {"transformer": {"head": HEAD}, "timestep_shift": "auto", "last_time": 0.9}
+    expected, found = (draw(device, "heun", **options) for device in (CPU, CUDA))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", GUIDANCE)

@@ -69,4 +69,4 @@ def test_a_single_image_is_overfitted_below_the_bound_with_a_wide_head_alone(hea
         assert bound <= error < total  # it has learned, and is not below
     else:
         assert dimensions == CHANNELS
-        assert error < 0.2 * bound  # 0.04 was measured
+        assert error < 0.2 * bound  # 0.04 of it was measured

@@ -102,7 +102,8 @@ class WideHead(nn.Module):
         Returns:
             The tokens and what modulates the output layer, both (B, N, W).
         """
-        tokens = self.patch_embed(patches.to(self.patch_embed.weight.dtype))
+        wide = self.patch_embed.weight.dtype  # also of the residual stream, under autocast too
+        tokens = self.patch_embed(patches.to(wide)).to(wide)
         if self.condition_proj is not None:
             condition = self.condition_proj(condition)
         condition = F.silu(condition)  # a second time, as published
