@@ -40,6 +40,10 @@ def complaint(capsys, *arguments):
         ("sample --sampling.guidance-scale 1e30", "'sampling.guidance_scale' is '1e30'"),
         ("sample --sampling.guidance-scale nan", "'sampling.guidance_scale' is 'nan'"),
         ("sample --sampling.guidance-interval 0.5 0.2", "sampling: guidance_interval"),
+        (
+            "transformer train --flow.timestep-shift -1",
+            "'flow.timestep_shift' is '-1': input should be greater than 0, or",
+        ),
         ("evaluate --draw.sampling.timestep-shift 1e30", "'draw.sampling.timestep_shift' is '1e30'"),
         ("sample --class-counts a 0", "'class_counts.a' is '0'"),
         ("sample --seed 99999999999999999999", "'seed' is '99999999999999999999'"),

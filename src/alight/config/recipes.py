@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -189,7 +189,7 @@ def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 
 def explain(kind: type[BaseModel], error: ValidationError) -> str:
     """The complaints of pydantic in one paragraph, with the nearest valid key for every unknown one."""
-    found = error.errors(include_url=False)
+    found = _joined(error.errors(include_url=False))
     complaints: list[str] = []
     for item in found[:COMPLAINTS]:
         complaint, _, known = _complaint(kind, item).partition(" Known here:")
@@ -198,6 +198,19 @@ def explain(kind: type[BaseModel], error: ValidationError) -> str:
     if len(found) > COMPLAINTS:
         complaints.append(f"And {len(found) - COMPLAINTS:,} more complaints of this kind.")
     return " ".join(complaints)
+
+
+def _joined(found: Sequence[Any]) -> list[Any]:
+    """The complaints, where those about a value that may be a number or a word, such as 'auto', are one."""
+    words = {item["loc"][:-1]: item for item in found if str(*item["loc"][-1:]).startswith("literal[")}
+    joined = []
+    for item in found:
+        place = item["loc"][:-1]
+        if place not in words:
+            joined.append(item)
+        elif item is not words[place]:
+            joined.append({**item, "loc": place, "msg": f"{item['msg']}, or {words[place]['ctx']['expected']}"})
+    return joined
 
 
 def _complaint(kind: type[BaseModel], item: Any) -> str:

@@ -117,9 +117,7 @@ class FlowConfig(Section):
     loss_weight: LossWeight = "none"  # of noise and score predictions
     time_sampling: TimeDistribution = "logit_normal"
     uniform_from_step: NonNegative | None = None  # draw time uniformly from this step on, as the 800-epoch recipe does
-    timestep_shift: PositiveReal | Literal["auto"] | None = (
-        None  # warp of times, below 1 to noise; auto = by dimension
-    )
+    timestep_shift: PositiveReal | Literal["auto"] | None = None  # below 1 = more often near noise; auto = by size
     first_time: Annotated[float, Field(ge=0, lt=1)] = 0.0  # earliest training time before the shift; RAE: 0.001
     logit_normal_mean: float = 0.0
     logit_normal_std: PositiveReal = 1.0
