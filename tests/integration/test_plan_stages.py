@@ -14,6 +14,7 @@ from alight.config import (
     PlanConfig,
     QuickstartConfig,
     SampleConfig,
+    SolverConfig,
     TrainFoundationConfig,
     TrainTokenizerConfig,
     TrainTransformerConfig,
@@ -79,6 +80,17 @@ def test_extraction_encodes_every_image_and_its_mirror_image(jobs):
     assert not notes  # another job of the arrow makes the tokenizer, so nothing is taken for granted
     parts, _ = counted(jobs["latents"].model_copy(update={"flips": False}), jobs)
     assert parts["encode"] == 1500
+
+
+def test_sampling_with_a_shift_by_the_size_of_the_latents(jobs):
+    """Steps are even before the shift; its end and the guided times after it depend on the latents, 4 x 16 x 16."""
+    sampling = {"num_inference_steps": 10, "guidance_scale": 2.0, "guidance_interval": (0.0, 0.9)}
+    jobs["samples"] = jobs["samples"].model_copy(update={"sampling": SolverConfig(**sampling, timestep_shift="auto")})
+    automatic, _ = counted(jobs["samples"], jobs)
+    jobs["samples"] = jobs["samples"].model_copy(update={"sampling": SolverConfig(**sampling, timestep_shift=2.0)})
+    assert automatic == counted(jobs["samples"], jobs)[0]
+    jobs["samples"] = jobs["samples"].model_copy(update={"sampling": SolverConfig(**sampling)})
+    assert automatic != counted(jobs["samples"], jobs)[0]
 
 
 def test_sampling_evaluates_the_transformer_twice_a_step_where_it_is_guided(jobs):
