@@ -5,22 +5,24 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from alight.artifacts import Artifact, library_versions, read_artifact, read_manifest, write_manifest
-from alight.config import GridStudyConfig
+from alight.artifacts import Artifact, library_versions, read_manifest, write_manifest
+from alight.config import GridStudyConfig, Job
 from alight.evaluation.tokenizer_report import magnification
-from alight.outputs import check_output, claimed_output, writing_folder
+from alight.outputs import check_output, claimed_output, read_written, writing_folder
 from alight.reporting.files import figure_lines, write_report
 from alight.reporting.pictures import image_grid
 from alight.reporting.report import Bars, Comparison, Conditions, Curve, Figure, Picture, Report, Stage
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
-from alight.studies.execution import carry_out, carry_out_all, check
+from alight.studies.attempt import check
+from alight.studies.division import divided
+from alight.studies.execution import carry_out_all
 from alight.studies.grid import Run, Setting, all_runs, shared_jobs
 from alight.studies.results import GENERATION, LABELS, OBSERVER, Results, StudyMeasure
 
@@ -60,23 +62,34 @@ def carry_out_study(config: GridStudyConfig, settings: Sequence[Setting], study:
     Raises:
         InputError: no run can be carried out, or the folder holds another study.
     """
-    shared, runs = shared_jobs(config), all_runs(config, settings)
-    report = config.output / "report"
-    resolved = config.model_dump(mode="json", exclude={"jobs"})
-    check_output(report, resolved, "report")
+    with divided(config) as division:
+        shared, runs = shared_jobs(config), all_runs(config, settings)
+        before = division.agreed(prepare(config, shared, runs) if division.is_main else [])
+        division.share([Run(name, job.seed, job.output, {name: job}) for name, job in shared.items()])
+        failed = carry_out_all(runs, division, config.keep_checkpoints)
+        if division.is_main:
+            write_if_new(study, config, runs, failed, renew=finished_runs(runs) != before)
+        division.agreed("reported")
+    return read_written(config.output / "report", "report")
+
+
+def prepare(config: GridStudyConfig, shared: Mapping[str, Job], runs: Sequence[Run]) -> list[str]:
+    """Refuse folders that hold something else before any work starts; gives the names of finished runs.
+
+    Raises:
+        InputError: names the folder.
+    """
+    check_output(config.output / "report", resolved(config), "report")
     for jobs in (shared, *(run.jobs for run in runs)):
         check(jobs)
-    log.info("study: %d settings, %d runs, into %s.", len(settings), len(runs), config.output)
-    carry_out(shared)
-    before = finished_runs(runs)
-    failed = carry_out_all(runs, config.jobs, config.keep_checkpoints)
-    results = Results.read(runs, config.measured_steps)
-    if not results.settings:
-        raise InputError(f"Not a single run of the study succeeded. The first reason: {next(iter(failed.values()))}")
-    with claimed_output(report, "report", resolved, renew=finished_runs(runs) != before) as finished:
-        if finished is None:
-            write(study, config, runs, results, failed, report)
-    return read_artifact(report, "report")
+    settings = len({run.setting for run in runs})
+    log.info("study: %d settings, %d runs, into %s.", settings, len(runs), config.output)
+    return finished_runs(runs)
+
+
+def resolved(config: GridStudyConfig) -> dict[str, Any]:
+    """The configuration as plain data, without the number of jobs, which changes no result."""
+    return config.model_dump(mode="json", exclude={"jobs"})
 
 
 def finished_runs(runs: Sequence[Run]) -> list[str]:
@@ -84,23 +97,27 @@ def finished_runs(runs: Sequence[Run]) -> list[str]:
     return [run.name for run in runs if run.is_finished]
 
 
-def write(
-    study: Study,
-    config: GridStudyConfig,
-    runs: Sequence[Run],
-    results: Results,
-    failed: Mapping[str, str],
-    folder: Path,
+def write_if_new(
+    study: Study, config: GridStudyConfig, runs: Sequence[Run], failed: Mapping[str, str], renew: bool
 ) -> None:
-    """Write the report artifact."""
-    started = time.perf_counter()
-    conditions = {run.setting: conditions_of(run, config) for run in runs}
-    described = describe(study, config, runs, results, failed, conditions)
-    with writing_folder(folder) as staging:
-        write_report(staging, described)
-        digest = file_hash(staging / "report.json")
-        resolved = config.model_dump(mode="json", exclude={"jobs"})
-        write_manifest(staging, "report", resolved, digest, seconds=time.perf_counter() - started)
+    """Write the report artifact, unless it is there and nothing has changed.
+
+    Raises:
+        InputError: there is nothing to report.
+    """
+    started, folder = time.perf_counter(), config.output / "report"
+    results = Results.read(runs, config.measured_steps)
+    if not results.settings:
+        raise InputError(f"Not a single run of the study succeeded. The first reason: {next(iter(failed.values()))}")
+    with claimed_output(folder, "report", resolved(config), renew=renew) as finished:
+        if finished is not None:
+            return
+        conditions = {run.setting: conditions_of(run, config) for run in runs}
+        described = describe(study, config, runs, results, failed, conditions)
+        with writing_folder(folder) as staging:
+            write_report(staging, described)
+            digest = file_hash(staging / "report.json")
+            write_manifest(staging, "report", resolved(config), digest, seconds=time.perf_counter() - started)
     for line in figure_lines(described):
         log.info(line)
 
@@ -124,7 +141,7 @@ def describe(
         results=list(study.plots(results)),
         curves=[learning_curves(results, measure) for measure in (LABELS, OBSERVER) if results.has(measure)],
         stages=list(times(runs)),
-        configuration={"study": config.model_dump(mode="json", exclude={"jobs"})},
+        configuration={"study": resolved(config)},
         versions=library_versions(),
         notes=list(notes(results, failed)),
     )
