@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -61,6 +61,10 @@ class Division(ABC):
     @abstractmethod
     def outcomes(self, runs: Sequence[Run]) -> Iterator[tuple[Run, Outcome]]:
         """Carry out runs, the same ones in all processes; gives each in the order of their ends."""
+
+    def call(self, function: Callable[..., Value], *arguments: object) -> Value:
+        """Call a function where runs are carried out, while none is."""
+        return function(*arguments)
 
     def agreed(self, value: Value) -> Value:
         """A value of the process that reports, which the others wait for; plain data."""
@@ -117,6 +121,10 @@ class Ranks(Division):
         self.together, self.is_main = world_size, watch.rank == 0
         self._store, self._workers = own_store(f"{watch.name}/study"), workers
         self._phases, self._agreements = itertools.count(), itertools.count()
+
+    def call(self, function: Callable[..., Value], *arguments: object) -> Value:
+        """See `Division`."""
+        return self._workers.call(function, *arguments)
 
     def agreed(self, value: Value) -> Value:
         """See `Division`."""
@@ -181,13 +189,13 @@ def divided(config: GridStudyConfig) -> Iterator[Division]:
     if world_size == 1:
         yield OwnWorkers(config.jobs)
         return
-    if config.jobs > 1:
-        raise InputError(
-            f"--jobs {config.jobs} starts workers of one process, but torchrun has started {world_size} processes, "
-            "which share the runs of a study among themselves. Leave out --jobs, or torchrun."
-        )
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     with watched(config.model_dump(mode="json")) as watch:
+        if config.jobs > 1:
+            raise InputError(
+                f"--jobs {config.jobs} starts workers of one process, but torchrun has started {world_size} "
+                "processes, which share the runs of a study among themselves. Leave out --jobs, or torchrun."
+            )
         device = str(own_device(config.device))
         with Workers([device], max(available_cores() // together, 1)) as workers:
             ranks = Ranks(watch, workers, world_size)
