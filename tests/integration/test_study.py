@@ -147,8 +147,9 @@ def test_no_worker_outlives_its_study(recipe, tmp_path, ending):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no list of processes here")
 def test_a_worker_that_is_killed_takes_no_other_run_with_it(recipe, tmp_path):
     output = tmp_path / "study"
-    slow = {"training": {"steps": 200, "global_batch_size": 4, "ema_decay": None}}
-    path = recipe(FRONTIER | {"transformer": FRONTIER["transformer"] | slow})
+    slow = {"training": {"steps": 40, "global_batch_size": 4, "ema_decay": None}}
+    once = {"transformer": FRONTIER["transformer"] | slow, "seeds_at_widest": 1}
+    path = recipe(FRONTIER | once)
     with running("study", "frontier", "--config", path, "--output", output, "--jobs", 2) as process:
         wait_until(lambda: list(output.glob("runs/*/tokenizer/started.json")), 120)
         children = children_of(process.pid)

@@ -120,7 +120,9 @@ def test_a_model_for_all_runs_that_cannot_be_trained_ends_the_study(recipe, tmp_
     (tmp_path / "study" / "observer").mkdir(parents=True)
     (tmp_path / "study" / "observer" / "started.json").write_text('{"kind": "foundation"}')
     (tmp_path / "study" / "observer" / "training").write_text("a file in the way of the checkpoints")
-    codes, messages = finish(start(recipe, tmp_path / "study"))
+    job = start(recipe, tmp_path / "study")
+    wait_until(lambda: job[0].poll() is not None, 240)
+    codes, messages = finish(job)
     assert codes == [2, 2], messages
     (line,) = paragraphs(messages)
     assert "observer" in line
