@@ -124,8 +124,7 @@ def average_velocity_loss(
             guided = guidance_scale * velocity + (1 - guidance_scale) * without_class
             velocity = torch.where(time_like(class_labels == null_label, velocity), velocity, guided)
         target = velocity.clone()
-        long = long_rows(t, until, num_long)
-        if len(long):
+        if len(long := long_rows(t, until, num_long)):
             rows = (each[long] for each in (point.x_t, t, until, class_labels, velocity))
             target[long] = average_velocity_target(teacher, *rows)
     prediction = model(point.x_t, t, class_labels, until=until)

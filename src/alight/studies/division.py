@@ -157,7 +157,7 @@ class Ranks(Division):
             time.sleep(_LOOK)
 
     def _ended(self, keys: dict[str, Run]) -> Iterator[tuple[Run, Outcome]]:
-        """Those runs that have ended since the last look; they are taken out."""
+        """The runs that have ended since the last look; they are taken out."""
         for key in [key for key in keys if self._store.check([key])]:
             run, outcome = keys.pop(key), Outcome(*json.loads(self._store.get(key)))
             if not outcome.reason:  # another machine may have written it
