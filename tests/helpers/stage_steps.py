@@ -113,14 +113,14 @@ class TransformerTraining:
 def draw_transformer_batch(kind: str = "velocity", count: int = 4) -> TransformerBatch:
     """A batch on the CPU; of average velocities, half the steps have a length."""
     labels = torch.arange(count) % CLASSES
-    t, until, features = torch.rand(count, generator=seeded(1)), None, None
+    t, until, long, features = torch.rand(count, generator=seeded(1)), None, None, None
     if kind == "average_velocity":
         until = torch.where(torch.arange(count) % 2 == 0, t, t + (1 - t) / 2)
+        long = tuple((until != t).tolist())
     if kind == "aligned":
         features = normal(count, FEATURES, *LATENTS[1:], seed=4).bfloat16()
-    return TransformerBatch(
-        normal(count, *LATENTS, seed=2), labels, t, normal(count, *LATENTS, seed=3), labels, features, until
-    )
+    x_1, x_0 = normal(count, *LATENTS, seed=2), normal(count, *LATENTS, seed=3)
+    return TransformerBatch(x_1, labels, t, x_0, labels, features, until, long)
 
 
 @torch.no_grad()

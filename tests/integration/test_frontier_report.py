@@ -10,16 +10,20 @@ SHORT = (
     *("--foundation.training.steps", "4", "--observer.training.steps", "4", "--tokenizer.training.steps", "8"),
     *("--transformer.training.steps", "9", "--samples.samples-per-class", "2"),
     *("--samples.sampling.num-inference-steps", "2", "--report.density-runs", "0"),
+    *("--foundation.model.num-layers", "1", "--observer.model.num-layers", "1", "--transformer.model.num-layers", "1"),
+    *("--tokenizer.model.block-out-channels", "8", "8", "16", "16", "--tokenizer.model.norm-num-groups", "4"),
+    *("--reconstruction.linear-map-images", "100", "--report.neighbours", "2"),
 )
+AS_SHIPPED = ("--jobs", "2")
 
 
 @pytest.fixture(
-    scope="module", params=[SHORT, pytest.param((), marks=pytest.mark.exhaustive)], ids=["short", "as shipped"]
+    scope="module", params=[SHORT, pytest.param(AS_SHIPPED, marks=pytest.mark.exhaustive)], ids=["short", "as shipped"]
 )
 def study(request, alight, tmp_path_factory):
     """The folder of the finished study."""
     output = tmp_path_factory.mktemp("study") / "frontier"
-    command = ("study", "frontier", "--config", "digits/frontier_quick", "--jobs", "2", "--output", output)
+    command = ("study", "frontier", "--config", "digits/frontier_quick", "--output", output)
     result = alight(*command, *request.param, timeout=3600)
     assert result.returncode == 0, result.stderr
     assert f"Report: {output}/report/report.html" in result.stdout

@@ -11,7 +11,7 @@ from alight.training.checkpoint import list_checkpoints, load_latest_checkpoint
 from helpers import warm
 from helpers.written import same_weights, write_published_shards
 
-STEPS, KILLS = 300, 10
+STEPS = 200
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +69,16 @@ def undisturbed(latents, tmp_path_factory):
     return folder
 
 
-def test_killed_at_random_moments(latents, undisturbed, tmp_path):
-    moments, kills = random.Random(0), 0
-    for _ in range(KILLS):
+@pytest.mark.parametrize("times", [5, pytest.param(10, marks=pytest.mark.exhaustive)])
+def test_killed_at_random_moments(latents, undisturbed, tmp_path, times):
+    moments, kills = random.Random(times), 0
+    for _ in range(times):
         job = start(latents, tmp_path)
-        kills += kill_after_progress(job, tmp_path, moments.uniform(0, 0.15))
+        kills += kill_after_progress(job, tmp_path, moments.uniform(0, 0.75 / times))
         state, damaged = load_latest_checkpoint(tmp_path / "training")
         assert state is not None
         assert not damaged  # what has its final name is whole
-    assert kills == KILLS, "the run was too short to be killed so often"
+    assert kills == times, "the run was too short to be killed so often"
     finish(start(latents, tmp_path))
     assert same_weights(tmp_path, undisturbed)
     assert [line["step"] for line in read_log(tmp_path / "training")] == list(range(10, STEPS + 1, 10))

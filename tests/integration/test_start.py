@@ -92,7 +92,7 @@ def test_small_images_without_classes_train_a_masked_autoencoder(alight, tmp_pat
 
 def test_interrupted_and_started_again_it_follows_the_same_plan(alight, refused, tmp_path, short_recipe):
     folder, output = colours(colours(tmp_path / "images", 20, "cats"), 12, "dogs"), tmp_path / "run"
-    arguments = ["start", folder, "--recipe", short_recipe, "--minutes", 1, "--output", output]
+    arguments = ["start", folder, "--recipe", short_recipe, "--minutes", 0.8, "--output", output]
     process = warm.AlightProcess([str(argument) for argument in arguments])
     log, deadline = output / "tokenizer" / "training" / "log.jsonl", time.monotonic() + 240
     while not log.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -113,7 +113,7 @@ def test_interrupted_and_started_again_it_follows_the_same_plan(alight, refused,
     assert report["reconstruction_psnr"] > 5
 
     message = refused("start", folder, "--recipe", short_recipe, "--minutes", 2, "--output", output)
-    assert "minutes: 1.0 -> 2.0" in message
+    assert "minutes: 0.8 -> 2.0" in message
     by_hand = alight("quickstart", "--config", output / "recipe.yaml")  # the recipe is complete
     assert by_hand.returncode == 0, by_hand.stderr
     assert "finished already" in by_hand.stderr
@@ -123,7 +123,7 @@ def test_a_tokenizer_that_exists_takes_the_place_of_training_one(alight, tmp_pat
     """The check decides: one of a few steps is not good enough for itself, and one is trained."""
     folder, output = colours(tmp_path / "images", 20), tmp_path / "run"
     stock = finished_quickstart[0] / "tokenizer"
-    arguments = ("start", folder, "--recipe", short_recipe, "--minutes", 1, "--output", output)
+    arguments = ("start", folder, "--recipe", short_recipe, "--minutes", 0.8, "--output", output)
     result = alight(*arguments, "--stock-tokenizer", stock)
     assert result.returncode == 0, result.stderr
     assert "too little, so one is trained" in result.stderr

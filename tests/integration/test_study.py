@@ -2,81 +2,46 @@
 
 import json
 import os
+import shutil
 import signal
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from PIL import Image
 
-from alight.config import AblationStudyConfig, FrontierStudyConfig
-from alight.config.recipes import validate
+from alight.config import AblationStudyConfig
+from alight.config.recipes import load_config, validate
 from alight.metrics.intervals import speedup
 from alight.runtime.errors import InputError
 from alight.studies import ablation, frontier
 from alight.studies.execution import remaining
 from alight.studies.frontier import speedup_figure
 from alight.studies.grid import all_runs, shared_jobs
-from helpers import warm
 from helpers.serving import wait_until
-
-VIT = {"hidden_size": 24, "num_layers": 1, "num_heads": 2, "patch_size": 8}
-SHORT = {  # runs that take a second
-    "images": {"size": 32, "held_out_fraction": 0.3},
-    "foundation": {"model": VIT, "training": {"steps": 2, "global_batch_size": 8, "ema_decay": None}},
-    "observer": {
-        "task": "masked_autoencoder",
-        "model": VIT,
-        "training": {"steps": 2, "global_batch_size": 8, "ema_decay": None},
-    },
-    "tokenizer": {
-        "model": {
-            "block_out_channels": [8, 8, 8, 8],
-            "layers_per_block": 1,
-            "norm_num_groups": 2,
-            "level_attention": False,
-            "mid_block_attention": False,
-        },
-        "reconstruction": {"perceptual_weight": 0, "adversarial_weight": 0},
-        "training": {"steps": 3, "global_batch_size": 4, "ema_decay": None},
-        "preview_images": 0,
-    },
-    "latents": {"flips": False},
-    "transformer": {
-        "model": {"preset": None, "hidden_size": 24, "num_layers": 1, "num_heads": 2, "patch_size": 1},
-        "training": {"steps": 4, "global_batch_size": 4, "ema_decay": 0.5},
-        "sample_images": 0,
-    },
-    "samples": {"samples_per_class": 4, "sampling": {"num_inference_steps": 2}, "trajectory_images": 0},
-    "report": {"density_runs": 0, "neighbours": 0},
-    "measurements": 2,
-}
-FRONTIER = SHORT | {"job": "study frontier", "latent_channels": [4, 8], "seeds": 1, "seeds_at_widest": 2}
+from helpers.tiny_study import (
+    FRONTIER,
+    SHORT,
+    children_of,
+    draw_pictures,
+    files_of,
+    frontier_config,
+    lives,
+    running,
+    without_times,
+    write_recipe,
+)
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Bright and dark images, thirty of each."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for label, level in (("bright", 200), ("dark", 40)):
-        (folder / label).mkdir()
-        for number in range(30):
-            pixels = (level + rng.normal(0, 10, (32, 32, 3))).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / label / f"{number:02d}.png")
-    return folder
+    """The images of the study."""
+    return draw_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture
 def recipe(tmp_path, pictures):
-    def write(values):
-        path = tmp_path / "recipe.yaml"
-        images = values["images"] | {"source": str(pictures)}
-        path.write_text(yaml.safe_dump(values | {"images": images}, sort_keys=False))
-        return path
-
-    return write
+    """Write a recipe with these images."""
+    return lambda values: write_recipe(tmp_path / "recipe.yaml", values, pictures)
 
 
 @pytest.fixture(scope="module")
@@ -86,47 +51,6 @@ def finished(tmp_path_factory, pictures):
     images = FRONTIER["images"] | {"source": str(pictures)}
     frontier.run(frontier_config(output=str(output), images=images))
     return output
-
-
-def frontier_config(**changes):
-    values = {key: value for key, value in FRONTIER.items() if key != "job"}
-    return validate(FrontierStudyConfig, values | changes, "test")
-
-
-def without_times(folder):
-    report = json.loads((folder / "report" / "report.json").read_text())
-    return {key: value for key, value in report.items() if key not in ("stages", "seconds_total")}
-
-
-def files_of(folder):
-    """The number of files below a folder, some of which may go meanwhile."""
-    return sum(len(files) for _, _, files in os.walk(folder))
-
-
-def children_of(process):
-    """The numbers of a process's children, of whichever thread."""
-    lists = Path(f"/proc/{process}/task").glob("*/children")
-    return [child for each in lists for child in each.read_text().split()]
-
-
-@contextmanager
-def running(*arguments):
-    """A command in a process of its own, which does not outlive the block."""
-    process = warm.AlightProcess([str(argument) for argument in arguments])
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.communicate(timeout=60)
-
-
-def lives(process):
-    """True if a process of this number runs; one that has ended may wait for its parent as a zombie."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_frontier_has_both_kinds_of_every_width_and_more_seeds_at_the_widest():
@@ -180,10 +104,7 @@ def test_a_study_that_is_killed_ends_with_the_same_report(alight, recipe, tmp_pa
             assert process.poll() is None, "it ended before it was killed"
     result = alight(*arguments)
     assert result.returncode == 0, result.stderr
-    first, second = (
-        json.loads(json.dumps(without_times(folder)).replace(str(folder), "FOLDER")) for folder in (finished, killed)
-    )
-    assert first == second
+    assert without_times(killed) == without_times(finished)
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(alight, recipe, tmp_path):
@@ -226,8 +147,9 @@ def test_no_worker_outlives_its_study(recipe, tmp_path, ending):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no list of processes here")
 def test_a_worker_that_is_killed_takes_no_other_run_with_it(recipe, tmp_path):
     output = tmp_path / "study"
-    slow = {"training": {"steps": 200, "global_batch_size": 4, "ema_decay": None}}
-    path = recipe(FRONTIER | {"transformer": FRONTIER["transformer"] | slow})
+    slow = {"training": {"steps": 40, "global_batch_size": 4, "ema_decay": None}}
+    once = {"transformer": FRONTIER["transformer"] | slow, "seeds_at_widest": 1}
+    path = recipe(FRONTIER | once)
     with running("study", "frontier", "--config", path, "--output", output, "--jobs", 2) as process:
         wait_until(lambda: list(output.glob("runs/*/tokenizer/started.json")), 120)
         children = children_of(process.pid)
@@ -299,6 +221,13 @@ ABLATION = SHORT | {
 }
 
 
+TIMED = ABLATION | {  # also compared after the same time
+    "seeds": 1,
+    "equal_time": True,
+    "alone": ABLATION["alone"] | {"many layers": {"transformer.model.num_layers": 8}},
+}
+
+
 def test_an_ablation_cumulates_and_trains_a_model_only_where_it_differs(tmp_path):
     values = {key: value for key, value in ABLATION.items() if key != "job"}
     config = validate(AblationStudyConfig, values | {"output": str(tmp_path)}, "test")
@@ -313,17 +242,71 @@ def test_an_ablation_cumulates_and_trains_a_model_only_where_it_differs(tmp_path
     assert solver.jobs["report/2"].output != runs[0].jobs["report/2"].output
 
 
-def test_an_ablation_is_carried_out(alight, recipe, tmp_path):
-    output = tmp_path / "study"
-    result = alight("study", "ablation", "--config", recipe(ABLATION), "--output", output, "--jobs", "2")
-    assert result.returncode == 0, result.stderr
-    report = json.loads((output / "report" / "report.json").read_text())
-    assert len(report["comparison"]["columns"]) == 5
+@pytest.fixture(scope="module")
+def ablated(tmp_path_factory, pictures):
+    """The folder of a finished ablation, compared after the same time, too: one of its changes costs much of it."""
+    path = write_recipe(tmp_path_factory.mktemp("ablation") / "recipe.yaml", TIMED, pictures)
+    ablation.run(ablation_config(path))
+    return path.parent / "study"
+
+
+def ablation_config(path):
+    """The configuration of an ablation beside its recipe."""
+    return load_config(path).model_copy(update={"output": path.parent / "study"})
+
+
+def test_an_ablation_is_carried_out(ablated):
+    report = json.loads((ablated / "report" / "report.json").read_text())
+    assert report["comparison"]["columns"] == ["unchanged", *TIMED["alone"], *TIMED["cumulated"]]
     labels = [figure["label"] for figure in report["figures"]]
     assert "Label accuracy: and no direction loss - uniform times" in labels
-    assert len(list(output.glob("runs/*/tokenizer/alight.json"))) == 4  # two seeds of two tokenizers
-    assert len(list(output.glob("runs/*/transformer/alight.json"))) == 8  # of four transformers
-    assert not list(output.glob("runs/*/transformer/training/step-*.pt"))
+    assert len(list(ablated.glob("runs/*/tokenizer/alight.json"))) == 2
+    assert len(list(ablated.glob("runs/*/transformer/alight.json"))) == 5  # of six settings
+    assert not list(ablated.glob("runs/*/transformer/training/step-*.pt"))
+
+
+def test_what_costs_more_per_step_is_also_compared_after_the_same_time(ablated):
+    costs = {name: each["cost"] for name, each in json.loads((ablated / "costs.json").read_text()).items()}
+    assert [costs[name] for name in ("unchanged", "no alignment", "another solver")] == [1, 1, 1]
+    assert costs["many layers"] > 1.5  # it takes about four times as long
+    step = int(4 / costs["many layers"])
+    report = json.loads((ablated / "report" / "report.json").read_text())
+    (table,) = report["further_comparisons"]
+    assert table["title"] == "At the same time of training"
+    shown = {label: dict(zip(table["columns"], row, strict=True)) for label, row in table["rows"].items()}
+    cost, steps = shown["Cost of a training step"], shown["Steps in that time"]
+    assert {name: figure["value"] for name, figure in cost.items()} == costs
+    assert (steps["unchanged"]["value"], steps["many layers"]["value"]) == (4, max(step, 1))
+    assert shown["Model evaluations per sample"]["another solver"]["value"] == 2
+    own = next(ablated.glob("runs/many-layers-seed0"))
+    early = json.loads((own / "report" / f"{max(step, 1):07d}" / "report.json").read_text())
+    accuracy = shown["Label accuracy"]["many layers"]
+    assert accuracy["value"] == early["generated_label_accuracy"]
+    assert accuracy["conditions"]["measured_after_steps"] == max(step, 1)
+    plain = json.loads((ablated / "runs" / "unchanged-seed0" / "report" / "0000004" / "report.json").read_text())
+    (difference,) = [
+        figure["value"]
+        for figure in report["figures"]
+        if figure["label"] == "Label accuracy after the same time: many layers - unchanged"
+    ]
+    assert difference == pytest.approx(early["generated_label_accuracy"] - plain["generated_label_accuracy"])
+    assert "seconds per training step" in report["stages"][0]["summary"]
+
+
+def test_an_ablation_that_goes_on_compares_after_the_same_steps(ablated):
+    before, costs = without_times(ablated), (ablated / "costs.json").read_bytes()
+    shutil.rmtree(ablated / "report")
+    shutil.rmtree(ablated / "runs" / "many-layers-seed0")
+    ablation.run(ablation_config(ablated.parent / "recipe.yaml"))
+    assert (ablated / "costs.json").read_bytes() == costs
+    assert without_times(ablated) == before
+
+
+def test_a_damaged_record_of_costs_is_refused(tmp_path, pictures):
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "costs.json").write_text('{"unchanged": {"of": "x", "cost": -1}}')
+    with pytest.raises(InputError, match="the study measures again"):
+        ablation.run(ablation_config(write_recipe(tmp_path / "recipe.yaml", TIMED, pictures)))
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,14 @@ from helpers import warm
 from helpers.models import normalised, tiny_tokenizer, tiny_vit
 from helpers.written import WEIGHTS
 
-PHOTOGRAPHS = ["--images.source", "photographs", "--images.size", 128, "--batch-size", 8]
+PHOTOGRAPHS = ["--images.source", "photographs", "--images.size", 128, "--batch-size", 8, "--linear-map-images", 40]
 
 
 def write_tokenizer(folder, foundation=None, feature_dim=24, seed=0):
     """A tokenizer artifact as training leaves it, but untrained."""
-    vae = normalised(tiny_tokenizer(seed, block_out_channels=(16, 16, 16), mid_block_attention=True), std=0.1)
+    vae = normalised(
+        tiny_tokenizer(seed, block_out_channels=(8, 8, 16), norm_num_groups=4, mid_block_attention=True), std=0.1
+    )
     alignment = {"foundation": foundation, "foundation_input": "own", "cosine_margin": 0.5, "distance_margin": 0.25}
     facts = {"foundation": foundation} if foundation else {}
     with writing_folder(folder) as staging:

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 import multiprocessing
+import shutil
 
 import numpy as np
 import pytest
@@ -98,16 +99,16 @@ def test_parts_change_weights_margins_and_the_discriminator(configure, caplog, m
 def test_resuming_is_exact_across_a_restart_of_the_discriminator(configure):
     options = {
         "stages": [
-            {"steps": 3, "adversarial_start_step": 1},
-            {"steps": 3, "adversarial_start_step": 0, "restart": True},
+            {"steps": 2, "adversarial_start_step": 1},
+            {"steps": 2, "adversarial_start_step": 0, "restart": True},
         ],
         "regularisation": {"equivariance_probability": 0.5, "noise": 0.1},
         "training": {"checkpoint_every": 1, "keep_checkpoints": 9, "ema_decay": 0.9, "micro_batch_size": 4},
     }
     whole, parts = configure("whole", **options), configure("parts", **options)
     train_tokenizer.run(whole)
-    train_tokenizer.run(parts)
-    for step in (2, 3, 5):  # before, at and after the beginning of the second part
+    shutil.copytree(whole.output, parts.output)
+    for step in (1, 2, 3):  # before, at and after the beginning of the second part
         forget_the_end(parts.output, step)
         train_tokenizer.run(parts)
         for name in (WEIGHTS, "projection.safetensors", "discriminator.safetensors"):

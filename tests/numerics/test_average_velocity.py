@@ -16,6 +16,7 @@ from alight.flow import (
     sample,
     solve_mean,
 )
+from alight.flow.average_velocity import long_rows
 from alight.runtime.errors import InputError
 from helpers.gaussian_flow import GaussianFlow
 from helpers.models import tiny_transformer
@@ -150,6 +151,23 @@ def test_guidance_is_part_of_the_velocity():
     torch.testing.assert_close(
         without.target, average_velocity_target(network, point.x_t, t, until, labels, point.velocity)
     )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_a_known_number_of_long_steps_changes_nothing(share):
+    x_1, x_0 = torch.randn(2, 50, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t, until = torch.rand(2, 50, generator=torch.Generator().manual_seed(1)).double().sort(dim=0).values
+    until = torch.where(torch.rand(50, generator=torch.Generator().manual_seed(2)) < share, until, t)
+    rows = long_rows(t, until)
+    assert torch.equal(long_rows(t, until, len(rows)), rows)
+    assert len(rows) == int((until != t).sum())
+    settings = {"path": LinearPath(), "t": t, "until": until, "x_0": x_0}
+    labels = torch.zeros(50, dtype=torch.long)
+    asked, known = (
+        average_velocity_loss(network, x_1, labels, **settings, num_long=num_long) for num_long in (None, len(rows))
+    )
+    assert torch.equal(asked.target, known.target)
+    assert torch.equal(asked.total, known.total)
 
 
 @pytest.mark.parametrize(

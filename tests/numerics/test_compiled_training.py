@@ -220,12 +220,12 @@ def test_no_block_of_a_deep_tokenizer_falls_back_to_uncompiled_code(monkeypatch)
     With this option it raises an error instead of going on without compiling.
     """
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    widths = (8, 8, 16, 16, 24)
+    widths = (8, 16, 24)
     vae, graphs = tiny_tokenizer(block_out_channels=widths, norm_num_groups=4, level_attention=True), Graphs()
     compile_blocks(vae.blocks, backend=graphs)
-    for size in SIZES:
-        vae.decode_raw_latents(vae.encode_raw_latents(normal(size, 3, 32, 32, seed=1).float()))
-    assert graphs.count <= PER_SHAPE * len(vae.blocks)
+    for size in (8, 5, 1, 7, 8):
+        vae.decode_raw_latents(vae.encode_raw_latents(normal(size, 3, 16, 16, seed=1).float()))
+    assert 8 < graphs.count <= PER_SHAPE * len(vae.blocks)  # 8 is what PyTorch allows
     assert policy.MOST_GRAPHS >= PER_SHAPE * len(vae.blocks)
 
 

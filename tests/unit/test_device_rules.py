@@ -29,7 +29,6 @@ from helpers.stage_steps import (
     normal,
 )
 
-ROWS = Place("flow/average_velocity.py", "average_velocity_loss")
 FINITE = Place("pipelines/call_arguments.py", "require_finite")
 STORED = Place("stages/extract_latents.py", "encode_features")
 MUON = Place("training/optimizer.py", "optimizer_step")
@@ -38,7 +37,6 @@ INCEPTION = Place("metrics/inception_set.py", "update")
 STATISTICS = Place("metrics/frechet.py", "update")
 CLASSES = Place("metrics/inception_score.py", "update")
 WAITS = {
-    ROWS: "the derivative is only taken of rows whose step has a length, once in a micro-batch",
     MUON: "it has no fused kernel that could skip a step that is not finite, so the host decides, once in a step",
     FINITE: "latents and images that are not finite are refused, once in a call",
     STORED: "features are written to disk, once in a batch",
@@ -115,8 +113,7 @@ def test_the_step_of_the_transformer(rules, kind, optimizer):
     for name, scalar in training.step(META).items():
         averages.add(name, scalar)
         assert scalar.device == META, name
-    expected = {ROWS} if kind == "average_velocity" else set()
-    assert places(rules) == expected | ({MUON} if optimizer == "muon" else set())
+    assert places(rules) == ({MUON} if optimizer == "muon" else set())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

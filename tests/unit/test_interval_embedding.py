@@ -31,7 +31,8 @@ def drawn(batch=8, null=()):
     generator = torch.Generator().manual_seed(2)
     t, until = draw_steps(FlowConfig(average_velocity={"equal_times": 0.5}), 0, t, generator)
     labels[list(null)] = 10
-    return TransformerBatch(x_1, labels, t, torch.randn(x_1.shape, generator=generator), labels, until=until)
+    x_0, long = torch.randn(x_1.shape, generator=generator), tuple((until != t).tolist())
+    return TransformerBatch(x_1, labels, t, x_0, labels, until=until, long=long)
 
 
 # --- the model ----------------------------------------------------------------------------------------------------
@@ -139,6 +140,7 @@ def test_micro_batches_add_up():
     for count in (1, 4):
         model = tiny_transformer(interval_embedding=True)
         for part in drawn().micro_batches(count):
+            assert sum(part.long) == int((part.until != part.t).sum())
             transformer_backward(model, part.to(torch.device("cpu")), AVERAGES, micro_batches=count)
         gradients.append([parameter.grad for parameter in model.parameters()])
     for one, parts in zip(*gradients, strict=True):

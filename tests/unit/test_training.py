@@ -203,6 +203,11 @@ def test_milestones_stay(tmp_path):
     assert {path.stem for path in tmp_path.glob("*.sha256")} == {path.stem for path in tmp_path.glob("*.pt")}
 
 
+def test_single_steps_are_saved_and_stay(tmp_path):
+    train(tmp_path, 9, checkpoint_every=4, keep_checkpoints=1, save_at=(2, 3))
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [2, 3, 9]
+
+
 def fail():
     raise RuntimeError("on purpose")
 

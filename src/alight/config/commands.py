@@ -126,6 +126,7 @@ COMMANDS = {
         "alight.studies.frontier",
         "reconstruction against generation over latent widths, plain and aligned",
         report="Report: {path}/report.html",
+        distributed=True,
         recipe="digits/frontier",
     ),
     "study ablation": Command(
@@ -133,6 +134,7 @@ COMMANDS = {
         "alight.studies.ablation",
         "the effect of every ingredient, alone and cumulated",
         report="Report: {path}/report.html",
+        distributed=True,
     ),
     "convert": Command(
         tools.ConvertConfig,

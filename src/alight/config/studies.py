@@ -131,6 +131,7 @@ class AblationStudyConfig(GridStudyConfig):
     output: Path = Path("runs/ablation")
     alone: dict[str, Changes] = {}  # name -> changes of the arrow, each against the arrow as it is
     cumulated: dict[str, Changes] = {}  # likewise, each on top of those before
+    equal_time: bool = False  # also compare after the same time of training, by the measured cost of a step
 
 
 class AlignmentStudyConfig(Job):

@@ -81,6 +81,7 @@ class TrainingConfig(Section):
     checkpoint_every: Positive = 5_000  # steps between checkpoints
     keep_checkpoints: Positive = 2  # number of the newest checkpoints to keep
     keep_every: Positive | None = None  # also keep checkpoints at multiples of this many steps; None = none
+    save_at: tuple[Positive, ...] = ()  # further steps after which a checkpoint is saved and kept
     on_non_finite: OnNonFinite = "stop"  # a gradient of NaN or infinity; it is never applied
     max_non_finite: Positive = 10  # stop after this many such gradients, also under skip or rollback
 

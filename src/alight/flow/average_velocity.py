@@ -85,6 +85,7 @@ def average_velocity_loss(
     null_label: int | None = None,
     adaptive_power: float = 1.0,
     teacher: Callable[..., Any] | None = None,
+    num_long: int | None = None,
 ) -> AverageVelocityLoss:
     """One Monte Carlo estimate of the objective over a batch.
 
@@ -107,6 +108,7 @@ def average_velocity_loss(
         adaptive_power: p in [0, 1]; 0 = no weight.
         teacher: evaluates the model for targets, if not `model` itself: without gradient, and differentiable in
             forward mode where `until` is given. Without it, it gives u(x, t, t).
+        num_long: number of rows whose step has a length, where the host knows it; else it waits for the device.
 
     Raises:
         InputError: a negative scale, guidance without a null label, a power outside [0, 1], or shapes that differ.
@@ -122,8 +124,7 @@ def average_velocity_loss(
             guided = guidance_scale * velocity + (1 - guidance_scale) * without_class
             velocity = torch.where(time_like(class_labels == null_label, velocity), velocity, guided)
         target = velocity.clone()
-        (long,) = torch.nonzero(until != t, as_tuple=True)
-        if len(long):
+        if len(long := long_rows(t, until, num_long)):
             rows = (each[long] for each in (point.x_t, t, until, class_labels, velocity))
             target[long] = average_velocity_target(teacher, *rows)
     prediction = model(point.x_t, t, class_labels, until=until)
@@ -131,6 +132,20 @@ def average_velocity_loss(
     summed = error.sum(1)
     weighted = summed / (summed.detach() + ADAPTIVE_OFFSET) ** adaptive_power
     return AverageVelocityLoss(weighted.mean(), error.mean(), error.mean(1), prediction, target)
+
+
+def long_rows(t: Tensor, until: Tensor, count: int | None = None) -> Tensor:
+    """The rows, rising, whose step has a length; a known count spares the host from waiting for the device.
+
+    Args:
+        t: (B,) start of each step.
+        until: (B,) its end.
+        count: of such rows; None = not known.
+    """
+    is_long = until != t
+    if count is None:
+        return torch.nonzero(is_long).squeeze(1)
+    return torch.argsort((~is_long).int(), stable=True)[:count]
 
 
 def solve_mean(

@@ -41,6 +41,8 @@ def report_data(report: Report) -> dict[str, object]:
         "versions": report.versions,
         "notes": report.notes,
     }
+    if report.further_comparisons:
+        data["further_comparisons"] = [asdict(each) for each in report.further_comparisons]
     return {name: _strict(value) for name, value in data.items()}
 
 

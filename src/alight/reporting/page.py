@@ -30,6 +30,10 @@ def render_page(report: Report) -> str:
         _section("results", "Result", _plots(report.results)),
         _section("pictures", "Pictures", "".join(map(_picture, report.pictures))),
         _section("comparison", report.comparison.title if report.comparison else "", _comparison(report.comparison)),
+        *(
+            _section(f"comparison-{number}", each.title, _comparison(each))
+            for number, each in enumerate(report.further_comparisons, start=2)
+        ),
         _section("distributions", "Over the images", _plots(report.distributions)),
         _section("training", "Training", _plots(report.curves)),
         _section("conditions", "Every figure and its conditions", _figure_table(report)),

@@ -27,7 +27,7 @@ Conditions = dict[str, str | int | float]  # of a measurement, by name
 
 NAMES_OF_THE_REPORT = (
     *("title", "summary", "figures", "answer", "comparison", "stages", "results", "distributions", "curves"),
-    *("configuration", "versions", "notes"),
+    *("configuration", "versions", "notes", "further_comparisons"),
 )
 
 
@@ -259,6 +259,7 @@ class Report:
         figures: Measured numbers; their names are the top-level keys of `report.json`.
         answer: Their meaning.
         comparison: The same measures of several models.
+        further_comparisons: More tables of this kind.
         pictures: Samples, originals beside reconstructions.
         results: Plots of the main result, shown first.
         distributions: Spread of scores over the images.
@@ -285,6 +286,7 @@ class Report:
     configuration: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    further_comparisons: Sequence[Comparison] = ()
 
     def __post_init__(self) -> None:
         taken: dict[str, Figure | None] = dict.fromkeys(NAMES_OF_THE_REPORT)

@@ -118,12 +118,29 @@ def process_group(device: str, job: Mapping[str, Any]) -> Iterator[Processes]:
         with used_device(resolve_device(device)) as chosen:
             yield Processes(0, 1, chosen)
         return
+    with watched(job) as watch, used_device(own_device(device)) as chosen:
+        yield Processes(rank, world_size, chosen, _join(watch, chosen, rank, world_size))
+        dist.destroy_process_group()
+
+
+@contextmanager
+def watched(job: Mapping[str, Any]) -> Iterator[Watch]:
+    """Meet the processes that torchrun started, without collective operations, for the length of the block.
+
+    An exception in one process ends them all.
+
+    Args:
+        job: as for `process_group`.
+
+    Raises:
+        InputError: the processes cannot meet, or differ in their configuration or version.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ["WORLD_SIZE"])
     watch = Watch(rank, world_size)
     try:
-        with termination_as_exception(), used_device(own_device(device)) as chosen:
+        with termination_as_exception():
             require_same_job(watch.store, rank, world_size, job)
-            yield Processes(rank, world_size, chosen, _join(watch, chosen, rank, world_size))
-            dist.destroy_process_group()
+            yield watch
     except BaseException as error:
         watch.failed(error)
         atexit.register(leave_at_once, exit_code(error))  # the interpreter would take the group apart, too

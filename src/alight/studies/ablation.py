@@ -10,6 +10,7 @@ from alight.config import AblationStudyConfig, Job
 from alight.metrics.intervals import Interval
 from alight.reporting.report import Comparison, Conditions, Curve, Figure
 from alight.runtime.errors import InputError
+from alight.studies.equal_time import equal_time_figures, equal_time_summary, equal_time_table
 from alight.studies.grid import Setting, repetitions, typical_jobs
 from alight.studies.results import LABELS, MEASURES, OBSERVER, PSNR, Results, columns, figure, in_words
 from alight.studies.study import Study, carry_out_study
@@ -24,7 +25,7 @@ def run(config: AblationStudyConfig) -> Artifact:
         InputError: there are no changes, or two of one name; no run can be carried out; or the folder holds another
             study. What was finished before stays.
     """
-    return carry_out_study(config, settings(config), AblationStudy(config))
+    return carry_out_study(config, settings(config), AblationStudy(config), config.equal_time)
 
 
 def wire(config: AblationStudyConfig) -> dict[str, Job]:
@@ -81,7 +82,7 @@ class AblationStudy(Study):
             if unknown:
                 names = ", ".join(setting for setting, _ in unknown)
                 sentences.append(f"{measure.label} does not change significantly with: {names}.")
-        return " ".join(sentences)
+        return " ".join([*sentences, equal_time_summary(results, self.before)]).strip()
 
     def figures(self, results: Results, conditions: Mapping[str, Conditions]) -> Iterator[Figure]:
         """The paired difference of every change to the setting before it."""
@@ -91,6 +92,7 @@ class AblationStudy(Study):
                 if difference is not None:
                     label = f"{measure.label}: {setting} - {before}"
                     yield figure(f"{measure.key}_change_{number}", measure, difference, conditions[setting], label)
+        yield from equal_time_figures(results, conditions, self.before)
 
     def plots(self, results: Results) -> Iterator[Curve]:
         """Nothing: settings have no order but that of their names."""
@@ -99,3 +101,8 @@ class AblationStudy(Study):
     def comparison(self, results: Results, conditions: Mapping[str, Conditions]) -> Comparison:
         """Every figure of every setting."""
         return Comparison(results.settings, columns(results, MEASURES, conditions), "Every setting")
+
+    def further_comparisons(self, results: Results, conditions: Mapping[str, Conditions]) -> Iterator[Comparison]:
+        """The settings after the same time of training."""
+        if results.costs:
+            yield equal_time_table(results, conditions)

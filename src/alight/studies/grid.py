@@ -85,8 +85,15 @@ def shared_jobs(config: GridStudyConfig) -> dict[str, Job]:
     return jobs | {"observer": config.observer.model_copy(update=common | own)}
 
 
-def all_runs(config: GridStudyConfig, settings: Sequence[Setting]) -> list[Run]:
+def all_runs(
+    config: GridStudyConfig, settings: Sequence[Setting], further_steps: Mapping[str, int] | None = None
+) -> list[Run]:
     """Every run of a study: seed by seed, so that a study that was interrupted has all settings of some seeds.
+
+    Args:
+        config: of the study.
+        settings: under study.
+        further_steps: by setting, one more step after which samples of the transformer are measured.
 
     Raises:
         InputError: a change names no key, or has a value that does not fit.
@@ -94,14 +101,14 @@ def all_runs(config: GridStudyConfig, settings: Sequence[Setting]) -> list[Run]:
     most = max(setting.seeds for setting in settings)
     configs = {UNCHANGED: config} | {setting.name: changed(config, setting) for setting in settings}
     return [
-        one_run(configs, setting.name, config.seed + number)
+        one_run(configs, setting.name, config.seed + number, (further_steps or {}).get(setting.name))
         for number in range(most)
         for setting in settings
         if number < setting.seeds
     ]
 
 
-def one_run(configs: Mapping[str, GridStudyConfig], setting: str, seed: int) -> Run:
+def one_run(configs: Mapping[str, GridStudyConfig], setting: str, seed: int, further_step: int | None = None) -> Run:
     """The jobs of a run, with their folders joined up.
 
     Latents and transformers are made once for all settings that agree in what decides on them, in the folder of the
@@ -111,6 +118,7 @@ def one_run(configs: Mapping[str, GridStudyConfig], setting: str, seed: int) -> 
         configs: of all settings by name, that of the study first.
         setting: name of the run's.
         seed: of all jobs.
+        further_step: after which samples are measured, too.
     """
     own = configs[setting]
 
@@ -123,7 +131,7 @@ def one_run(configs: Mapping[str, GridStudyConfig], setting: str, seed: int) -> 
         return folder_of(next(equal))
 
     folders = folder_of(setting), first_with(LATENTS), first_with(TRANSFORMER)
-    return Run(setting, seed, folders[0], dict(wire(own, *folders, seed)))
+    return Run(setting, seed, folders[0], dict(wire(own, *folders, seed, further_step)))
 
 
 def changed(config: Config, setting: Setting) -> Config:
@@ -138,7 +146,9 @@ def changed(config: Config, setting: Setting) -> Config:
     return validate(type(config), values, f"The setting '{setting.name}'")
 
 
-def wire(config: GridStudyConfig, folder: Path, first: Path, second: Path, seed: int) -> Iterator[tuple[str, Job]]:
+def wire(
+    config: GridStudyConfig, folder: Path, first: Path, second: Path, seed: int, further_step: int | None = None
+) -> Iterator[tuple[str, Job]]:
     """The jobs of a run by name, from the tokenizer to the last report.
 
     Args:
@@ -147,6 +157,7 @@ def wire(config: GridStudyConfig, folder: Path, first: Path, second: Path, seed:
         first: of tokenizer, its report and latents.
         second: of the transformer.
         seed: of all jobs.
+        further_step: after which samples are measured, beside even shares of the training.
     """
     foundation = config.public_foundation or str(config.output / "foundation")
     observer, steps = str(config.output / "observer"), config.measured_steps
@@ -163,7 +174,11 @@ def wire(config: GridStudyConfig, folder: Path, first: Path, second: Path, seed:
     measured = {"tokenizer": tokenizer, "foundation": foundation, "observer": observer}
     yield "reconstruction", joined(config.reconstruction, first / "reconstruction", **measured)
     yield "latents", joined(config.latents, latents, tokenizer=tokenizer)
-    training = config.transformer.training.model_copy(update={"checkpoint_every": steps[0], "keep_every": steps[0]})
+    saved: dict[str, Any] = {"checkpoint_every": steps[0], "keep_every": steps[0]}
+    if further_step is not None and further_step not in steps:
+        saved["save_at"] = (further_step,)
+        steps = tuple(sorted({*steps, further_step}))
+    training = config.transformer.training.model_copy(update=saved)
     yield "transformer", joined(config.transformer, transformer, latents=latents, training=training)
     for step in steps:
         last = step == steps[-1]

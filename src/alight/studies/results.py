@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from alight.artifacts import SAMPLES_RECORD
 from alight.metrics.intervals import Interval, Speedup, paired_difference, speedup
 from alight.reporting.report import Conditions, Figure
 from alight.runtime.reading import read_json_object
@@ -47,6 +48,13 @@ RECONSTRUCTION = (
         "Cosine of the foundation model's features and the best linear map of the latents.",
     ),
 )
+LATENTS = (  # of the tokenizer's own report, as far as it has them
+    StudyMeasure("gram_agreement", "Gram agreement", "higher", 3, "", "Of positions, with the foundation model's."),
+    StudyMeasure(
+        "decoder_drift", "Decoder drift", "lower", 3, "", "Change of decoded images by noise in the latents."
+    ),
+    StudyMeasure("neighbour_accuracy", "Nearest-neighbour accuracy", "higher", 3, "", "Class of the nearest latent."),
+)
 LABELS = StudyMeasure(
     *("generated_label_accuracy", "Label accuracy", "higher", 3, ""),
     "Share of samples in which a classifier that was fitted to real images sees the class that was asked for.",
@@ -76,7 +84,7 @@ UNIFORMITY = (
     StudyMeasure("density_gini", "Gini of the latents' density", "lower", 3),
     StudyMeasure("density_entropy", "Entropy of the latents' density", "higher", 3),
 )
-MEASURES = (*RECONSTRUCTION, *GENERATION, *UNIFORMITY)
+MEASURES = (*RECONSTRUCTION, *LATENTS, *GENERATION, *UNIFORMITY)  # rows of the table; absent ones are left out
 
 
 @dataclass(frozen=True)
@@ -87,16 +95,20 @@ class Results:
         steps: after which samples were measured.
         values: setting -> key -> seed -> value at the end.
         curves: setting -> key -> seed -> steps -> value, of samples.
+        evaluations: setting -> of the transformer per sample.
+        costs: setting -> of a training step, where they are compared after the same time, too.
     """
 
     steps: tuple[int, ...]
     values: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
     curves: dict[str, dict[str, dict[int, dict[int, float]]]] = field(default_factory=dict)
+    evaluations: dict[str, float] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, runs: Iterable[Run], steps: tuple[int, ...]) -> Results:
+    def read(cls, runs: Iterable[Run], steps: tuple[int, ...], costs: Mapping[str, float] | None = None) -> Results:
         """Read the reports of the runs that are complete."""
-        results = cls(steps)
+        results = cls(steps, costs=costs or {})
         for run in runs:
             if run.is_finished:
                 results._add(run)
@@ -107,11 +119,14 @@ class Results:
         curves = self.curves.setdefault(run.setting, {})
         remedy = "Delete its folder; the study makes it again."
         found = read_json_object(run.jobs["reconstruction"].output / REPORT, remedy)
-        for step in self.steps:
+        for step in sorted(int(name.partition("/")[2]) for name in run.jobs if name.startswith("report/")):
             report = read_json_object(run.jobs[f"report/{step}"].output / REPORT, remedy)
             for measure in GENERATION:
                 if isinstance(value := report.get(measure.key), int | float):
                     curves.setdefault(measure.key, {}).setdefault(run.seed, {})[step] = float(value)
+        samples = read_json_object(run.jobs[f"samples/{step}"].output / SAMPLES_RECORD, remedy)
+        if isinstance(evaluations := samples.get("nfe"), int | float):
+            self.evaluations[run.setting] = float(evaluations)
         found = {**report, **found}  # PSNR as measured by the tokenizer's own report
         for measure in MEASURES:
             if isinstance(value := found.get(measure.key), int | float):
@@ -133,17 +148,18 @@ class Results:
         shared = measure not in GENERATION and own == others
         return None if shared else paired_difference(own, others)
 
-    def difference_after(self, setting: str, baseline: str, measure: StudyMeasure, step: int) -> Interval | None:
-        """The paired difference of a figure of samples after some steps of training."""
-        own, others = (
-            {
-                seed: curve[step]
-                for seed, curve in self.curves.get(name, {}).get(measure.key, {}).items()
-                if step in curve
-            }
-            for name in (setting, baseline)
-        )
+    def difference_after(
+        self, setting: str, baseline: str, measure: StudyMeasure, step: int, baseline_step: int | None = None
+    ) -> Interval | None:
+        """The paired difference of a figure of samples after some steps of training, of the baseline after as many."""
+        own = self.values_after(setting, measure, step)
+        others = self.values_after(baseline, measure, baseline_step or step)
         return paired_difference(own, others)
+
+    def values_after(self, setting: str, measure: StudyMeasure, step: int) -> dict[int, float]:
+        """A figure of samples after some steps of training, by seed."""
+        curves = self.curves.get(setting, {}).get(measure.key, {})
+        return {seed: curve[step] for seed, curve in curves.items() if step in curve}
 
     def speedup(self, setting: str, baseline: str, measure: StudyMeasure, after: int) -> Speedup | None:
         """The factor of steps at which the baseline has what the setting has after some."""

@@ -5,22 +5,26 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from alight.artifacts import Artifact, library_versions, read_artifact, read_manifest, write_manifest
-from alight.config import GridStudyConfig
+from alight.config import GridStudyConfig, Job, TrainTransformerConfig
 from alight.evaluation.tokenizer_report import magnification
-from alight.outputs import check_output, claimed_output, writing_folder
+from alight.outputs import check_output, claimed_output, read_written, writing_folder
 from alight.reporting.files import figure_lines, write_report
 from alight.reporting.pictures import image_grid
 from alight.reporting.report import Bars, Comparison, Conditions, Curve, Figure, Picture, Report, Stage
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash
-from alight.studies.execution import carry_out, carry_out_all, check
+from alight.studies.attempt import check
+from alight.studies.costs import recorded_costs, step_at_equal_time
+from alight.studies.division import Division, divided
+from alight.studies.execution import carry_out_all
 from alight.studies.grid import Run, Setting, all_runs, shared_jobs
 from alight.studies.results import GENERATION, LABELS, OBSERVER, Results, StudyMeasure
 
@@ -48,35 +52,69 @@ class Study(ABC):
     def comparison(self, results: Results, conditions: Mapping[str, Conditions]) -> Comparison:
         """A table of all settings."""
 
+    def further_comparisons(self, results: Results, conditions: Mapping[str, Conditions]) -> Iterator[Comparison]:
+        """More tables."""
+        yield from ()
 
-def carry_out_study(config: GridStudyConfig, settings: Sequence[Setting], study: Study) -> Artifact:
+
+def carry_out_study(
+    config: GridStudyConfig, settings: Sequence[Setting], study: Study, equal_time: bool = False
+) -> Artifact:
     """Train the shared models, carry out all runs, and write the report.
 
     Args:
         config: of the study.
         settings: under study, the baseline first.
         study: makes the report.
+        equal_time: also measure settings after the time that the baseline trains, by the cost of their steps.
 
     Raises:
         InputError: no run can be carried out, or the folder holds another study.
     """
-    shared, runs = shared_jobs(config), all_runs(config, settings)
-    report = config.output / "report"
-    resolved = config.model_dump(mode="json", exclude={"jobs"})
-    check_output(report, resolved, "report")
+    with divided(config) as division:
+        shared, costs = shared_jobs(config), dict[str, float]()
+        if equal_time:
+            costs = division.agreed(costs_of(config, settings, division) if division.is_main else {})
+        steps = config.transformer.training.steps
+        runs = all_runs(config, settings, {name: step_at_equal_time(steps, cost) for name, cost in costs.items()})
+        before = division.agreed(prepare(config, shared, runs) if division.is_main else [])
+        division.share([Run(name, job.seed, job.output, {name: job}) for name, job in shared.items()])
+        failed = carry_out_all(runs, division, config.keep_checkpoints)
+        if division.is_main:
+            results = Results.read(runs, config.measured_steps, costs)
+            write_if_new(study, config, runs, results, failed, renew=finished_runs(runs) != before)
+        division.agreed("reported")
+    return read_written(config.output / "report", "report")
+
+
+def costs_of(config: GridStudyConfig, settings: Sequence[Setting], division: Division) -> dict[str, float]:
+    """The cost of a training step of every setting, measured before anything else runs.
+
+    Raises:
+        InputError: the folder holds another study, or a record that cannot be read.
+    """
+    check_output(config.output / "report", resolved(config), "report")
+    firsts = list({run.setting: run for run in reversed(all_runs(config, settings))}.values())[::-1]
+    return division.call(recorded_costs, config.output, firsts)
+
+
+def prepare(config: GridStudyConfig, shared: Mapping[str, Job], runs: Sequence[Run]) -> list[str]:
+    """Refuse folders that hold something else before any work starts; gives the names of finished runs.
+
+    Raises:
+        InputError: names the folder.
+    """
+    check_output(config.output / "report", resolved(config), "report")
     for jobs in (shared, *(run.jobs for run in runs)):
         check(jobs)
-    log.info("study: %d settings, %d runs, into %s.", len(settings), len(runs), config.output)
-    carry_out(shared)
-    before = finished_runs(runs)
-    failed = carry_out_all(runs, config.jobs, config.keep_checkpoints)
-    results = Results.read(runs, config.measured_steps)
-    if not results.settings:
-        raise InputError(f"Not a single run of the study succeeded. The first reason: {next(iter(failed.values()))}")
-    with claimed_output(report, "report", resolved, renew=finished_runs(runs) != before) as finished:
-        if finished is None:
-            write(study, config, runs, results, failed, report)
-    return read_artifact(report, "report")
+    settings = len({run.setting for run in runs})
+    log.info("study: %d settings, %d runs, into %s.", settings, len(runs), config.output)
+    return finished_runs(runs)
+
+
+def resolved(config: GridStudyConfig) -> dict[str, Any]:
+    """The configuration as plain data, without the number of jobs, which changes no result."""
+    return config.model_dump(mode="json", exclude={"jobs"})
 
 
 def finished_runs(runs: Sequence[Run]) -> list[str]:
@@ -84,23 +122,31 @@ def finished_runs(runs: Sequence[Run]) -> list[str]:
     return [run.name for run in runs if run.is_finished]
 
 
-def write(
+def write_if_new(
     study: Study,
     config: GridStudyConfig,
     runs: Sequence[Run],
     results: Results,
     failed: Mapping[str, str],
-    folder: Path,
+    renew: bool,
 ) -> None:
-    """Write the report artifact."""
-    started = time.perf_counter()
-    conditions = {run.setting: conditions_of(run, config) for run in runs}
-    described = describe(study, config, runs, results, failed, conditions)
-    with writing_folder(folder) as staging:
-        write_report(staging, described)
-        digest = file_hash(staging / "report.json")
-        resolved = config.model_dump(mode="json", exclude={"jobs"})
-        write_manifest(staging, "report", resolved, digest, seconds=time.perf_counter() - started)
+    """Write the report artifact, unless it is there and nothing has changed.
+
+    Raises:
+        InputError: there is nothing to report.
+    """
+    started, folder = time.perf_counter(), config.output / "report"
+    if not results.settings:
+        raise InputError(f"Not a single run of the study succeeded. The first reason: {next(iter(failed.values()))}")
+    with claimed_output(folder, "report", resolved(config), renew=renew) as finished:
+        if finished is not None:
+            return
+        conditions = {run.setting: conditions_of(run, config) for run in runs}
+        described = describe(study, config, runs, results, failed, conditions)
+        with writing_folder(folder) as staging:
+            write_report(staging, described)
+            digest = file_hash(staging / "report.json")
+            write_manifest(staging, "report", resolved(config), digest, seconds=time.perf_counter() - started)
     for line in figure_lines(described):
         log.info(line)
 
@@ -120,11 +166,12 @@ def describe(
         summary=study.summary(results),
         figures=list(study.figures(results, conditions)),
         comparison=study.comparison(results, conditions),
+        further_comparisons=list(study.further_comparisons(results, conditions)),
         pictures=[picture for picture in pictures if picture is not None],
         results=list(study.plots(results)),
         curves=[learning_curves(results, measure) for measure in (LABELS, OBSERVER) if results.has(measure)],
-        stages=list(times(runs)),
-        configuration={"study": config.model_dump(mode="json", exclude={"jobs"})},
+        stages=list(times(runs, in_parts=bool(results.costs))),
+        configuration={"study": resolved(config)},
         versions=library_versions(),
         notes=list(notes(results, failed)),
     )
@@ -173,15 +220,29 @@ def samples_picture(runs: Sequence[Run], results: Results) -> Picture | None:
     return Picture("Samples", caption, grid, magnification(rows[0]), names)
 
 
-def times(runs: Sequence[Run]) -> Iterator[Stage]:
-    """The time of every setting, over all its seeds."""
-    seconds: dict[str, float] = {}
+def times(runs: Sequence[Run], in_parts: bool) -> Iterator[Stage]:
+    """The time of every setting, over all its seeds; in parts, also of a step of training and of a sample."""
+    finished: dict[str, list[Run]] = {}
     for run in runs:
         if run.is_finished:
-            spent = sum(read_manifest(job.output).seconds for job in run.jobs.values())
-            seconds[run.setting] = seconds.get(run.setting, 0.0) + spent
-    for setting, spent in seconds.items():
-        yield Stage(setting, spent)
+            finished.setdefault(run.setting, []).append(run)
+    for setting, each in finished.items():
+        spent = sum(read_manifest(job.output).seconds for run in each for job in run.jobs.values())
+        yield Stage(setting, spent, parts(each) if in_parts else {})
+
+
+def parts(runs: Sequence[Run]) -> dict[str, object]:
+    """Seconds of a training step and of a sample, as these runs took them: with whatever else the machine did."""
+    steps = fmean(read_manifest(run.jobs["transformer"].output).seconds for run in runs)
+    last = [list(run.jobs.items())[-2] for run in runs]
+    count = read_artifact(last[0][1].output, "samples", verify=False).facts.get("count")
+    samples = fmean(read_manifest(job.output).seconds for _, job in last)
+    training = runs[0].jobs["transformer"]
+    assert isinstance(training, TrainTransformerConfig)
+    return {
+        "seconds per training step": f"{steps / training.training.steps:.4f}",
+        "seconds per sample": f"{samples / count:.4f}" if count else "unknown",
+    }
 
 
 def notes(results: Results, failed: Mapping[str, str]) -> Iterator[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import connection
 from queue import SimpleQueue
 from typing import Self, TypeVar
@@ -17,6 +19,7 @@ import torch
 
 Result = TypeVar("Result")
 
+_OF_A_JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _device: list[str] = []  # of this process, if it is a worker
 
 
@@ -31,6 +34,7 @@ class Workers:
     def __init__(self, devices: Sequence[str], threads: int) -> None:
         self._threads, self._level = threads, logging.getLogger("alight").level
         self._free: SimpleQueue[tuple[str, ProcessPoolExecutor | None]] = SimpleQueue()
+        self._started: list[int] = []
         for device in devices:
             self._free.put((device, None))
 
@@ -61,7 +65,15 @@ class Workers:
 
     def _start(self, device: str) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        return ProcessPoolExecutor(1, context, initializer=_begin, initargs=(device, self._threads, self._level))
+        process = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(device, self._threads, self._level))
+        self._started.append(process.submit(os.getpid).result())
+        return process
+
+    def terminate(self) -> None:
+        """Send all workers SIGTERM: a training in one of them finishes its step and saves, anything else ends."""
+        for process in self._started:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
 
 
 def own_device() -> str | None:
@@ -70,7 +82,12 @@ def own_device() -> str | None:
 
 
 def _begin(device: str, threads: int, level: int) -> None:
-    """Set up a worker: its device, its threads, warnings alone in the log, and an end with its parent's."""
+    """Set up a worker: its device, its threads, warnings alone in the log, and an end with its parent's.
+
+    It is no process of a job that torchrun started, even if its parent is one: its stages work alone.
+    """
+    for name in _OF_A_JOB:
+        os.environ.pop(name, None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _device.append(device)
     torch.set_num_threads(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,21 @@ class BackgroundWriter:
         keep_every: those of steps that this divides stay as well.
         group: of processes that write a part each, for the messages of their threads alone, over gloo; None = this
             process writes whole checkpoints.
+        keep_at: steps whose checkpoints stay as well.
     """
 
     def __init__(
-        self, folder: Path, keep: int, keep_every: int | None = None, group: dist.ProcessGroup | None = None
+        self,
+        folder: Path,
+        keep: int,
+        keep_every: int | None = None,
+        group: dist.ProcessGroup | None = None,
+        keep_at: Collection[int] = (),
     ) -> None:
-        self._write = partial(save_checkpoint, folder, keep=keep, keep_every=keep_every)
+        kept: dict[str, Any] = {"keep": keep, "keep_every": keep_every, "keep_at": keep_at}
+        self._write = partial(save_checkpoint, folder, **kept)
         if group is not None:
-            self._write = partial(save_sharded_checkpoint, folder, keep=keep, keep_every=keep_every, group=group)
+            self._write = partial(save_sharded_checkpoint, folder, **kept, group=group)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 

@@ -107,7 +107,14 @@ def remove_checkpoint(path: Path) -> None:
         checksum_path(path).unlink(missing_ok=True)
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, keep_every: int | None = None) -> Path:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int,
+    keep_every: int | None = None,
+    keep_at: Collection[int] = (),
+) -> Path:
     """Write a checkpoint under a temporary name, rename it, and remove old ones.
 
     Args:
@@ -116,6 +123,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, k
         state: plain data and tensors.
         keep: how many of the newest stay.
         keep_every: those of steps that this divides stay as well.
+        keep_at: and so do those of these steps.
 
     Raises:
         InputError: if the disk is full or the folder cannot be written; older checkpoints stay.
@@ -127,12 +135,18 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, k
             torch.save({"step": step, **state}, cast(IO[bytes], hashing))  # it only writes
         write_text(checksum_path(path), f"{hashing.sha256.hexdigest()}  {path.name}\n")
     with explained_disk_errors(folder):
-        _remove_old(folder, path, keep, keep_every)
+        _remove_old(folder, path, keep, keep_every, keep_at)
     return path
 
 
 def save_sharded_checkpoint(
-    folder: Path, step: int, state: dict[str, Any], keep: int, keep_every: int | None, group: dist.ProcessGroup
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int,
+    keep_every: int | None,
+    group: dist.ProcessGroup,
+    keep_at: Collection[int] = (),
 ) -> Path:
     """Write a checkpoint of a sharded model likewise; every process of the group calls it with its own parts.
 
@@ -143,6 +157,7 @@ def save_sharded_checkpoint(
         keep: how many stay.
         keep_every: those that stay as well.
         group: of all processes, over gloo.
+        keep_at: as above.
 
     Raises:
         InputError: a disk refuses, of any process; it is raised in all of them.
@@ -155,17 +170,17 @@ def save_sharded_checkpoint(
             remove_checkpoint(path)
         temporary.rename(path)
         sync_folder(folder)
-        _remove_old(folder, path, keep, keep_every)
+        _remove_old(folder, path, keep, keep_every, keep_at)
 
     write_sharded(temporary, {"step": step, **state}, group, finish)
     return path
 
 
-def _remove_old(folder: Path, newest: Path, keep: int, keep_every: int | None) -> None:
+def _remove_old(folder: Path, newest: Path, keep: int, keep_every: int | None, keep_at: Collection[int]) -> None:
     """Remove all checkpoints but the newest and those to be kept, and one of the same step in the other form."""
     found = [(step, path) for step, path in list_checkpoints(folder) if path.stem != newest.stem or path == newest]
     kept = {path for _, path in found[-keep:]}
-    kept |= {path for step, path in found if keep_every is not None and step % keep_every == 0}
+    kept |= {path for step, path in found if step in keep_at or (keep_every is not None and step % keep_every == 0)}
     for _, path in list_checkpoints(folder):
         if path not in kept:
             remove_checkpoint(path)

@@ -104,7 +104,9 @@ class TrainingRun:
         self._trackers: list[Tracker] = []  # of the process that writes
         self._finite = FiniteCheck()
         self._group = group_for_checkpoints(state.values())  # of processes that each write their part
-        self._writer = BackgroundWriter(folder, training.keep_checkpoints, training.keep_every, self._group)
+        self._writer = BackgroundWriter(
+            folder, training.keep_checkpoints, training.keep_every, self._group, training.save_at
+        )
         with ExitStack() as stack:  # what was opened is closed where opening the rest fails
             stack.callback(self._writer.close)
             with explained_disk_errors(folder):
@@ -149,7 +151,7 @@ class TrainingRun:
             if done % self.training.log_every == 0 or last:
                 self._write_log(done)
             signal = self.processes.largest(self._signal())
-            if signal or last or done % self.training.checkpoint_every == 0:
+            if signal or last or done % self.training.checkpoint_every == 0 or done in self.training.save_at:
                 self._save(done)
             if signal and not last:
                 self._writer.wait()

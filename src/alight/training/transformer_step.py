@@ -41,6 +41,7 @@ class TransformerBatch(NamedTuple):
         indices: (B,) int64 positions in the data set, by which anything stored per image can join the batch.
         features: (B, D, h, w) of a foundation model, in the type that is stored; None = tokens are not aligned.
         until: (B,) ends of the steps that begin at t, of average velocities alone.
+        long: a flag per row whose step has a length, (B,) in Python, for the host; None = the device is asked.
     """
 
     x_1: Tensor
@@ -50,19 +51,23 @@ class TransformerBatch(NamedTuple):
     indices: Tensor
     features: Tensor | None = None
     until: Tensor | None = None
+    long: tuple[bool, ...] | None = None
 
     def to(self, device: torch.device) -> "TransformerBatch":
         """The same on a device."""
-        return TransformerBatch._make(None if tensor is None else tensor.to(device) for tensor in self)
+        return TransformerBatch._make(part.to(device) if isinstance(part, Tensor) else part for part in self)
 
     def micro_batches(self, count: int) -> list["TransformerBatch"]:
         """The batch in equal parts."""
-        parts = ([None] * count if tensor is None else tensor.chunk(count) for tensor in self)
-        return [TransformerBatch(*part) for part in zip(*parts, strict=True)]
+        size = -(-len(self.t) // count)
+        return [self._rows(slice(start, start + size)) for start in range(0, len(self.t), size)]
 
     def first(self, count: int) -> "TransformerBatch":
         """The first of its images."""
-        return TransformerBatch._make(None if tensor is None else tensor[:count] for tensor in self)
+        return self._rows(slice(count))
+
+    def _rows(self, rows: slice) -> "TransformerBatch":
+        return TransformerBatch._make(None if part is None else part[rows] for part in self)
 
 
 def draw_batch(
@@ -78,17 +83,17 @@ def draw_batch(
     batch, generator = config.training.global_batch_size, random_stream(config.seed, "step", step)
     flips = (torch.rand(batch, generator=generator) < 0.5)[own].numpy()
     flow = with_resolved_shift(config.flow, dataset.shape)
-    t, until = draw_times(flow, step, batch, generator), None
+    t, until, long = draw_times(flow, step, batch, generator), None, None
     if flow.objective == "average_velocity":
         t, until = draw_steps(flow, step, t, random_stream(config.seed, "until", step))
-        until = until[own]
+        until, long = until[own], tuple((until != t)[own].tolist())
     u = torch.rand(batch, generator=generator)[own]
     x_0 = noise_of_batch(own, dataset.shape, config.seed, "noise", step)
     noise = noise_of_batch(own, dataset.shape, config.seed, "posterior", step) if dataset.has_moments else None
     x_1, labels, positions = dataset.gather(indices, flips, noise=noise)
     aligned = features is not None and config.representation.counts_at(step)
     targets = features.gather(indices, flips) if features is not None and aligned else None
-    return TransformerBatch(x_1, model.drop_labels(labels, u=u), t[own], x_0, positions, targets, until)
+    return TransformerBatch(x_1, model.drop_labels(labels, u=u), t[own], x_0, positions, targets, until, long)
 
 
 def with_resolved_shift(flow: FlowConfig, shape: Sequence[int]) -> FlowConfig:
@@ -222,6 +227,7 @@ def average_velocity_terms(
         null_label=model.null_label if settings.guidance_scale != 1 else None,
         adaptive_power=settings.adaptive_power,
         teacher=teacher,
+        num_long=None if batch.long is None else sum(batch.long),
     )
     return {"loss": loss.total, "mse": loss.mse}
 
