@@ -18,6 +18,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.slices import images_at_once
 
 FEATURE_MAPS = 6  # in memory at once at most, as large as the image and as wide as the wider of the two finest levels
+SPACE = "latent_space"  # key of the configuration that diffusers does not have
 LEAST_LOGVAR = -30.0  # to which diffusers clamps
 MEAN_LIMIT, SIZE_LIMIT = 1.0, 3.0  # of normalised latents of many images: largest mean, largest factor from size 1
 
@@ -80,8 +81,17 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
             mid_block_add_attention=mid_block_attention,
         )
         if latent_space != "gaussian":
-            vae.register_to_config(latent_space=latent_space)
+            vae.register_to_config(**{SPACE: latent_space})
         return vae
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:
+        """The network of a configuration, as in diffusers, which would warn of the one key that it does not know."""
+        known = {key: value for key, value in config.items() if key != SPACE} if isinstance(config, dict) else config
+        made = super().from_config(known, return_unused_kwargs=return_unused_kwargs, **options)
+        if isinstance(config, dict) and SPACE in config:
+            (made[0] if return_unused_kwargs else made).register_to_config(**{SPACE: config[SPACE]})
+        return made
 
     def check_loaded(self, source: Any) -> None:
         """Refuse an unknown space of latents, and statistics that cannot normalise them.
@@ -118,7 +128,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
     @property
     def latent_space(self) -> LatentSpace:
         """`gaussian`, or `sphere`, which the configuration of the folder records."""
-        found: LatentSpace = self.config.get("latent_space", "gaussian")
+        found: LatentSpace = self.config.get(SPACE, "gaussian")
         return found
 
     @property

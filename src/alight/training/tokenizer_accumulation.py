@@ -12,6 +12,7 @@ from alight.config import TrainTokenizerConfig
 from alight.data.feature_cache import FeatureCache, cached_features
 from alight.data.image_dataset import ImageDataset, ImageSample
 from alight.runtime.ahead import sent
+from alight.runtime.console import log
 from alight.runtime.device import autocast
 from alight.runtime.distributed import Processes
 from alight.runtime.pixels import unit_range
@@ -47,6 +48,8 @@ class Accumulation:
     ) -> "Accumulation":
         """Prepare for the images of a data set."""
         training, cache = config.training, None
+        if networks.vae.latent_space == "sphere":
+            log.info("tokenizer: latents on the sphere have no KL term, so reconstruction.kl_weight has no effect.")
         side = config.images.size // networks.vae.downsampling_factor
         if networks.foundation is not None and config.alignment.cache_features:
             cache = FeatureCache.open(networks.foundation, dataset.source, (side, side), training.precision)
