@@ -22,6 +22,7 @@ from alight.evaluation.tokenizers import applicable_projection, open_evaluated, 
 from alight.models.latent_projector import BlockProjector
 from alight.plan.inputs import Inputs
 from alight.plan.workload import TokenizerWorkload
+from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.stages import extract_latents, train_foundation, train_tokenizer
 from alight.training.tokenizer_accumulation import Accumulation
@@ -200,3 +201,30 @@ def test_noise_of_alignment_and_turns_are_those_of_each_image(configure):
     assert torch.equal(turns.directions[2:], later_turns.directions)
     assert not torch.equal(noise, 0.1 * turns.directions)
     assert noise.std().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_target_of_the_latents_own_width_is_fitted_once_and_fixed(configure, monkeypatch, caplog):
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", logger="alight")
+    options = {"alignment": {"projection": "components", "gram_weight": 1}, "training": {"keep_checkpoints": 9}}
+    config = configure(**options)
+    train_tokenizer.run(config)
+    assert "the 4 components that latents are aligned with keep" in caplog.text
+    weight = load_file(config.output / PROJECTION_FILE)["weight"]
+    assert weight.shape == (4, 16, 1, 1)
+    rows = weight.flatten(1)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(4), rtol=0, atol=1e-6)
+    saved = torch.load(config.output / "training" / "step-00000001.pt", weights_only=True)["state"]
+    assert torch.equal(saved["projection"]["weight"], weight)
+    assert log_of(config.output)[-1]["mcos"] > 0
+    (tokenizer,) = open_evaluated([config.output])
+    networks, _ = open_metric_networks(EvaluateTokenizerConfig(), [tokenizer])
+    projection = applicable_projection(tokenizer, networks.foundation)
+    assert not projection.to_features
+    assert torch.equal(projection.weight, weight)
+
+
+def test_components_are_no_more_than_the_features_have(configure):
+    model = MODEL | {"latent_channels": 20}
+    with pytest.raises(InputError, match="takes 20 components.*has features of 16"):
+        train_tokenizer.run(configure(model=model, alignment={"projection": "components"}))

@@ -53,7 +53,8 @@ def smaller_and_turned(images, latents):
 
 def players(networks):
     parts = {"vae": networks.vae, "projection": networks.projection}
-    return {f"{part}.{name}": each for part, network in parts.items() for name, each in network.named_parameters()}
+    named = ((f"{part}.{name}", each) for part, own in parts.items() for name, each in own.named_parameters())
+    return {name: each for name, each in named if each.requires_grad}
 
 
 def assert_pieces_equal_the_whole(networks, reconstruction, alignment, factor=None, **options):
@@ -85,6 +86,14 @@ def test_terms_without_margins(factor, distance_on):
     networks.projection = make_latent_projector("linear", FEATURES, CHANNELS).double()
     towards = ALIGNMENT.model_copy(update=ALL | {"projection": "to_latent", "distance_on": distance_on})
     assert_pieces_equal_the_whole(networks, RECONSTRUCTION, towards, factor)
+
+
+def test_a_fixed_projection_of_the_features_gets_no_gradient():
+    networks = build()
+    networks.projection = make_latent_projector("linear", FEATURES, CHANNELS).double().requires_grad_(False)
+    alignment = ALIGNMENT.model_copy(update=ALL | {"projection": "components"})
+    assert_pieces_equal_the_whole(networks, RECONSTRUCTION, alignment, 1.0)
+    assert networks.projection.weight.grad is None
 
 
 @pytest.mark.parametrize("factor", [None, 1.0])

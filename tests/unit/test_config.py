@@ -278,6 +278,7 @@ def test_a_complaint_never_repeats_a_password():
         ("alignment", {"layers": [2, 2]}, "names a layer twice"),
         ("alignment", {"projector": "blok"}, "'linear' or 'block'"),
         ("alignment", {"projector": "block", "projection": "to_latent"}, "set projection to to_features"),
+        ("alignment", {"projector": "block", "projection": "components"}, "set projection to to_features"),
         ("alignment", {"projector_width": 40}, "not a multiple of 32"),
         ("regularisation", {"continuity_weight": -1}, "greater than or equal to 0"),
         ("regularisation", {"continuity_angles": []}, "at least 1 item"),

@@ -142,7 +142,7 @@ class AlignmentConfig(Section):
     distance_margin: NonNegativeReal = 0.25  # m2
     cosine_weight: NonNegativeReal = 1.0  # of the marginal cosine loss within the sum
     distance_weight: NonNegativeReal = 1.0  # of the marginal distance matrix loss within the sum
-    projection: Projection = "to_features"  # which side a 1x1 convolution maps to the other
+    projection: Projection = "to_features"  # side that a 1x1 convolution maps; components = of features, fixed (GAE)
     distance_on: DistanceOn = "projected"  # input of the distance matrix: projected as published, latent as in Eq. 3
     adaptive: bool = True  # scale by the ratio of gradient norms at the encoder's last convolution
     foundation_input: Literal["own", "published"] = "own"  # the model's own normalisation, or [-1, 1] as published
@@ -157,7 +157,7 @@ class AlignmentConfig(Section):
 
     @model_validator(mode="after")
     def _projector_fits(self) -> Self:
-        if self.projector == "block" and self.projection == "to_latent":
+        if self.projector == "block" and self.projection != "to_features":
             raise ValueError("projector block maps latents to features; set projection to to_features")
         if self.projector_width % PROJECTOR_HEAD_WIDTH:
             raise ValueError(f"projector_width {self.projector_width} is not a multiple of {PROJECTOR_HEAD_WIDTH}")

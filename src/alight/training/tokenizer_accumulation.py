@@ -18,6 +18,7 @@ from alight.runtime.distributed import Processes
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import noise_of_batch, random_stream
 from alight.training.decoder_continuity import DecoderContinuity
+from alight.training.feature_components import fit_components
 from alight.training.latent_regularisation import draw_regularisation
 from alight.training.tokenizer_flops import tokenizer_flops
 from alight.training.tokenizer_schedule import TokenizerPhase
@@ -50,6 +51,7 @@ class Accumulation:
         training, cache = config.training, None
         if networks.vae.latent_space == "sphere":
             log.info("tokenizer: latents on the sphere have no KL term, so reconstruction.kl_weight has no effect.")
+        fit_components(networks, dataset, config)
         side = config.images.size // networks.vae.downsampling_factor
         if networks.foundation is not None and config.alignment.cache_features:
             cache = FeatureCache.open(networks.foundation, dataset.source, (side, side), training.precision)

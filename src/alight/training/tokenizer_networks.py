@@ -143,6 +143,7 @@ def build_networks(
             inputs, outputs = widths if config.alignment.projection == "to_features" else widths[::-1]
             kind, width = config.alignment.projector, config.alignment.projector_width
             projection = make_latent_projector(kind, inputs, outputs, width).to(device)
+            projection.requires_grad_(config.alignment.projection != "components")  # which are fitted, and fixed
         discriminator = PatchDiscriminator().to(device) if config.reconstruction.adversarial_weight > 0 else None
     if config.train == "decoder":
         for part in (vae.encoder, vae.quant_conv):

@@ -281,7 +281,7 @@ def _align(
         pair = _at_least_float32(networks.projection(seen)), features  # (B, D, h, w) both
     else:
         pair = seen, _at_least_float32(networks.projection(features))  # (B, C, h, w) both
-    parameters = list(networks.projection.parameters())
+    parameters = [each for each in networks.projection.parameters() if each.requires_grad]
     with without_autocast(latents.device), full_float32():  # margins are compared with small differences of cosines
         related = pair if alignment.distance_on == "projected" else (seen, features)
         weighed = _alignment_terms(pair, related, alignment)
