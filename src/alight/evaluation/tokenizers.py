@@ -128,13 +128,15 @@ def open_metric_networks(
 
 
 def applicable_projection(tokenizer: EvaluatedTokenizer, foundation: FoundationModel) -> Projection | None:
-    """The tokenizer's projection, if it belongs to this foundation model.
+    """The tokenizer's projection, if it belongs to this foundation model and to the layers that are summed.
 
     Raises:
         InputError: it does by its name, but its dimensions are others.
     """
     projection = tokenizer.projection
     if projection is None or not _same_model(projection.foundation, foundation.name):
+        return None
+    if tuple(projection.settings.get("layers") or ()) != (foundation.layers or ()):
         return None
     expected = (foundation.feature_dim, tokenizer.vae.config.latent_channels)
     found = tuple(projection.weight.shape[:2] if projection.to_features else projection.weight.shape[1::-1])

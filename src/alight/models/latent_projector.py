@@ -3,6 +3,7 @@
 Legend: B batch, C channels of the latent, D width of the features, h x w positions, N = h w, W width of attention.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ class LatentBlock(nn.Module):
         self.proj = nn.Linear(width, latent_channels)
         self.norm_2 = nn.LayerNorm(latent_channels, eps=NORM_EPS)
         self.feed_forward = GELUFeedForward(latent_channels, MLP_RATIO * width)
+        self._tables: dict[tuple[Grid, torch.device], Tensor] = {}
 
     def forward(self, latents: Tensor) -> Tensor:
         """Mix latents (B, C, h, w) over their positions, to the same shape."""
@@ -45,7 +47,9 @@ class LatentBlock(nn.Module):
 
     def _attend(self, x: Tensor, grid: Grid) -> Tensor:
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (B, N, heads, 32) each
-        rotary = rotary_table(HEAD_WIDTH, grid).to(x.device)
+        if (grid, x.device) not in self._tables:  # a copy to a device in every step would wait for it
+            self._tables[grid, x.device] = rotary_table(HEAD_WIDTH, grid).to(x.device)
+        rotary = self._tables[grid, x.device]
         return self.proj(attention(rotate(query, rotary), rotate(key, rotary), value))
 
 
