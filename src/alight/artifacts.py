@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
-from alight.config import LATER_SECTIONS
+from alight.config import LATER_KEYS, LATER_SECTIONS
 from alight.config.commands import command_for
 from alight.options import AUTO
 from alight.runtime.checked_json import CHECKSUM, read_perhaps_checked, write_checked
@@ -39,7 +39,7 @@ FORMAT = 2
 _FORMAT_WITHOUT_HASHES = 1  # version 0.1
 TO_BE_EDITED = ("README.md",)  # people may rewrite the card of a model that they share
 _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had built in, or one that is as good
-    **{"optimizer.name": "adamw", "flow.objective": "velocity"},
+    **LATER_KEYS | {"optimizer.name": "adamw", "flow.objective": "velocity"},
     **{name: section().model_dump(mode="json") for name, section in LATER_SECTIONS.items()},
     **{"images.background": "white", "model.initial_encoder": "random", "time_warps": [None], "kappas": [0.5]},
     **{"sampling.time_warp": None, "sampling.kappa": 0.5, "sampling.last_step_size": 0.04},

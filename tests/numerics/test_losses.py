@@ -9,12 +9,17 @@ from torch.distributions import Laplace, Normal, kl_divergence
 
 from alight.losses import (
     adaptive_weight,
+    continuity_loss,
     generator_loss,
+    gram_matching_loss,
     hinge_discriminator_loss,
     kl_loss,
     marginal_cosine_loss,
     marginal_distance_matrix_loss,
+    patch_cosine_loss,
+    pooled_cosine_loss,
     reconstruction_loss,
+    turned,
     vanilla_discriminator_loss,
 )
 from alight.runtime.errors import InputError
@@ -145,3 +150,95 @@ def test_adversarial_losses_by_hand():
     softplus = [math.log1p(math.exp(-2.0)), math.log1p(math.exp(-0.5)), math.log1p(math.exp(-2.0)), math.log(2.0)]
     torch.testing.assert_close(vanilla_discriminator_loss(real, fake), torch.tensor(0.25 * sum(softplus)))
     assert generator_loss(fake) == 1.0
+
+
+def test_gram_matching_by_loops_and_without_a_margin():
+    latents, features = randn(2, 5, 2, 3), randn(2, 7, 2, 3, seed=1)
+    total = 0.0
+    for image in range(2):
+        z, f = latents[image].flatten(1).T, features[image].flatten(1).T
+        for i in range(6):
+            for j in range(6):
+                total += float(F.cosine_similarity(z[i], z[j], 0) - F.cosine_similarity(f[i], f[j], 0)) ** 2
+    torch.testing.assert_close(
+        gram_matching_loss(latents, features), torch.tensor(total / (2 * 36), dtype=torch.float64)
+    )
+
+
+def test_gram_matching_is_invariant_under_orthogonal_maps_of_the_channels():
+    latents, features = randn(2, 5, 2, 3), randn(2, 7, 2, 3, seed=1)
+    expected = gram_matching_loss(latents, features)
+    assert expected > 0.01
+    for seed in (2, 3):
+        rotation = torch.linalg.qr(randn(5, 5, seed=seed)).Q
+        rotated = torch.einsum("dc,bchw->bdhw", rotation, latents)
+        torch.testing.assert_close(gram_matching_loss(rotated, features), expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(gram_matching_loss(rotated, latents), torch.zeros(()).double(), rtol=0, atol=1e-28)
+    stretched = latents * torch.tensor([1.0, 2, 3, 4, 5]).view(1, 5, 1, 1)  # no orthogonal map
+    assert (gram_matching_loss(stretched, features) - expected).abs() > 1e-3
+
+
+@pytest.mark.parametrize(("sign", "expected"), [(1.0, 0.0), (0.0, 1.0), (-1.0, 2.0)])
+def test_cosine_terms_of_parallel_orthogonal_and_opposite_vectors(sign, expected):
+    features = torch.zeros(2, 3, 2, 2, dtype=torch.float64)
+    features[:, 0] = 2.0
+    latents = torch.zeros_like(features)
+    latents[:, 0], latents[:, 1] = 5 * sign, 3.0 if sign == 0 else 0.0
+    assert patch_cosine_loss(latents, features) == expected
+    assert pooled_cosine_loss(latents, features) == expected
+
+
+def test_the_pooled_term_sees_means_alone():
+    """Positions may be exchanged, and differ from each other, as long as their mean is that of the features."""
+    features = randn(2, 5, 2, 3)
+    latents = features.flatten(2)[:, :, [3, 0, 5, 1, 2, 4]].unflatten(2, (2, 3))
+    noise = randn(2, 5, 2, 3, seed=1)
+    latents = 2 * latents + noise - noise.mean((2, 3), keepdim=True)
+    assert pooled_cosine_loss(latents, features) < 1e-12
+    assert patch_cosine_loss(latents, features) > 0.1
+    torch.testing.assert_close(patch_cosine_loss(latents, features), marginal_cosine_loss(latents, features, 0.0))
+
+
+@pytest.mark.parametrize("angle", [42.5, 85.0, 1e-3, 179.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_turned_latents_have_their_length_and_exactly_the_angle(angle, dtype):
+    latents, directions = randn(3, 8, 4, 5), randn(3, 8, 4, 5, seed=1)
+    directions[0] = latents[0] + 1e-3 * directions[0]  # nearly no part that is orthogonal
+    result = turned(latents.to(dtype), directions.to(dtype), angle).double()
+    tolerance = 1e-12 if dtype == torch.float64 else 3e-6
+    torch.testing.assert_close(result.norm(dim=1), latents.norm(dim=1), rtol=tolerance, atol=0)
+    unit, moved = F.normalize(latents.to(dtype).double(), dim=1), F.normalize(result, dim=1)
+    found = 2 * torch.asin((unit - moved).norm(dim=1) / 2).rad2deg()  # exact for small angles, too
+    torch.testing.assert_close(found, torch.full_like(found, angle), rtol=0, atol=180 * tolerance)
+
+
+def test_turns_along_one_direction_lie_on_one_circle_and_add_up():
+    latents, directions = randn(2, 6, 3, 3), randn(2, 6, 3, 3, seed=1)
+    first, second = (turned(latents, directions, angle) for angle in (42.5, 85.0))
+    cosine = F.cosine_similarity(first, second, dim=1)
+    torch.testing.assert_close(cosine, torch.full_like(cosine, math.cos(math.radians(42.5))))
+    torch.testing.assert_close(turned(latents, directions, 0.0), latents)
+    torch.testing.assert_close(turned(latents, directions, 180.0), -latents)
+
+
+def test_a_turn_needs_two_channels():
+    with pytest.raises(InputError, match="single channel"):
+        turned(randn(1, 1, 2, 2), randn(1, 1, 2, 2, seed=1), 30.0)
+
+
+def test_the_reference_of_continuity_is_held_fixed():
+    decoded, reference = randn(2, 3, 4, 4).requires_grad_(), randn(2, 3, 4, 4, seed=1).requires_grad_()
+    loss = continuity_loss(decoded, reference)
+    torch.testing.assert_close(loss, F.mse_loss(decoded, reference))
+    loss.backward()
+    assert decoded.grad.any()
+    assert reference.grad is None
+
+
+def test_new_losses_by_finite_differences():
+    latents, features = randn(2, 5, 2, 3).requires_grad_(), randn(2, 5, 2, 3, seed=1).requires_grad_()
+    for loss in (gram_matching_loss, pooled_cosine_loss, patch_cosine_loss):
+        assert torch.autograd.gradcheck(loss, (latents, features))
+    assert torch.autograd.gradcheck(lambda x: continuity_loss(x, features), (latents,))
+    directions = randn(2, 5, 2, 3, seed=2)
+    assert torch.autograd.gradcheck(lambda z: turned(z, directions, 42.5), (latents,))

@@ -75,7 +75,8 @@ class Convolutions(nn.Module):
         moments = F.conv2d(images, self.last_encoder_layer, stride=self.factor)
         mean, logvar = moments.chunk(2, dim=1)
         logvar = logvar.clamp(-30, 20)
-        return SimpleNamespace(parameters=moments, mean=mean, logvar=logvar, std=(0.5 * logvar).exp())
+        std = (0.5 * logvar).exp()
+        return SimpleNamespace(parameters=moments, mean=mean, logvar=logvar, std=std, deterministic=False)
 
     def decode_raw_latents(self, latents):
         return F.conv2d(F.interpolate(latents, scale_factor=self.factor), self.last_decoder_layer, padding=1)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from alight.config import OptimizerConfig, Section, ServeConfig, TrainingConfig, TrainTokenizerConfig
+from alight.artifacts import differences
+from alight.config import LATER_KEYS, OptimizerConfig, Section, ServeConfig, TrainingConfig, TrainTokenizerConfig
 from alight.config.commands import COMMANDS
 from alight.config.recipes import changes, find_recipe, load_config, recipes_folder, shipped_recipes, validate
 from alight.runtime.errors import InputError
@@ -263,3 +264,53 @@ def test_a_complaint_never_repeats_a_password():
         validate(ServeConfig, {"password": ["correct horse"], "port": "x"}, "test")
     assert "correct horse" not in str(caught.value)
     assert "correct horse" not in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "complaint"),
+    [
+        ("alignment", {"gram_weight": -1}, "greater than or equal to 0"),
+        ("alignment", {"pooled_weight": -0.1}, "greater than or equal to 0"),
+        ("alignment", {"patch_weight": -0.1}, "greater than or equal to 0"),
+        ("alignment", {"latent_noise": -0.1}, "greater than or equal to 0"),
+        ("alignment", {"layers": []}, "at least 1 item"),
+        ("alignment", {"layers": [0]}, "greater than or equal to 1"),
+        ("alignment", {"layers": [2, 2]}, "names a layer twice"),
+        ("alignment", {"projector": "blok"}, "'linear' or 'block'"),
+        ("alignment", {"projector": "block", "projection": "to_latent"}, "set projection to to_features"),
+        ("alignment", {"projector": "block", "projection": "components"}, "set projection to to_features"),
+        ("alignment", {"projector_width": 40}, "not a multiple of 32"),
+        ("regularisation", {"continuity_weight": -1}, "greater than or equal to 0"),
+        ("regularisation", {"continuity_angles": []}, "at least 1 item"),
+        ("regularisation", {"continuity_angles": [180]}, "less than 180"),
+        ("regularisation", {"continuity_angles": [0, 10]}, "greater than 0"),
+        ("regularisation", {"continuity_angles": [85, 42.5]}, "do not increase"),
+        ("model", {"latent_space": "sphere", "latent_channels": 1}, "two channels or more"),
+    ],
+)
+def test_settings_of_newer_latents_are_checked(section, values, complaint):
+    with pytest.raises(InputError, match=complaint):
+        validate(TrainTokenizerConfig, {section: values}, "test")
+
+
+def test_continuity_needs_two_channels_and_a_decoder_alone_needs_none_of_it():
+    given = {"model": {"latent_channels": 1}, "regularisation": {"continuity_weight": 1}}
+    with pytest.raises(InputError, match="two channels or more"):
+        validate(TrainTokenizerConfig, given, "test")
+    alone = {"init_from": "t", "train": "decoder", "alignment": {"foundation": None}}
+    assert validate(TrainTokenizerConfig, alone | {"regularisation": {"noise_law": "normal"}}, "test").init_from == "t"
+    with pytest.raises(InputError, match="nothing can align or regularise"):
+        validate(TrainTokenizerConfig, alone | {"regularisation": {"continuity_weight": 1}}, "test")
+
+
+def test_configurations_of_earlier_versions_lack_only_keys_that_are_off():
+    later = TrainTokenizerConfig().model_dump(mode="json")
+    earlier = json.loads(json.dumps(later))
+    for key, value in LATER_KEYS.items():
+        section, name = key.split(".")
+        assert earlier[section].pop(name) == value
+    assert differences(earlier, later) == differences(later, earlier) == []
+    for key, value in {"model.latent_space": "sphere", "alignment.gram_weight": 1.0, "alignment.layers": [1]}.items():
+        section, name = key.split(".")
+        changed = later | {section: later[section] | {name: value}}
+        assert len(differences(earlier, changed)) == 1

@@ -104,6 +104,7 @@ def test_each_setting_has_its_own_file(foundation, source):
         FeatureCache.open(foundation, source, GRID, precision="bf16"),
         FeatureCache.open(other, source, GRID),
         FeatureCache.open(foundation, Source(6, prefix="other"), GRID),
+        FeatureCache.open(FoundationModel(tiny_vit()).with_layers((1,)), source, GRID),
     ]
     assert len({cache.path for cache in caches}) == len(caches)
 

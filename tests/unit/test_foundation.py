@@ -326,3 +326,44 @@ def test_timm_models_that_cannot_be_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
     with pytest.raises(InputError, match=r"pip install 'alight\[timm\]'"):
         FoundationModel.from_pretrained("timm:vit_base_patch16_224")
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+DEEP = SIZE | {"num_hidden_layers": 4, "image_size": 32, "patch_size": 8}
+
+
+@pytest.mark.parametrize("network", ["vit", "dinov2", "siglip"])
+@torch.no_grad()
+def test_features_are_the_sum_of_the_outputs_of_layers(network):
+    backbone = {
+        "vit": lambda: tiny_vit(**DEEP),
+        "dinov2": lambda: Dinov2Model(Dinov2Config(**DEEP | {"intermediate_size": 64})),
+        "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**DEEP)),
+    }[network]().eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    foundation = FoundationModel(backbone, *HALF)
+    last = foundation(images, (4, 4))
+    states = backbone(images, output_hidden_states=True).hidden_states  # of the embedding, and after every layer
+    assert len(states) == 5
+    for layers in ((2,), (1, 3), (4, 2)):
+        found = foundation.with_layers(layers)(images, (4, 4))
+        expected = sum(states[number] for number in layers)[:, -16:].transpose(1, 2).unflatten(2, (4, 4))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(foundation.with_layers(None)(images, (4, 4)), last)
+
+
+@pytest.mark.parametrize("layers", [(5,), (0, 1), (2, 9)])
+def test_layers_that_do_not_exist_are_refused(layers):
+    foundation = FoundationModel(tiny_vit(**DEEP), name="small")
+    with pytest.raises(InputError, match="'small', which has 4. Give numbers from 1 to 4"):
+        foundation.with_layers(layers)
+
+
+def test_the_identity_follows_the_layers_and_is_unchanged_without():
+    foundation = FoundationModel(tiny_vit(**DEEP))
+    plain = foundation.identity()
+    found = [foundation.with_layers(layers).identity() for layers in (None, (1,), (2,), (1, 2))]
+    assert found[0] == plain
+    assert len(set(found)) == 4

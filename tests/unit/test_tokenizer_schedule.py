@@ -111,6 +111,15 @@ def test_noise_is_of_each_image_and_within_its_strength():
     assert torch.equal(part(images[3:7], latents[3:7])[1], decoded[3:7])
 
 
+def test_noise_of_a_normal_law_is_that_of_its_second_and_fourth_moments():
+    """E s^2 = noise^2 and E s^4 = 3 noise^4, where a uniform law has a third and a fifth."""
+    config = LatentRegularisationConfig(noise=0.25, noise_law="normal")
+    noise = draw_regularisation(config, (2000, 4, 16, 16), 8, torch.Generator().manual_seed(0)).noise
+    squares = noise.flatten(1).square().mean(1)  # of 1,024 numbers each: s^2 to 4 %
+    assert squares.mean().item() == pytest.approx(0.25**2, rel=0.1)
+    assert squares.square().mean().item() == pytest.approx(3 * 0.25**4, rel=0.25)
+
+
 def test_nothing_is_drawn_where_both_are_off():
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()

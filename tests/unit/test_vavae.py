@@ -4,10 +4,13 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, configuration_utils
 from safetensors.torch import load_file, save_file
 
 from alight import VAVAE
+from alight.interop.reference import export_tokenizer
+from alight.models.latent_space import on_sphere
+from alight.models.principal_components import start_from_principal_components
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import seeded_initialisation
 from helpers.models import tiny_tokenizer
@@ -232,3 +235,87 @@ def test_a_forgotten_scaling_factor_is_noticed(foreign):
     model.check_latents_statistics(unit / 0.18215)
     with pytest.raises(InputError, match="left out or applied twice"):
         model.check_latents_statistics(unit)
+
+
+# --- latents on the sphere ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def round_vae():
+    return tiny_tokenizer(block_out_channels=(16, 32), latent_space="sphere")
+
+
+@torch.no_grad()
+def test_latents_on_the_sphere_have_rms_one_and_are_points(round_vae, images):
+    raw = round_vae.encode_raw_latents(images)
+    torch.testing.assert_close(raw.square().mean(1).sqrt(), torch.ones(2, 8, 12), rtol=0, atol=2e-7)
+    assert torch.equal(round_vae.encode_raw_latents(images, torch.Generator().manual_seed(3)), raw)
+    posterior = round_vae.posterior(images)
+    assert not posterior.std.any()
+    assert (posterior.logvar == -30).all()
+    plain = round_vae.encode(images).latent_dist.mean  # what diffusers alone gives
+    torch.testing.assert_close(raw, plain / plain.square().mean(1, keepdim=True).sqrt())
+    assert (plain.square().mean(1).sqrt() - 1).abs().min() > 1e-3
+
+
+@torch.no_grad()
+def test_latents_on_the_sphere_stay_there_in_narrow_weights_and_in_a_double(round_vae, images):
+    for dtype, tolerance in ((torch.bfloat16, 2e-7), (torch.float64, 1e-15)):
+        raw = round_vae.to(dtype).encode_raw_latents(images)
+        assert (raw.square().mean(1).sqrt() - 1).abs().max() <= tolerance
+        assert round_vae.decode_raw_latents(raw).dtype == dtype
+
+
+def test_an_empty_vector_is_put_nowhere_and_has_a_gradient():
+    latents = torch.zeros(1, 4, 1, 2)
+    latents[0, :, 0, 1] = 1e-5
+    result = on_sphere(latents.requires_grad_())
+    assert result[0, :, 0, 0].tolist() == [0, 0, 0, 0]
+    torch.testing.assert_close(result[0, :, 0, 1], torch.ones(4))
+    result.sum().backward()
+    assert latents.grad.isfinite().all()
+
+
+def test_the_sphere_by_finite_differences():
+    latents = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.autograd.gradcheck(on_sphere, (latents.requires_grad_(),))
+
+
+@torch.no_grad()
+def test_the_folder_records_the_sphere_and_diffusers_still_opens_it(round_vae, images, tmp_path, monkeypatch):
+    round_vae.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["latent_space"] == "sphere"
+    with monkeypatch.context() as patch:
+        patch.setattr(configuration_utils.logger, "warning", lambda message: pytest.fail(message))
+        again = VAVAE.from_pretrained(tmp_path)
+    assert again.latent_space == "sphere"
+    assert torch.equal(again.encode_raw_latents(images), round_vae.encode_raw_latents(images))
+    other = AutoencoderKL.from_pretrained(tmp_path)
+    mode = other.encode(images).latent_dist.mode()  # the projection is then the user's
+    torch.testing.assert_close(on_sphere(mode), round_vae.encode_raw_latents(images), rtol=0, atol=0)
+    other.save_pretrained(tmp_path / "by_diffusers")
+    assert VAVAE.from_pretrained(tmp_path / "by_diffusers").latent_space == "sphere"
+
+
+def test_a_folder_without_the_key_is_gaussian_and_an_unknown_space_is_refused(vae, tmp_path):
+    vae.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "latent_space" not in config  # as written by earlier versions
+    (tmp_path / "config.json").write_text(json.dumps(config | {"latent_space": "spher"}))
+    with pytest.raises(InputError, match="Did you mean 'sphere'"):
+        VAVAE.from_pretrained(tmp_path)
+
+
+def test_the_published_layout_cannot_hold_the_sphere(round_vae, tmp_path):
+    with pytest.raises(InputError, match="on the sphere"):
+        export_tokenizer(round_vae, tmp_path / "vae.pt")
+
+
+@torch.no_grad()
+def test_an_encoder_of_principal_components_starts_the_same_before_the_sphere(images):
+    found = []
+    for latent_space in ("gaussian", "sphere"):
+        vae = tiny_tokenizer(block_out_channels=(16, 32), latent_space=latent_space)
+        start_from_principal_components(vae, images)
+        found.append(vae.encoder_output(images))
+    assert torch.equal(*found)

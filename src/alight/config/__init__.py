@@ -23,6 +23,7 @@ from alight.config.studies import (
     StartConfig,
 )
 from alight.config.tokenizer import (
+    LATER_TOKENIZER_KEYS,
     AlignmentConfig,
     FoundationModelConfig,
     LatentRegularisationConfig,
@@ -56,6 +57,7 @@ from alight.config.transformer import (
     WideHeadConfig,
 )
 
+LATER_KEYS = LATER_TOKENIZER_KEYS  # likewise, single keys
 LATER_SECTIONS = {  # which earlier versions lacked; their defaults are what those had built in
     "optimizer.muon": MuonConfig,
     "flow.average_velocity": AverageVelocityConfig,
@@ -87,6 +89,7 @@ __all__ = [
     "InfoImagesConfig",
     "InspectLatentsConfig",
     "Job",
+    "LATER_KEYS",
     "LATER_SECTIONS",
     "LatentRegularisationConfig",
     "MeasureTokenizerConfig",

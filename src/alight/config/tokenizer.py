@@ -22,11 +22,33 @@ from alight.config.base import (
     Source,
 )
 from alight.config.training import OptimizerConfig, TrainingConfig
-from alight.options import AdversarialLoss, DistanceOn, InitialEncoder, Projection, Reduction
+from alight.options import (
+    AdversarialLoss,
+    DistanceOn,
+    InitialEncoder,
+    LatentProjectorKind,
+    LatentSpace,
+    NoiseLaw,
+    Projection,
+    Reduction,
+)
 
 Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=12)]
 CHANNELS_PER_GROUP, MOST_GROUPS = 4, 32  # of the published network's normalisations
 SMALLEST_DISCRIMINATED = 32  # pixels along a side that the discriminator needs
+PROJECTOR_HEAD_WIDTH = 32  # of the attention in a projector with a block
+
+Layers = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=100)]
+Angle = Annotated[float, Field(gt=0, lt=180)]
+Angles = Annotated[tuple[Angle, ...], Field(min_length=1, max_length=8)]
+
+LATER_TOKENIZER_KEYS: dict[str, Any] = {  # which earlier versions lacked, with what those had built in
+    **{"model.latent_space": "gaussian", "regularisation.noise_law": "uniform"},
+    **{"regularisation.continuity_weight": 0.0, "regularisation.continuity_angles": [42.5, 85.0]},
+    **{"alignment.gram_weight": 0.0, "alignment.pooled_weight": 0.0, "alignment.patch_weight": 0.0},
+    **{"alignment.projector": "linear", "alignment.projector_width": 256, "alignment.latent_noise": 0.0},
+    "alignment.layers": None,
+}
 
 
 class FoundationModelConfig(Section):
@@ -64,6 +86,7 @@ class TokenizerModelConfig(Section):
     norm_num_groups: Size | None = None  # None = the most, up to 32, that leave each group 4 channels or more
     level_attention: bool = True  # attention at the lowest level
     mid_block_attention: bool = True
+    latent_space: LatentSpace = "gaussian"  # sphere = of rms 1 over channels, without posterior and KL term (GAE)
     initial_encoder: InitialEncoder = "random"  # principal_components of the images save small networks the beginning
 
     @model_validator(mode="after")
@@ -119,11 +142,28 @@ class AlignmentConfig(Section):
     distance_margin: NonNegativeReal = 0.25  # m2
     cosine_weight: NonNegativeReal = 1.0  # of the marginal cosine loss within the sum
     distance_weight: NonNegativeReal = 1.0  # of the marginal distance matrix loss within the sum
-    projection: Projection = "to_features"  # which side a 1x1 convolution maps to the other
+    projection: Projection = "to_features"  # side that a 1x1 convolution maps; components = of features, fixed (GAE)
     distance_on: DistanceOn = "projected"  # input of the distance matrix: projected as published, latent as in Eq. 3
     adaptive: bool = True  # scale by the ratio of gradient norms at the encoder's last convolution
     foundation_input: Literal["own", "published"] = "own"  # the model's own normalisation, or [-1, 1] as published
     cache_features: bool = False  # keep features of centre crops on disk, under ALIGHT_CACHE, for later epochs
+    gram_weight: NonNegativeReal = 0.0  # of squared differences of the distance matrices, without margin (PAE)
+    pooled_weight: NonNegativeReal = 0.0  # of 1 - cosine between means over the image, without margin (PAE)
+    patch_weight: NonNegativeReal = 0.0  # of 1 - cosine at each position, without margin (PAE)
+    projector: LatentProjectorKind = "linear"  # block = a transformer block before the 1x1 convolution (Send-VAE)
+    projector_width: Size = 256  # of attention in that block, a multiple of 32
+    latent_noise: NonNegativeReal = 0.0  # std of noise on the latents that are aligned, in units of raw latents
+    layers: Layers | None = None  # of the foundation model, whose outputs are summed (RAEv2), from 1; None = its end
+
+    @model_validator(mode="after")
+    def _projector_fits(self) -> Self:
+        if self.projector == "block" and self.projection != "to_features":
+            raise ValueError("projector block maps latents to features; set projection to to_features")
+        if self.projector_width % PROJECTOR_HEAD_WIDTH:
+            raise ValueError(f"projector_width {self.projector_width} is not a multiple of {PROJECTOR_HEAD_WIDTH}")
+        if self.layers is not None and len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers {list(self.layers)} names a layer twice; give each once")
+        return self
 
     @property
     def enabled(self) -> bool:
@@ -156,11 +196,25 @@ class ReconstructionConfig(Section):
 
 
 class LatentRegularisationConfig(Section):
-    """Optional demands on the latent beyond the KL term; both are off in the paper."""
+    """Optional demands on the latent beyond the KL term; all are off in the paper."""
 
     equivariance_probability: Fraction = 0.0  # share of steps that decode scaled and rotated latents (EQ-VAE)
     equivariance_min_scale: Annotated[float, Field(gt=0, le=1)] = 0.25  # smallest scale, of the side
     noise: NonNegativeReal = 0.0  # decode latents plus noise of a std drawn from [0, this], in units of raw latents
+    noise_law: NoiseLaw = "uniform"  # normal = that std is |N(0, noise^2)|, one per image (GAE)
+    continuity_weight: NonNegativeReal = 0.0  # of squared changes of a pixel by turned latents, beside l1_weight (PAE)
+    continuity_angles: Angles = (42.5, 85.0)  # by which latents are turned, in degrees, increasing
+
+    @model_validator(mode="after")
+    def _angles_increase(self) -> Self:
+        if list(self.continuity_angles) != sorted(set(self.continuity_angles)):
+            raise ValueError(f"continuity_angles {list(self.continuity_angles)} do not increase; sort them, each once")
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Tell if anything is asked of the latent."""
+        return any((self.equivariance_probability, self.noise, self.continuity_weight))
 
 
 class TokenizerPhaseConfig(Section):
@@ -219,6 +273,15 @@ class TrainTokenizerConfig(Job):
         return self
 
     @model_validator(mode="after")
+    def _latents_can_turn(self) -> Self:
+        if self.init_from is None and self.model.latent_channels < 2:
+            if self.regularisation.continuity_weight:
+                raise ValueError("regularisation.continuity_weight needs latents of two channels or more")
+            if self.model.latent_space == "sphere":
+                raise ValueError("latent_space sphere needs two channels or more: of one, only the sign would be left")
+        return self
+
+    @model_validator(mode="after")
     def _features_come_again(self) -> Self:
         if self.alignment.cache_features and self.images.crop == "random":
             raise ValueError("alignment.cache_features needs images.crop center or pad: random crops never come again")
@@ -249,7 +312,7 @@ class TrainTokenizerConfig(Job):
             raise ValueError("train 'decoder' keeps the latents of an existing tokenizer; name it in init_from")
         weights = [self.alignment.weight if self.alignment.foundation else 0.0]
         weights += [phase.alignment_weight or 0.0 for phase in self.stages]
-        if any(weights) or any(self.regularisation.model_dump(exclude={"equivariance_min_scale"}).values()):
+        if any(weights) or self.regularisation.enabled:
             raise ValueError(
                 "train 'decoder' leaves the latents as they are, so nothing can align or regularise them; set "
                 "alignment.weight (and that of the stages) and regularisation to 0"

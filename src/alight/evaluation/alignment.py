@@ -78,7 +78,8 @@ def alignment_scores(
     if projection is not None:
         weight, settings = projection.weight.to(raw_latents), projection.settings
         if projection.to_features:
-            latents, targets = F.conv2d(raw_latents, weight), features
+            mixed = raw_latents if projection.block is None else projection.block.to(raw_latents)(raw_latents)
+            latents, targets = F.conv2d(mixed, weight), features
         else:
             latents, targets = raw_latents, F.conv2d(features, weight)
         on_latent = settings.get("distance_on", "projected") == "latent"

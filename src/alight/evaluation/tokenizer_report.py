@@ -108,6 +108,8 @@ def tokenizer_figures(
 def alignment_figures(measured: Measurements, conditions: Conditions, foundation: FoundationModel) -> list[Figure]:
     """Figures of the alignment between latents and the features of the foundation model."""
     conditions = {**conditions, "foundation": foundation.name, "input": foundation.input_mode}
+    if foundation.layers is not None:
+        conditions["layers"] = ", ".join(map(str, foundation.layers))
     own: dict[str, Conditions] = {}
     if "alignment_cosine" in measured.scores:
         assert measured.tokenizer.projection is not None

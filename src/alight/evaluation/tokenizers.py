@@ -15,6 +15,7 @@ from alight.config import EvaluateTokenizerConfig, MeasureTokenizerConfig
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.foundation import FoundationModel
 from alight.models.inception import InceptionV3
+from alight.models.latent_projector import BlockProjector, LatentBlock
 from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
 from alight.runtime.device import narrow_weights
@@ -24,17 +25,19 @@ from alight.runtime.files import short_names
 
 @dataclass(frozen=True)
 class Projection:
-    """The 1x1 convolution that a tokenizer was aligned through, and its settings.
+    """The projector that a tokenizer was aligned through, and its settings.
 
     Attributes:
-        weight: (D, C, 1, 1) from latents to features, or (C, D, 1, 1) the other way round.
+        weight: of the 1x1 convolution, (D, C, 1, 1) from latents to features, or (C, D, 1, 1) the other way round.
         foundation: the name of the model whose features are meant.
         settings: the alignment section of the configuration that trained it.
+        block: that latents pass before the convolution, (B, C, h, w) to the same; None = none.
     """
 
     weight: Tensor
     foundation: str
     settings: dict[str, Any]
+    block: LatentBlock | None = None
 
     @property
     def to_features(self) -> bool:
@@ -125,13 +128,15 @@ def open_metric_networks(
 
 
 def applicable_projection(tokenizer: EvaluatedTokenizer, foundation: FoundationModel) -> Projection | None:
-    """The tokenizer's projection, if it belongs to this foundation model.
+    """The tokenizer's projection, if it belongs to this foundation model and to the layers that are summed.
 
     Raises:
         InputError: it does by its name, but its dimensions are others.
     """
     projection = tokenizer.projection
     if projection is None or not _same_model(projection.foundation, foundation.name):
+        return None
+    if tuple(projection.settings.get("layers") or ()) != (foundation.layers or ()):
         return None
     expected = (foundation.feature_dim, tokenizer.vae.config.latent_channels)
     found = tuple(projection.weight.shape[:2] if projection.to_features else projection.weight.shape[1::-1])
@@ -150,7 +155,7 @@ def _projection(artifact: Artifact) -> Projection | None:
     if name is None or not file.is_file():
         return None
     try:
-        return Projection(load_file(file)["weight"], str(name), artifact.config["alignment"])
+        return _open_projection(load_file(file), str(name), artifact.config["alignment"])
     except Exception as error:
         raise InputError(
             f"{file} cannot be read ({' '.join(str(error).split())[:200]}). Restore it, or remove it to measure the "
@@ -158,19 +163,32 @@ def _projection(artifact: Artifact) -> Projection | None:
         ) from error
 
 
+def _open_projection(weights: dict[str, Tensor], foundation: str, settings: dict[str, Any]) -> Projection:
+    if settings.get("projector", "linear") == "linear":
+        return Projection(weights["weight"], foundation, settings)
+    width, channels = weights["linear.weight"].shape[:2]
+    projector = BlockProjector(channels, width, settings["projector_width"])
+    projector.load_state_dict(weights)
+    projector.requires_grad_(False)
+    return Projection(projector.linear.weight, foundation, settings, projector.block)
+
+
 def _open_foundation(
     name: str | None, tokenizers: Sequence[EvaluatedTokenizer]
 ) -> tuple[FoundationModel | None, list[str]]:
     aligned = [tokenizer.projection for tokenizer in tokenizers if tokenizer.projection is not None]
-    modes = {projection.foundation: projection.settings["foundation_input"] for projection in aligned}
+    modes = {
+        projection.foundation: (projection.settings["foundation_input"], projection.settings.get("layers"))
+        for projection in aligned
+    }
     if name is not None:
-        mode = next((mode for known, mode in modes.items() if _same_model(known, name)), "own")
-        return FoundationModel.from_pretrained(name, mode), []
+        mode, layers = next((mode for known, mode in modes.items() if _same_model(known, name)), ("own", None))
+        return FoundationModel.from_pretrained(name, mode).with_layers(layers), []
     if not modes:
         return None, []
-    name, mode = next(iter(modes.items()))
+    name, (mode, layers) = next(iter(modes.items()))
     try:
-        return FoundationModel.from_pretrained(name, mode), []
+        return FoundationModel.from_pretrained(name, mode).with_layers(layers), []
     except InputError as error:
         return None, [f"The alignment was not measured. {error}"]
 

@@ -182,6 +182,11 @@ def export_tokenizer(vae: VAVAE, path: str | Path) -> None:
     Raises:
         InputError: the published network cannot have this configuration, or the file cannot be written.
     """
+    if vae.latent_space != "gaussian":
+        raise InputError(
+            "This tokenizer has latents on the sphere, which the published layout cannot record: whoever opened the "
+            "file would decode latents that the decoder never saw. Share the folder itself instead."
+        )
     state = published_tokenizer_state_dict(vae)
     weights = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()

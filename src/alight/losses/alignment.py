@@ -1,5 +1,7 @@
 """The vision foundation model alignment loss of VA-VAE (paper, section 3.2): two marginal similarity terms.
 
+Beside them stand the terms of PAE (Yue et al., arXiv 2605.07915), which have no margins.
+
 A linear projection (Eq. 1), learned with the rest, brings one side to the width of the other before they meet here.
 Legend: B images, D feature channels, h x w positions, N = h*w.
 """
@@ -46,6 +48,58 @@ def marginal_distance_matrix_loss(latents: Tensor, features: Tensor, margin: flo
         _same_shape(latents, features)
     difference = _similarity_matrix(latents) - _similarity_matrix(features)  # (B, N, N)
     return F.relu(difference.abs() - margin).mean()
+
+
+def gram_matching_loss(latents: Tensor, features: Tensor) -> Tensor:
+    """Match the Gram matrices of unit vectors of each image, without a margin (PAE, spatial structure).
+
+    mean (cos(z_i, z_j) - cos(f_i, f_j))^2 over all pairs of positions, the diagonal included: the matrices of
+    `marginal_distance_matrix_loss` under a squared error. An orthogonal map of the channels of either side changes
+    nothing, and the two sides may have different numbers of channels.
+
+    Args:
+        latents: projected or raw latents (B, D', h, w).
+        features: foundation features (B, D, h, w).
+
+    Raises:
+        InputError: if batch or grid differ.
+    """
+    if latents.shape[0] != features.shape[0] or latents.shape[2:] != features.shape[2:]:
+        _same_shape(latents, features)
+    return (_similarity_matrix(latents) - _similarity_matrix(features)).square().mean()
+
+
+def pooled_cosine_loss(latents: Tensor, features: Tensor) -> Tensor:
+    """Turn the mean of an image's projected latents towards the mean of its features (PAE, global semantics).
+
+    mean over images of 1 - cos(mean_ij z_ij, mean_ij f_ij), in [0, 2].
+
+    Args:
+        latents: projected latents (B, D, h, w).
+        features: foundation features (B, D, h, w).
+
+    Raises:
+        InputError: if the shapes differ.
+    """
+    _same_shape(latents, features)
+    cosine = F.cosine_similarity(latents.mean(dim=(2, 3)), features.mean(dim=(2, 3)), dim=1)  # (B,)
+    return (1.0 - cosine).mean()
+
+
+def patch_cosine_loss(latents: Tensor, features: Tensor) -> Tensor:
+    """Turn each projected latent towards the feature at its position (PAE, global semantics).
+
+    mean 1 - cos(z_ij, f_ij), in [0, 2]: `marginal_cosine_loss` without its margin, as a term of its own.
+
+    Args:
+        latents: projected latents (B, D, h, w).
+        features: foundation features (B, D, h, w).
+
+    Raises:
+        InputError: if the shapes differ.
+    """
+    _same_shape(latents, features)
+    return (1.0 - F.cosine_similarity(latents, features, dim=1)).mean()
 
 
 def _similarity_matrix(x: Tensor) -> Tensor:

@@ -5,9 +5,11 @@ normalisation, positions at other sizes) are read from the model, only in this f
 """
 
 import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,7 @@ class FoundationModel(nn.Module):
         family, patch_size, feature_dim, native_size: of the model.
         allowed_sizes: sides of its square inputs in the mode `own`; None = any multiple of the patch. For any other
             size the nearest is used and the features are resampled.
+        layers: whose outputs are summed to the features, see `with_layers`; None = the output of the model.
     """
 
     mean: Tensor
@@ -111,6 +114,7 @@ class FoundationModel(nn.Module):
         self._accepts = set(inspect.signature(backbone.forward).parameters)
         self._resampled: dict[tuple[Size, torch.device, torch.dtype], Tensor] = {}
         self._announced: set[FeaturePlan] = set()
+        self.layers: tuple[int, ...] | None = None
         if self._learned_positions() is not None:
             if hasattr(backbone.embeddings, "interpolate_pos_encoding"):
                 backbone.embeddings.interpolate_pos_encoding = self._positions
@@ -134,6 +138,33 @@ class FoundationModel(nn.Module):
             found = {key: getattr(model, key) for key in keys}
             opened.row.check(str(name), found | {"mean": opened.mean, "std": opened.std})
         return model
+
+    def with_layers(self, layers: Sequence[int] | None) -> Self:
+        """Let the features be the sum of the outputs of some layers (RAEv2, Singh et al., arXiv 2605.18324).
+
+        They are summed as they are: the norm at the end of the model, which its own output has passed, is not applied,
+        so the last layer alone is not the same as None.
+
+        Args:
+            layers: numbers of the layers, from 1 to the number that there are; None = the output of the model.
+
+        Raises:
+            InputError: there is no such layer, or the layers give no grid of patches.
+        """
+        if layers is not None:
+            if self.family in SAM + HIERARCHICAL:
+                raise InputError(
+                    f"alignment.layers needs a foundation model whose layers have one grid, and '{self.name}' is a "
+                    f"{self.family}. Leave the layers out, or give a vision transformer such as DINOv2."
+                )
+            there = len(self.blocks)
+            if missing := [number for number in layers if not 1 <= number <= there]:
+                raise InputError(
+                    f"alignment.layers asks for layer {missing[0]} of '{self.name}', which has {there}. Give numbers "
+                    f"from 1 to {there}."
+                )
+        self.layers = tuple(layers) if layers is not None else None
+        return self
 
     def require_grid(self) -> None:
         """Check with a minimal empty image that the features form a grid of patches.
@@ -178,7 +209,8 @@ class FoundationModel(nn.Module):
 
         Reads all weights, so it takes a second for a large model.
         """
-        settings = (self.name, self.input_mode, self.mean.tolist(), self.std.tolist(), self.allowed_sizes)
+        settings: tuple[Any, ...] = (self.name, self.input_mode, self.mean.tolist(), self.std.tolist())
+        settings += (self.allowed_sizes,) if self.layers is None else (self.allowed_sizes, self.layers)
         digest = sha256(repr(settings).encode())
         for name, value in self.backbone.state_dict().items():
             digest.update(name.encode())
@@ -247,6 +279,10 @@ class FoundationModel(nn.Module):
         if self.family == "vit_mae":  # it would shuffle the patches; sorted noise keeps their order
             count = (pixels.shape[2] // self.patch_size) * (pixels.shape[3] // self.patch_size)
             options["noise"] = torch.arange(count, device=pixels.device).expand(len(pixels), -1)
+        if self.layers is not None:
+            with _outputs([self.blocks[number - 1] for number in self.layers]) as outputs:
+                self.backbone(pixels, **options)
+            return torch.stack([_at_least_float32(output) for output in outputs]).sum(0)
         tokens: Tensor = self.backbone(pixels, **options).last_hidden_state
         if tokens.ndim == 4:  # (B, D, h, w), or (B, h, w, D) from timm
             return tokens.flatten(2).transpose(1, 2) if tokens.shape[1] == self.feature_dim else tokens.flatten(1, 2)
@@ -273,6 +309,22 @@ class FoundationModel(nn.Module):
             resampled = F.interpolate(square, size=grid, mode="bicubic", antialias=True)
             self._resampled[key] = torch.cat([prefix, resampled[0].flatten(1).T.to(table.dtype)])[None]
         return self._resampled[key]
+
+
+@contextmanager
+def _outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """The outputs of some layers of a network that is called in this context, in the order of their computation."""
+    outputs: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def repeated_blocks(network: nn.Module) -> list[nn.Module]:

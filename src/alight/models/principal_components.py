@@ -185,7 +185,7 @@ def read_out(vae: VAVAE, signs: Tensor, images: Tensor) -> None:
     conv.bias[log_variance] = LOG_VARIANCE
     if vae.quant_conv is not None:
         copy_channels(vae.quant_conv)
-    std, centre = moments(vae.posterior(images).mean)
+    std, centre = moments(vae.encoder_output(images).chunk(2, dim=1)[0])
     std = torch.where(std < SMALLEST_LATENT, torch.ones_like(std), std)  # a component that the images do not have
     conv.weight[:latent_channels] /= std.view(-1, 1, 1, 1)
     conv.bias[:latent_channels] = (conv.bias[:latent_channels] - centre) / std

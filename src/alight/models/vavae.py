@@ -11,11 +11,15 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
+from alight.models.latent_space import on_sphere
 from alight.models.pretrained import StrictlyLoaded
+from alight.options import LatentSpace, names_of, require_known
 from alight.runtime.errors import InputError
 from alight.runtime.slices import images_at_once
 
 FEATURE_MAPS = 6  # in memory at once at most, as large as the image and as wide as the wider of the two finest levels
+SPACE = "latent_space"  # key of the configuration that diffusers does not have
+LEAST_LOGVAR = -30.0  # to which diffusers clamps
 MEAN_LIMIT, SIZE_LIMIT = 1.0, 3.0  # of normalised latents of many images: largest mean, largest factor from size 1
 
 
@@ -30,6 +34,9 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         latents = vae.encode_latents(images, generator=torch.Generator().manual_seed(0))
         images = vae.decode_latents(latents)
 
+    With `latent_space` sphere in the configuration, raw latents have the root mean square 1 over the channels at each
+    position, and the posterior is that point alone; `encode`, which is diffusers' own, gives them as they were before.
+
     Without gradients, a large batch passes an accelerator in slices, so that its activations fit into memory.
     """
 
@@ -43,6 +50,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         level_attention: bool = True,
         mid_block_attention: bool = True,
         sample_size: int = 256,
+        latent_space: LatentSpace = "gaussian",
     ) -> "VAVAE":
         """A freshly initialised tokenizer; the defaults are the paper's f16d32 for 256-pixel images.
 
@@ -54,10 +62,11 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
             level_attention: self-attention at the lowest level, on both sides.
             mid_block_attention: self-attention in the two middle blocks.
             sample_size: image size it is meant for; recorded only.
+            latent_space: `gaussian`, the posterior of a variational autoencoder, or `sphere`.
         """
         plain = len(block_out_channels) - 1
         kind = "Attn" if level_attention else ""
-        return cls(
+        vae = cls(
             in_channels=3,
             out_channels=3,
             down_block_types=("DownEncoderBlock2D",) * plain + (f"{kind}DownEncoderBlock2D",),
@@ -71,14 +80,27 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
             force_upcast=False,
             mid_block_add_attention=mid_block_attention,
         )
+        if latent_space != "gaussian":
+            vae.register_to_config(**{SPACE: latent_space})
+        return vae
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:
+        """The network of a configuration, as in diffusers, which would warn of the one key that it does not know."""
+        known = {key: value for key, value in config.items() if key != SPACE} if isinstance(config, dict) else config
+        made = super().from_config(known, return_unused_kwargs=return_unused_kwargs, **options)
+        if isinstance(config, dict) and SPACE in config:
+            (made[0] if return_unused_kwargs else made).register_to_config(**{SPACE: config[SPACE]})
+        return made
 
     def check_loaded(self, source: Any) -> None:
-        """Refuse statistics of latents that cannot normalise them.
+        """Refuse an unknown space of latents, and statistics that cannot normalise them.
 
         Raises:
             InputError: names the field.
         """
         config, channels = self.config, self.config.latent_channels
+        require_known(self.latent_space, names_of(LatentSpace), f"latent_space in {source}")
         for name in ("latents_mean", "latents_std"):
             values = config.get(name)
             sound = isinstance(values, list | tuple) and len(values) == channels and all(map(_is_number, values))
@@ -104,6 +126,12 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         return int(2 ** (len(self.config.block_out_channels) - 1))
 
     @property
+    def latent_space(self) -> LatentSpace:
+        """`gaussian`, or `sphere`, which the configuration of the folder records."""
+        found: LatentSpace = self.config.get(SPACE, "gaussian")
+        return found
+
+    @property
     def blocks(self) -> list[nn.Module]:
         """The blocks of encoder and decoder, which do almost all of the work."""
         encoder, decoder = self.encoder, self.decoder
@@ -120,7 +148,23 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         return self.decoder.conv_out.weight
 
     def posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
-        """The Gaussian over raw latents, log-variance clamped to [-30, 20].
+        """The Gaussian over raw latents, log-variance clamped to [-30, 20]; on the sphere, a point: its variance is 0.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1]; H and W multiples of the downsampling factor.
+
+        Raises:
+            InputError: if the size does not fit.
+        """
+        parameters = self.encoder_output(images)
+        if self.latent_space == "gaussian":
+            return DiagonalGaussianDistribution(parameters)
+        mean = on_sphere(parameters.chunk(2, dim=1)[0])
+        narrow = torch.full_like(mean, LEAST_LOGVAR)  # of what is stored; the distribution itself has no variance
+        return DiagonalGaussianDistribution(torch.cat([mean, narrow], dim=1), deterministic=True)
+
+    def encoder_output(self, images: Tensor) -> Tensor:
+        """Mean and log-variance (B, 2 C, h, w) as the network gives them, before they are put on the sphere.
 
         Args:
             images: (B, 3, H, W) in [-1, 1]; H and W multiples of the downsampling factor.
@@ -136,7 +180,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
             )
         slices = images.to(self.dtype).split(self._at_once(images, 1))
         parts = [self.encode(part).latent_dist.parameters for part in slices]
-        return DiagonalGaussianDistribution(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def encode_raw_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Images in [-1, 1] to raw latents (B, C, h, w): a posterior sample, or its mode without a generator."""

@@ -29,6 +29,7 @@ from alight.runtime.distributed import Processes
 from alight.runtime.memory import unexplained
 from alight.stages import train_foundation
 from alight.training import tokenizer_networks, transformer_networks
+from alight.training.decoder_continuity import DecoderContinuity
 from alight.training.ema import EMA
 from alight.training.flops import count_flops
 from alight.training.optimizer import make_optimizer, optimizer_step, state_size
@@ -150,6 +151,8 @@ class TokenizerWorkload(Workload):
         existing = inputs.tokenizer(config.init_from) if config.init_from is not None else None
         name = tokenizer_networks.used_foundation(config)
         foundation = inputs.foundation(name, config.alignment.foundation_input) if name is not None else None
+        if foundation is not None:
+            foundation.with_layers(config.alignment.layers)
         lpips = LPIPS() if config.reconstruction.perceptual_weight > 0 else None
         plain_config = config.model_copy(update={"training": plain})
         self._networks = tokenizer_networks.build_networks(plain_config, device, existing, foundation, lpips)
@@ -173,9 +176,16 @@ class TokenizerWorkload(Workload):
         side = size // networks.vae.downsampling_factor
         pixels, noise = self.noise(images, 3, size, size).clamp(-1, 1), self.noise(images, channels, side, side)
         factor = 1.0 if networks.discriminator is not None else None
+        continuity = DecoderContinuity.of(self._config.regularisation, noise)
         with autocast(self.device, self.training.precision):
             result = unexplained(autoencoder_backward)(
-                networks, pixels, noise, reconstruction, self._config.alignment, adversarial_factor=factor
+                networks,
+                pixels,
+                noise,
+                reconstruction,
+                self._config.alignment,
+                adversarial_factor=factor,
+                continuity=continuity,
             )
             if networks.discriminator is not None:
                 made = result.images, result.reconstructions

@@ -19,6 +19,12 @@ from alight.sharing.escaping import Markup, code, markdown, plain
 from alight.sharing.source import nested, portable
 
 PAPER = "arXiv [2501.01423](https://arxiv.org/abs/2501.01423)"
+THROUGH_THE_MODE = ("reconstructions = vae.decode(vae.encode(images).latent_dist.mode()).sample",)
+THROUGH_THE_SPHERE = (
+    "latents = vae.encode(images).latent_dist.mode()",
+    "latents = latents / latents.square().mean(1, keepdim=True).sqrt()  # onto the sphere",
+    "reconstructions = vae.decode(latents).sample",
+)
 NAMED_CLASSES = 30  # more are in model_index.json
 FOREMOST = {  # the most important settings, with their names in the card
     "training.global_batch_size": "batch",
@@ -168,11 +174,12 @@ def _millions(shared: Shared, kind: str) -> str:
 
 def _use(shared: Shared) -> str:
     if shared.transformer is None:
+        sphere = shared.tokenizer.facts.get("latent_space") == "sphere"
         return _code(
             "import torch\nfrom diffusers import AutoencoderKL",
             f"vae = AutoencoderKL.from_pretrained({_quoted(shared.address)})",
             f"images = torch.zeros(1, 3, {shared.image_size}, {shared.image_size})  # in [-1, 1]",
-            "reconstructions = vae.decode(vae.encode(images).latent_dist.mode()).sample",
+            *(THROUGH_THE_SPHERE if sphere else THROUGH_THE_MODE),
         )
     settings = nested(shared.sampling, "sampling") or {}
     named: tuple[str, ...] = ("num_inference_steps", "guidance_scale", "guidance_interval", "timestep_shift", "solver")

@@ -277,7 +277,7 @@ def encode(vae: VAVAE, images: Tensor, numbers: Sequence[int], config: ExtractLa
     keys = (LATENTS, MIRRORED) if config.flips else (LATENTS,)
     with autocast(images.device, config.precision), by_its_weights(vae):
         latents, logvar = moments(vae, torch.cat([images, images.flip(-1)]) if config.flips else images)
-    if config.posterior == "sample":
+    if config.posterior == "sample" and vae.latent_space == "gaussian":
         seeds = [derive_seed(config.seed, "posterior", key, number) for key in keys for number in numbers]
         latents += (0.5 * logvar).exp() * noise_of_seeds(seeds, tuple(latents.shape[1:])).to(latents)
     encoded = dict(zip(keys, latents.split(len(images)), strict=True))

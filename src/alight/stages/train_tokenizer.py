@@ -254,6 +254,8 @@ def save(
     facts: dict[str, object] = {"steps": steps, "image_size": config.images.size, IMAGES: inputs[IMAGES]}
     if config.init_from is not None:
         facts[INIT_FROM] = config.init_from
+    if vae.latent_space != "gaussian":
+        facts["latent_space"] = vae.latent_space
     beside = {DISCRIMINATOR_FILE: networks.discriminator and networks.discriminator.state_dict()}
     if config.train == "decoder":
         facts |= {"same_latents_as": list(origin.identity), "foundation": origin.foundation}

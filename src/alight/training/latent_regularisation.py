@@ -78,7 +78,8 @@ def draw_regularisation(
 
     With probability p, scale by s ~ U(min_scale, 1), to whole positions, and turn by a random multiple of 90 degrees:
     decoding the changed latent must give the changed image (EQ-VAE, Kouzelis et al. 2025). Noise has a standard
-    deviation per image of u ~ U(0, noise) (as in the decoder of RAE, Zheng et al. 2025).
+    deviation per image of u ~ U(0, noise) (as in the decoder of RAE, Zheng et al. 2025), or |u| with u ~ N(0, noise^2)
+    under the law `normal` (as in GAE, Liu et al. 2026, with 0.25 for latents on the sphere). It may leave the sphere.
 
     Returns:
         None where nothing happens.
@@ -92,7 +93,8 @@ def draw_regularisation(
             height, width = (min(max(round(scale * side), smallest), side) for side in latent_shape[2:])
             grid, turns = (height, width), int(4 * turn)
     if config.noise > 0:
-        strength = config.noise * torch.rand(latent_shape[0], 1, 1, 1, generator=generator)
+        draw = torch.rand if config.noise_law == "uniform" else torch.randn  # the sign of the latter is that of noise
+        strength = config.noise * draw(latent_shape[0], 1, 1, 1, generator=generator)
         noise = strength * torch.randn(latent_shape, generator=generator)
     if grid is None and noise is None:
         return None

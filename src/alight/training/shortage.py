@@ -35,6 +35,7 @@ def of_autoencoder(
     def attempt(count: int) -> None:
         features = options.get("features")
         fewer = {"features": None if features is None else features[:count], "regularisation": None}
+        fewer |= {"alignment_noise": None, "continuity": None}  # one decoder's activations after another's
         work(networks, images[:count], noise[:count], *others, **options | fewer)
 
     players = [each for each in (networks.vae, networks.projection, networks.discriminator) if each is not None]

@@ -12,10 +12,13 @@ from alight.config import TrainTokenizerConfig
 from alight.data.feature_cache import FeatureCache, cached_features
 from alight.data.image_dataset import ImageDataset, ImageSample
 from alight.runtime.ahead import sent
+from alight.runtime.console import log
 from alight.runtime.device import autocast
 from alight.runtime.distributed import Processes
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import noise_of_batch, random_stream
+from alight.training.decoder_continuity import DecoderContinuity
+from alight.training.feature_components import fit_components
 from alight.training.latent_regularisation import draw_regularisation
 from alight.training.tokenizer_flops import tokenizer_flops
 from alight.training.tokenizer_schedule import TokenizerPhase
@@ -46,6 +49,9 @@ class Accumulation:
     ) -> "Accumulation":
         """Prepare for the images of a data set."""
         training, cache = config.training, None
+        if networks.vae.latent_space == "sphere":
+            log.info("tokenizer: latents on the sphere have no KL term, so reconstruction.kl_weight has no effect.")
+        fit_components(networks, dataset, config)
         side = config.images.size // networks.vae.downsampling_factor
         if networks.foundation is not None and config.alignment.cache_features:
             cache = FeatureCache.open(networks.foundation, dataset.source, (side, side), training.precision)
@@ -77,6 +83,7 @@ class Accumulation:
             networks.vae.downsampling_factor,
             random_stream(config.seed, "regularisation", step),
         )
+        aligned_noise, continuity = self._noises(own, step, phase)
         for part in np.split(np.arange(len(noise)), count):
             of_part = slice(part[0], part[-1] + 1)
             sample = next(samples)
@@ -93,6 +100,8 @@ class Accumulation:
                     regularisation=changed.part(own).part(of_part) if changed is not None else None,
                     average=self.processes.average,
                     features=self._features(networks, images, sample.position),
+                    alignment_noise=sent(aligned_noise[of_part], device) if aligned_noise is not None else None,
+                    continuity=continuity.part(of_part) if continuity is not None else None,
                 )
                 scalars = result.scalars
                 if networks.discriminator is not None and factor is not None:
@@ -105,6 +114,16 @@ class Accumulation:
                         share=1 / count,
                     )
             yield scalars
+
+    def _noises(self, own: slice, step: int, phase: TokenizerPhase) -> tuple[Tensor | None, DecoderContinuity | None]:
+        """The noise on this process's latents while they are aligned, and the turns of those that are decoded."""
+        seed, shape, aligned, continuity = self.config.seed, self.latent_shape[1:], None, None
+        if phase.alignment.enabled and phase.alignment.latent_noise > 0:
+            aligned = phase.alignment.latent_noise * noise_of_batch(own, shape, seed, "alignment noise", step)
+        if self.config.regularisation.continuity_weight > 0:
+            directions = noise_of_batch(own, shape, seed, "continuity", step)
+            continuity = DecoderContinuity.of(self.config.regularisation, directions)
+        return aligned, continuity
 
     def _features(self, networks: TokenizerNetworks, images: Tensor, positions: Any) -> Tensor | None:
         if self.cache is None or networks.foundation is None:

@@ -3,6 +3,7 @@
 import torch
 
 from alight.config import TrainTokenizerConfig
+from alight.training.decoder_continuity import DecoderContinuity
 from alight.training.flops import known_flops, weightless
 from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backward, discriminator_backward
 
@@ -10,7 +11,7 @@ from alight.training.tokenizer_step import TokenizerNetworks, autoencoder_backwa
 def tokenizer_flops(
     config: TrainTokenizerConfig, networks: TokenizerNetworks, features_known: bool, aligned: bool, adversarial: bool
 ) -> int | None:
-    """Floating-point operations to learn from one image, without the optional regularisation.
+    """Floating-point operations to learn from one image, without scaling, turning and noise of its latent.
 
     Returns:
         Their number; None where they cannot be counted, see `known_flops`.
@@ -25,6 +26,7 @@ def tokenizer_flops(
     features = None
     if features_known and shadows.foundation is not None:
         features = torch.empty(1, shadows.foundation.feature_dim, *grid, device="meta")
+    continuity = DecoderContinuity.of(config.regularisation, noise)
 
     def step() -> None:
         result = autoencoder_backward(
@@ -35,6 +37,7 @@ def tokenizer_flops(
             config.alignment,
             adversarial_factor=1.0 if adversarial else None,
             features=features,
+            continuity=continuity,
         )
         if shadows.discriminator is not None and adversarial:
             kind = config.reconstruction.adversarial_loss

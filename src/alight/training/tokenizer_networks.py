@@ -1,10 +1,11 @@
 """The networks of tokenizer training: built from a configuration, continued from an existing tokenizer, compiled."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alight.artifacts import DISCRIMINATOR_FILE, PROJECTION_FILE
 from alight.config import TokenizerModelConfig, TrainTokenizerConfig
@@ -12,6 +13,7 @@ from alight.data.image_dataset import ImageDataset
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
+from alight.models.latent_projector import make_latent_projector
 from alight.models.perceptual import LPIPS
 from alight.models.pretrained import read_safetensors
 from alight.models.principal_components import start_from_principal_components
@@ -54,6 +56,12 @@ class Origin:
                 f"The tokenizer in {config.init_from} has another architecture than the section 'model' asks for. "
                 "Leave the section out: training goes on with the architecture that is there."
             )
+        if asked_for != TokenizerModelConfig() and vae.latent_space != config.model.latent_space:
+            raise InputError(
+                f"The tokenizer in {config.init_from} has {vae.latent_space} latents, and model.latent_space asks for "
+                f"{config.model.latent_space}: its decoder has never seen such latents. Leave the section 'model' out "
+                f"to go on with {vae.latent_space} latents, or leave out init_from to train a new tokenizer."
+            )
         if config.images.size % vae.downsampling_factor:
             raise InputError(
                 f"images.size {config.images.size} is not a multiple of {vae.downsampling_factor}, the downsampling "
@@ -77,8 +85,11 @@ def same_architecture(vae: VAVAE, model: TokenizerModelConfig) -> bool:
     """Tell if building from this section would give a network of the same weights."""
     with torch.device("meta"):
         other = VAVAE.build(**model.architecture)
-    shapes, others = ({name: value.shape for name, value in each.state_dict().items()} for each in (vae, other))
-    return shapes == others
+    return _shapes(vae.state_dict()) == _shapes(other.state_dict())
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
 
 
 def used_foundation(config: TrainTokenizerConfig) -> str | None:
@@ -93,7 +104,10 @@ def used_foundation(config: TrainTokenizerConfig) -> str | None:
 def load_foundation(config: TrainTokenizerConfig) -> FoundationModel | None:
     """Load the foundation model of the alignment; None where there is no alignment."""
     name = used_foundation(config)
-    return FoundationModel.from_pretrained(name, config.alignment.foundation_input) if name is not None else None
+    if name is None:
+        return None
+    alignment = config.alignment
+    return FoundationModel.from_pretrained(name, alignment.foundation_input).with_layers(alignment.layers)
 
 
 def load_lpips(config: TrainTokenizerConfig) -> LPIPS | None:
@@ -127,7 +141,9 @@ def build_networks(
         if foundation is not None:
             widths = (vae.config.latent_channels, foundation.feature_dim)
             inputs, outputs = widths if config.alignment.projection == "to_features" else widths[::-1]
-            projection = nn.Conv2d(inputs, outputs, 1, bias=False).to(device)
+            kind, width = config.alignment.projector, config.alignment.projector_width
+            projection = make_latent_projector(kind, inputs, outputs, width).to(device)
+            projection.requires_grad_(config.alignment.projection != "components")  # which are fitted, and fixed
         discriminator = PatchDiscriminator().to(device) if config.reconstruction.adversarial_weight > 0 else None
     if config.train == "decoder":
         for part in (vae.encoder, vae.quant_conv):
@@ -153,7 +169,7 @@ def begin_encoder(vae: VAVAE, dataset: ImageDataset, config: TrainTokenizerConfi
 def adopt_weights(networks: TokenizerNetworks, origin: Origin, config: TrainTokenizerConfig) -> None:
     """Go on with the projection and discriminator beside an existing tokenizer, as far as they fit."""
     projected, projection = origin.weights(PROJECTION_FILE), networks.projection
-    if projection is not None and projected and projected["weight"].shape == projection.weight.shape:
+    if projection is not None and projected and _shapes(projected) == _shapes(projection.state_dict()):
         if origin.foundation == config.alignment.foundation:
             projection.load_state_dict(projected)
     discriminating = origin.weights(DISCRIMINATOR_FILE)

@@ -1,11 +1,13 @@
 """The gradient of the tokenizer's objective, with every expensive part of it taken once.
 
 The objective is L_rec + w_kl L_kl + w_adv L_adv + w_align L_align (paper, section 3.2), where two weights are ratios
-of gradient norms at inner layers. The graph is therefore cut at the reconstruction and at the latent: each loss is
-differentiated up to a cut, the ratios follow from there through one convolution, and the sum goes down the rest.
+of gradient norms at inner layers, with L_rec as their reference; optionally, the continuity of the decoder is added.
+The graph is therefore cut at the reconstruction and at the latent: each loss is differentiated up to a cut, the ratios
+follow from there through one convolution, and the sum goes down the rest.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,10 +18,13 @@ from alight.config import AlignmentConfig, ReconstructionConfig
 from alight.losses import (
     adaptive_weight,
     generator_loss,
+    gram_matching_loss,
     hinge_discriminator_loss,
     kl_loss,
     marginal_cosine_loss,
     marginal_distance_matrix_loss,
+    patch_cosine_loss,
+    pooled_cosine_loss,
     reconstruction_loss,
     vanilla_discriminator_loss,
 )
@@ -30,9 +35,14 @@ from alight.models.perceptual import LPIPS
 from alight.models.vavae import VAVAE
 from alight.options import Reduction
 from alight.runtime.device import full_float32, without_autocast
+from alight.training.decoder_continuity import (
+    ContinuityGradient,
+    DecoderContinuity,
+    Regularisation,
+    continuity_backward,
+)
 from alight.training.shortage import of_autoencoder
 
-Regularisation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Average = Callable[[Tensor], Tensor]
 
 
@@ -41,7 +51,7 @@ class TokenizerNetworks:
     """The networks of tokenizer training; optional ones are off where they are None."""
 
     vae: VAVAE
-    projection: nn.Conv2d | None = None  # between latents and the features of the foundation model
+    projection: nn.Module | None = None  # between latents and the features of the foundation model
     foundation: FoundationModel | None = None
     discriminator: PatchDiscriminator | None = None
     lpips: LPIPS | None = None
@@ -75,6 +85,8 @@ def autoencoder_backward(
     regularisation: Regularisation | None = None,
     average: Average | None = None,
     features: Tensor | None = None,
+    alignment_noise: Tensor | None = None,
+    continuity: DecoderContinuity | None = None,
 ) -> TokenizerStep:
     """Add the gradient of the autoencoder's objective to its parameters (unless frozen) and to the projection's.
 
@@ -89,16 +101,49 @@ def autoencoder_backward(
         regularisation: images and latents -> targets and what is decoded; differentiable in latents.
         average: over processes, of the gradients whose norms are compared.
         features: of the foundation model (B, D, h, w); None = computed here.
+        alignment_noise: (B, C, h, w), added to the latents that are aligned; None = none.
+        continuity: turned latents that should be decoded alike; None = none.
     """
     vae = networks.vae
     sample, kl = _encode(vae, images, noise, reconstruction.reduction)
     latents = sample.detach().requires_grad_(sample.requires_grad)  # the first cut
-    aligned = _align(networks, images, latents, features, alignment)
+    aligned = _align(networks, images, latents, features, alignment, alignment_noise)
     targets, decoded = regularisation(images, latents) if regularisation is not None else (images, latents)
     output = vae.decode_raw_latents(decoded)  # (B, 3, H', W')
+    passed = _Forward(sample, kl, latents, aligned, targets, output)
+    turns = None
+    if continuity is not None:
+        turns = functools.partial(continuity_backward, vae, images, latents, output.detach(), continuity)
+        turns = functools.partial(turns, regularisation=regularisation)
+    return _backward(networks, passed, turns, reconstruction, alignment, adversarial_factor, share, average)
+
+
+class _Forward(NamedTuple):
+    """A forward pass, cut at the latents; the rest is as in `autoencoder_backward`."""
+
+    sample: Tensor  # of the posterior, with its graph
+    kl: Tensor | None
+    latents: Tensor  # the sample as a leaf
+    aligned: "_Alignment | None"
+    targets: Tensor
+    output: Tensor
+
+
+def _backward(
+    networks: TokenizerNetworks,
+    passed: _Forward,
+    turns: Callable[[float], ContinuityGradient] | None,
+    reconstruction: ReconstructionConfig,
+    alignment: AlignmentConfig,
+    adversarial_factor: float | None,
+    share: float,
+    average: Average | None,
+) -> TokenizerStep:
+    """Differentiate the objective from its ends to the parameters."""
+    vae, (sample, kl, latents, aligned, targets, output) = networks.vae, passed
     pixels = _at_least_float32(output.detach()).requires_grad_()  # the second cut
     rec, scalars = _reconstruct(networks, pixels, targets, reconstruction)
-    total = rec.detach() + reconstruction.kl_weight * kl.detach()
+    total = rec.detach() if kl is None else rec.detach() + reconstruction.kl_weight * kl.detach()
     (rec_at_pixels,) = torch.autograd.grad(rec, pixels)
     at_pixels, rec_at_latents = rec_at_pixels, None
     if networks.discriminator is not None and adversarial_factor is not None:
@@ -112,17 +157,27 @@ def autoencoder_backward(
             if aligned is not None and alignment.adaptive:  # its reference is the reconstruction alone
                 (rec_at_latents,) = torch.autograd.grad(output, latents, rec_at_pixels.to(output), retain_graph=True)
     output.backward(share * at_pixels.to(output))
-    if (at_latents := latents.grad) is not None:  # the encoder learns, too
-        if aligned is not None:
-            reference = at_latents / share if rec_at_latents is None else rec_at_latents
-            weight = _alignment_weight(vae, sample, reference, aligned, alignment, average)
-            at_latents = at_latents + share * weight * aligned.at_latents
-            _accumulate(aligned.weight, share * weight * aligned.at_weight)
-            scalars |= {"mcos": aligned.mcos, "mdms": aligned.mdms, "alignment_adaptive_weight": weight}
-            total = total + weight * aligned.loss
-        torch.autograd.backward([sample, kl], [at_latents, torch.full_like(kl, share * reconstruction.kl_weight)])
+    if (at_latents := latents.grad) is not None and aligned is not None:  # the encoder learns, too
+        reference = at_latents / share if rec_at_latents is None else rec_at_latents
+        weight = _alignment_weight(vae, sample, reference, aligned, alignment, average)
+        at_latents = at_latents + share * weight * aligned.at_latents
+        for parameter, gradient in zip(aligned.parameters, aligned.at_parameters, strict=True):
+            _accumulate(parameter, share * weight * gradient)
+        scalars |= aligned.terms | {"alignment_adaptive_weight": weight}
+        total = total + weight * aligned.loss
     elements = targets[0].numel() if reconstruction.reduction == "sum" else 1  # so that sizes compare
-    return TokenizerStep(targets.detach(), output.detach(), scalars | {"kl": kl.detach(), "loss": total / elements})
+    if turns is not None:
+        turned = turns(share * elements)
+        at_latents = None if at_latents is None else at_latents + turned.at_latents
+        scalars |= {"continuity": turned.loss}
+        total = total + elements * turned.weighed
+    if at_latents is not None:
+        ends, gradients = [sample], [at_latents]
+        if kl is not None:
+            ends, gradients = [sample, kl], [at_latents, torch.full_like(kl, share * reconstruction.kl_weight)]
+        torch.autograd.backward(ends, gradients)
+    scalars |= {} if kl is None else {"kl": kl.detach()}
+    return TokenizerStep(targets.detach(), output.detach(), scalars | {"loss": total / elements})
 
 
 def discriminator_backward(
@@ -160,9 +215,11 @@ def discriminator_backward(
     }
 
 
-def _encode(vae: VAVAE, images: Tensor, noise: Tensor, reduction: Reduction) -> tuple[Tensor, Tensor]:
-    """A sample of the posterior (B, C, h, w) and its KL divergence, with their graphs."""
+def _encode(vae: VAVAE, images: Tensor, noise: Tensor, reduction: Reduction) -> tuple[Tensor, Tensor | None]:
+    """A sample of the posterior (B, C, h, w) and its KL divergence, with their graphs; on the sphere there is none."""
     posterior = vae.posterior(images)
+    if posterior.deterministic:
+        return posterior.mean, None
     mean, logvar = _at_least_float32(posterior.mean), _at_least_float32(posterior.logvar)
     return mean + (0.5 * logvar).exp() * noise, kl_loss(mean, logvar, reduction)
 
@@ -195,18 +252,22 @@ def _deceive(discriminator: PatchDiscriminator, pixels: Tensor) -> tuple[Tensor,
 
 
 class _Alignment(NamedTuple):
-    """The alignment loss with its two terms, and its gradients; nothing weighed yet."""
+    """The alignment loss with its terms, and its gradients; nothing weighed yet."""
 
     loss: Tensor
-    mcos: Tensor
-    mdms: Tensor
+    terms: dict[str, Tensor]  # by their names in the log
     at_latents: Tensor
-    weight: Tensor  # of the projection
-    at_weight: Tensor
+    parameters: list[nn.Parameter]  # of the projection
+    at_parameters: Sequence[Tensor]
 
 
 def _align(
-    networks: TokenizerNetworks, images: Tensor, latents: Tensor, features: Tensor | None, alignment: AlignmentConfig
+    networks: TokenizerNetworks,
+    images: Tensor,
+    latents: Tensor,
+    features: Tensor | None,
+    alignment: AlignmentConfig,
+    noise: Tensor | None,
 ) -> _Alignment | None:
     """Differentiate the alignment loss at the latents and at the projection; None where it takes no part."""
     if networks.projection is None or not latents.requires_grad:
@@ -215,18 +276,36 @@ def _align(
         if networks.foundation is None:
             return None
         features = networks.foundation(images, grid=(latents.shape[2], latents.shape[3]))  # (B, D, h, w)
+    seen = latents if noise is None else latents + noise.to(latents)
     if alignment.projection == "to_features":
-        pair = _at_least_float32(networks.projection(latents)), features  # (B, D, h, w) both
+        pair = _at_least_float32(networks.projection(seen)), features  # (B, D, h, w) both
     else:
-        pair = latents, _at_least_float32(networks.projection(features))  # (B, C, h, w) both
-    weight = networks.projection.weight
+        pair = seen, _at_least_float32(networks.projection(features))  # (B, C, h, w) both
+    parameters = [each for each in networks.projection.parameters() if each.requires_grad]
     with without_autocast(latents.device), full_float32():  # margins are compared with small differences of cosines
-        mcos = marginal_cosine_loss(*pair, alignment.cosine_margin)
-        related = pair if alignment.distance_on == "projected" else (latents, features)
-        mdms = marginal_distance_matrix_loss(*related, alignment.distance_margin)
-        loss = alignment.cosine_weight * mcos + alignment.distance_weight * mdms
-        at_latents, at_weight = torch.autograd.grad(loss, [latents, weight])
-    return _Alignment(loss.detach(), mcos.detach(), mdms.detach(), at_latents, weight, at_weight)
+        related = pair if alignment.distance_on == "projected" else (seen, features)
+        weighed = _alignment_terms(pair, related, alignment)
+        loss = functools.reduce(torch.add, [weight * term for weight, term in weighed.values()])
+        at_latents, *at_parameters = torch.autograd.grad(loss, [latents, *parameters])
+    terms = {name: term.detach() for name, (_, term) in weighed.items()}
+    return _Alignment(loss.detach(), terms, at_latents, parameters, at_parameters)
+
+
+def _alignment_terms(
+    pair: tuple[Tensor, Tensor], related: tuple[Tensor, Tensor], alignment: AlignmentConfig
+) -> dict[str, tuple[float, Tensor]]:
+    """Weight and value of each alignment term by its name; of those without margins, the terms that are on."""
+    weighed = {
+        "mcos": (alignment.cosine_weight, marginal_cosine_loss(*pair, alignment.cosine_margin)),
+        "mdms": (alignment.distance_weight, marginal_distance_matrix_loss(*related, alignment.distance_margin)),
+    }
+    if alignment.gram_weight > 0:
+        weighed["gram"] = alignment.gram_weight, gram_matching_loss(*related)
+    if alignment.pooled_weight > 0:
+        weighed["pooled_cosine"] = alignment.pooled_weight, pooled_cosine_loss(*pair)
+    if alignment.patch_weight > 0:
+        weighed["patch_cosine"] = alignment.patch_weight, patch_cosine_loss(*pair)
+    return weighed
 
 
 def _alignment_weight(
