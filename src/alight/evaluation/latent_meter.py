@@ -7,6 +7,7 @@ latents at hand gives the reason instead.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from alight.metrics.frechet import FeatureStatistics, frechet_distance
 from alight.metrics.latent_figures import (
     DENSITY_VECTORS,
     PERPLEXITY,
+    Array,
     covariance_spectrum,
     gini,
     latent_map,
@@ -140,7 +142,10 @@ def probe(meter: Meter, subject: Subject) -> Found:
     kept = order[: max(len(order) // HELD_OUT, 1)]
     network = train_probe(subject.latents[order[len(kept) :]], config, seed, meter.device)
     errors = held_out_errors(network, subject.latents[kept], config.batch_size, seed, meter.device)
-    ratio = lambda chosen: float(errors.probe[chosen].sum() / errors.trivial[chosen].sum())  # noqa: E731
+
+    def ratio(chosen: np.ndarray) -> float:
+        return float(errors.probe[chosen].sum() / errors.trivial[chosen].sum())
+
     return {"probe_loss": meter.resampled(ratio, len(kept))}
 
 
@@ -155,17 +160,25 @@ def density(meter: Meter, subject: Subject) -> Found:
         latent_map(vectors[generator.permutation(len(vectors))[:count]], generator).densities
         for _ in range(meter.config.density_runs)
     ]
-    measures = {
-        "density_cv": lambda densities: densities.std() / densities.mean(),
-        "density_gini": gini,
-        "density_entropy": normalised_entropy,
-    }
-    return {
-        name: meter.resampled(
-            lambda chosen, measure=measure: float(np.mean([measure(each[chosen]) for each in maps])), count
-        )
-        for name, measure in measures.items()
-    }
+    found = {}
+    for name, evenness in EVENNESS.items():
+        found[name] = meter.resampled(partial(_mean_over_maps, maps, evenness), count)
+    return found
+
+
+def _variation(densities: Array) -> float:
+    return float(densities.std() / densities.mean())
+
+
+def _mean_over_maps(maps: Sequence[Array], evenness: Callable[[Array], float], chosen: np.ndarray) -> float:
+    return float(np.mean([evenness(densities[chosen]) for densities in maps]))
+
+
+EVENNESS: dict[str, Callable[[Array], float]] = {
+    "density_cv": _variation,
+    "density_gini": gini,
+    "density_entropy": normalised_entropy,
+}
 
 
 @torch.no_grad()
@@ -184,7 +197,9 @@ def drift(meter: Meter, subject: Subject) -> Found:
         before, after = (subject.decode(each, meter.device) for each in (latents, moved))
         rows.append(torch.stack([(after - before).square().sum((1, 2, 3)), (before - mean).square().sum((1, 2, 3))]))
     changes, spreads = torch.cat(rows, dim=1).double().cpu()
-    return {"decoder_drift": meter.resampled(lambda chosen: decoder_drift(changes[chosen], spreads[chosen]), len(noise))}
+    return {
+        "decoder_drift": meter.resampled(lambda chosen: decoder_drift(changes[chosen], spreads[chosen]), len(noise))
+    }
 
 
 def labels(meter: Meter, subject: Subject) -> Found:
@@ -225,8 +240,8 @@ def interpolation(meter: Meter, subject: Subject) -> Found:
     variance = max(float(real.var(0, ddof=1).sum()), 1e-12)
 
     def distance(chosen: np.ndarray) -> float:
-        statistics = [FeatureStatistics.from_features(each[chosen]) for each in (made, real)]
-        return frechet_distance(*statistics).value / variance
+        one, other = (FeatureStatistics.from_features(each[chosen]) for each in (made, real))
+        return frechet_distance(one, other).value / variance
 
     draws = min(config.draws, WIDE_DRAWS) if real.shape[1] > WIDE else config.draws
     return {"midpoint_distance": meter.resampled(distance, len(real), draws)}

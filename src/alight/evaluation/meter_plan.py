@@ -37,8 +37,10 @@ class Plan:
 
     @property
     def families(self) -> list[str]:
-        """Those to measure, the cheapest first."""
-        return sorted((name for name in self.seconds if name not in self.left_out), key=lambda name: self.seconds[name])
+        """The ones to measure, the cheapest first."""
+        return sorted(
+            (name for name in self.seconds if name not in self.left_out), key=lambda name: self.seconds[name]
+        )
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {duration(self.seconds[name])}" for name in self.families)
@@ -93,7 +95,8 @@ def estimates(meter: Meter, subject: Subject) -> Iterator[tuple[str, float]]:
 
 def decoding(meter: Meter, subject: Subject, config: MeterLatentsConfig) -> Iterator[tuple[str, float]]:
     """The same of the families that decode, or look at the images."""
-    assert subject.vae is not None and meter.images is not None
+    assert subject.vae is not None
+    assert meter.images is not None
     batch, rounds = subject.latents[: config.batch_size], math.ceil(len(subject.latents) / config.batch_size)
     subject.vae.to(meter.device)
     with torch.no_grad():

@@ -106,7 +106,8 @@ def normalised(
         raise InputError(f"The latents of {path} contain NaN or infinity, so nothing can be measured on them.")
     values = raw.double()
     mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3), correction=0)
-    if (constant := (std <= 1e-12 * (1 + mean.abs())).nonzero().flatten().tolist()) != []:
+    constant = (std <= 1e-12 * (1 + mean.abs())).nonzero().flatten().tolist()
+    if constant:
         raise InputError(
             f"Channel {constant[0]} of the latents of {path} never changes over {len(raw)} images, so it cannot be "
             "normalised. Measure other images, or sample the posterior (--posterior sample)."
@@ -201,9 +202,7 @@ def stored_latents(name: str, path: Path, config: MeterLatentsConfig) -> Subject
     return normalised(name, path, file_hash(path), whole, None, kind=kind)
 
 
-def open_subjects(
-    config: MeterLatentsConfig, device: torch.device
-) -> tuple[list[Subject], MeteredImages | None]:
+def open_subjects(config: MeterLatentsConfig, device: torch.device) -> tuple[list[Subject], MeteredImages | None]:
     """Everything that is compared, with the images where there are tokenizers.
 
     Raises:
@@ -212,20 +211,19 @@ def open_subjects(
     paths = [*config.tokenizers, *config.latents]
     if not paths:
         raise InputError(
-            "There is nothing to compare. Give tokenizers, such as 'alight latents meter runs/a runs/b', or --latents, "
-            "or a finished --study."
+            "There is nothing to compare. Give tokenizers, such as 'alight latents meter runs/a runs/b', or "
+            "--latents, or a finished --study."
         )
     if twice := [str(path) for path in paths if paths.count(path) > 1]:
         raise InputError(f"{min(twice)} would be compared with itself; give each tokenizer once.")
-    opened, names = open_tokenizers(config), short_names(paths)
+    opened, names = open_tokenizers(config), [each.removesuffix("/tokenizer") for each in short_names(paths)]
     images = open_metered_images(config, opened) if opened else None
     subjects = []
     for name, each in zip(names, opened, strict=False):
         assert images is not None
         subjects.append(encode_images(name, each, images, config, device))
     subjects += [
-        stored_latents(name, path, config)
-        for name, path in zip(names[len(opened) :], config.latents, strict=True)
+        stored_latents(name, path, config) for name, path in zip(names[len(opened) :], config.latents, strict=True)
     ]
     require_one_grid(subjects)
     return subjects, images

@@ -62,7 +62,7 @@ def meter_study(config: MeterLatentsConfig, device: torch.device) -> tuple[Repor
     started = time.perf_counter()
     runs = read_runs(config.study)
     config = as_in_study(config, runs)
-    meter, measured = Meter(config, None, open_networks(config, device), device), []
+    meter, measured = Meter(config, None, open_networks(config, device), device), list[Metered]()
     families: Sequence[str] = ()
     for run in progress_bar(runs, desc="meter", unit="tokenizer"):
         opened = open_tokenizer(run.tokenizer)
@@ -112,7 +112,9 @@ def correlations(
             for scope, over in SCOPES.items():
                 for rank, by in MEASURES_OF_RANK.items():
                     if pairs:
-                        found[Key(figure, target, scope, rank)] = _correlation(config, pairs, partial(over, measure=by))
+                        found[Key(figure, target, scope, rank)] = _correlation(
+                            config, pairs, partial(over, measure=by)
+                        )
     return found
 
 
@@ -141,9 +143,7 @@ def describe(
         answer=answer_of(found),
         comparison=comparison_of(found, conditions),
         results=scatters(next(iter(TARGETS)), runs, measured, found),
-        distributions=[
-            plot for target in list(TARGETS)[1:] for plot in scatters(target, runs, measured, found)
-        ],
+        distributions=[plot for target in list(TARGETS)[1:] for plot in scatters(target, runs, measured, found)],
         stages=[Stage("encoding", seconds - sum(times.values())), *(Stage(*each) for each in times.items())],
         configuration={"meter": config.model_dump(mode="json")},
         versions=library_versions(),
@@ -181,9 +181,7 @@ def comparison_of(found: Correlations, conditions: Conditions) -> Comparison:
     return Comparison(heads, rows, "Rank correlation (Spearman) with the quality of samples")
 
 
-def scatters(
-    target: str, runs: Sequence[StudyRun], measured: Sequence[Metered], found: Correlations
-) -> list[Curve]:
+def scatters(target: str, runs: Sequence[StudyRun], measured: Sequence[Metered], found: Correlations) -> list[Curve]:
     """A plot of every figure."""
     names = [figure for figure in MEASURES if Key(figure, target, "pooled", "spearman") in found]
     return [scatter_of(figure, target, runs, measured) for figure in names]
@@ -257,9 +255,7 @@ def text_of(found: Correlations) -> str:
         keys = [Key(figure, *column, "spearman") for column in columns]
         rows.append([MEASURES[figure].label, *(in_words(found[key]) if key in found else "-" for key in keys)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     answer = answer_of(found)
     return "\n".join([*lines, "", f"{answer.question} {answer.answer}", *answer.reasons])
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from alight.config import ProbeConfig
 from alight.flow.path import LinearPath, time_like
 from alight.models.lightning_dit import LightningDiT
-from alight.runtime.console import progress_bar
 from alight.runtime.seeding import random_stream, seeded_initialisation
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)  # at which the error is measured, evenly over the path
@@ -72,11 +71,12 @@ class HeldOutErrors:
 def train_probe(latents: Tensor, config: ProbeConfig, seed: int, device: torch.device) -> VelocityProbe:
     """Train a probe on normalised latents (N, C, h, w); the seed decides on its weights, batches, times and noise."""
     with seeded_initialisation(seed, "probe"):
-        probe = VelocityProbe(tuple(latents.shape[1:]), config.hidden_size, config.num_layers, config.num_heads)
+        _, channels, height, width = latents.shape
+        probe = VelocityProbe((channels, height, width), config.hidden_size, config.num_layers, config.num_heads)
     probe.to(device).train()
     optimizer = torch.optim.AdamW(probe.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
     path, generator = LinearPath(), random_stream(seed, "probe batches")
-    for step in progress_bar(range(config.steps), desc="probe", unit="step"):
+    for step in range(config.steps):
         chosen = torch.randint(len(latents), (config.batch_size,), generator=generator)
         x_1, t = latents[chosen], torch.rand(config.batch_size, generator=generator)
         x_0 = torch.randn(x_1.shape, generator=generator)

@@ -45,7 +45,9 @@ class Resampled:
         return float(stats.norm.cdf(difference / error))
 
 
-def resample(statistic: Callable[[Numbers], float], count: int, draws: int, generator: np.random.Generator) -> Resampled:
+def resample(
+    statistic: Callable[[Numbers], float], count: int, draws: int, generator: np.random.Generator
+) -> Resampled:
     """Take a figure on all items, and on as many of them drawn with replacement, again and again.
 
     Args:

@@ -105,7 +105,7 @@ def leave_one_out_ambiguity(vectors: ArrayLike, t: float, generator: np.random.G
     if neighbours < FEWEST_NEIGHBOURS:
         raise InputError(
             f"At t = {t:g} the posterior over {len(values):,} vectors of {values.shape[1]} numbers collapses to "
-            f"{neighbours:.1f} of them, which measures distances and no ambiguity. Take an earlier time, more vectors, "
-            "or vectors of single positions."
+            f"{neighbours:.1f} of them, which measures distances and no ambiguity. Take an earlier time, more "
+            "vectors, or vectors of single positions."
         )
     return Posterior(np.concatenate(errors), neighbours)
