@@ -51,15 +51,15 @@ def two_bumps(mean, std, t):
 
 @pytest.mark.parametrize("t", [0.2, 0.5, 0.7])
 def test_posteriors_over_other_vectors_agree_with_quadrature(t):
-    """10,000 vectors; the noise of the mean error is below 2 %, and the bound of the covariance lies above."""
+    """4,000 vectors; the noise of the mean error is below 3 %, and the bound of the covariance lies above."""
     generator = np.random.default_rng(0)
     mean, std = 0.95, np.sqrt(1 - 0.95**2)
-    vectors = mean * generator.choice([-1, 1], (10_000, 1)) + std * generator.standard_normal((10_000, 1))
+    vectors = mean * generator.choice([-1, 1], (4_000, 1)) + std * generator.standard_normal((4_000, 1))
     found, exact = leave_one_out_ambiguity(vectors, t, generator), two_bumps(mean, std, t)
-    assert found.ambiguity == pytest.approx(exact, rel=0.05)
+    assert found.ambiguity == pytest.approx(exact, rel=0.07)
     assert exact <= gaussian_ambiguity([1.0], t) + 1e-9
-    assert found.neighbours > 500
-    assert len(found.errors) == 10_000
+    assert found.neighbours > 200
+    assert len(found.errors) == 4_000
 
 
 def test_quadrature_of_one_bump_is_the_gaussian_form():
