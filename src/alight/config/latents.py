@@ -69,7 +69,7 @@ class InspectLatentsConfig(Section):
 class MeterImagesConfig(ImagesConfig):
     """Images that latents are measured on; their size may be left to the tokenizers."""
 
-    size: Size | None = None  # type: ignore[assignment] # side of the square; None = that of the tokenizers' training
+    size: Annotated[int, Field(ge=0, le=65_536)] = 0  # side of the square in pixels; 0 = that of the tokenizers
 
 
 class ProbeConfig(Section):

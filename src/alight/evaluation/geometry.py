@@ -48,12 +48,12 @@ class GeometryRows:
         moved = perturbed(latents, STEP, noise_of_seeds(seeds, tuple(latents.shape[1:])).to(latents))
         after = vae.decode_raw_latents(vae.denormalize(moved) if known else moved).float()
         row = {
-            CHANGES: (after - decoded).square().sum((1, 2, 3)).double().cpu(),
-            SPREADS: (decoded - self.mean.to(decoded)).square().sum((1, 2, 3)).double().cpu(),
+            CHANGES: (after - decoded).square().sum((1, 2, 3)).cpu().double(),
+            SPREADS: (decoded - self.mean.to(decoded)).square().sum((1, 2, 3)).cpu().double(),
             POOLED: latents.mean((2, 3)).cpu(),
         }
         if features is not None and latents.shape[2] * latents.shape[3] >= FEWEST_POSITIONS:
-            row["gram_agreement"] = gram_agreement(latents, features).double().cpu()
+            row["gram_agreement"] = gram_agreement(latents, features).cpu().double()
         return row
 
 

@@ -196,7 +196,7 @@ def drift(meter: Meter, subject: Subject) -> Found:
         moved = perturbed(latents, meter.config.perturbation, noise[places])
         before, after = (subject.decode(each, meter.device) for each in (latents, moved))
         rows.append(torch.stack([(after - before).square().sum((1, 2, 3)), (before - mean).square().sum((1, 2, 3))]))
-    changes, spreads = torch.cat(rows, dim=1).double().cpu()
+    changes, spreads = torch.cat(rows, dim=1).cpu().double()
     return {
         "decoder_drift": meter.resampled(lambda chosen: decoder_drift(changes[chosen], spreads[chosen]), len(noise))
     }

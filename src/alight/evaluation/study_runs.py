@@ -29,6 +29,7 @@ class StudyRun:
         setting: its name, as in the folder's.
         seed: of all its jobs.
         tokenizer: folder.
+        hash: of its weights.
         images: that samples were compared with.
         generation: figure of `TARGETS` -> value, as far as it was measured.
         transformer: configuration of its training, without what differs between runs of one budget.
@@ -37,6 +38,7 @@ class StudyRun:
     setting: str
     seed: int
     tokenizer: Path
+    hash: str
     images: ImagesConfig
     generation: dict[str, float]
     transformer: dict[str, Any]
@@ -45,7 +47,8 @@ class StudyRun:
 def read_runs(study: Path) -> list[StudyRun]:
     """Every finished run of a study's folder that has trained a tokenizer, seed by seed.
 
-    Runs that share the tokenizer of another setting are left out, since they differ in something else.
+    Runs that share the tokenizer of another setting are left out, since they differ in something else, and so are
+    those whose tokenizer came out equal to that of another run.
 
     Raises:
         InputError: the folder holds no study, or no finished run.
@@ -57,7 +60,8 @@ def read_runs(study: Path) -> list[StudyRun]:
             f"{study} holds no runs of a study. Give the folder of 'alight study frontier' or 'alight study ablation' "
             "whose runs are still in it."
         )
-    runs = [run for folder in folders for run in _run(folder, max(steps))]
+    every = [run for folder in folders for run in _run(folder, max(steps))]
+    runs = list({run.hash: run for run in reversed(every)}.values())  # one of those that agree to the last bit
     if len({run.setting for run in runs}) < 3:
         raise InputError(
             f"{study} has finished runs of {len({run.setting for run in runs})} settings with a tokenizer of their "
@@ -77,4 +81,5 @@ def _run(folder: Path, step: int) -> Iterator[StudyRun]:
     generation = {key: float(values[key]) for key in TARGETS if isinstance(values.get(key), int | float)}
     images = validate(ImagesConfig, record.config["images"], str(report))
     transformer = {key: value for key, value in read_manifest(parts[1]).config.items() if key not in PLACES}
-    yield StudyRun(found[1], int(found[2]), folder / "tokenizer", images, generation, transformer)
+    digest = read_manifest(parts[0]).hash
+    yield StudyRun(found[1], int(found[2]), folder / "tokenizer", digest, images, generation, transformer)

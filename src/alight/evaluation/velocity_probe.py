@@ -105,6 +105,6 @@ def held_out_errors(
             point = path.sample(x_1.to(device), x_0.to(device), t)
             both = probe(point.x_t, t), without_structure(point.x_t, time_like(t, point.x_t))
             rows.append(torch.stack([(each - point.velocity).square().mean((1, 2, 3)) for each in both], dim=1))
-        columns.append(torch.cat(rows).double().cpu())
+        columns.append(torch.cat(rows).cpu().double())
     total = torch.stack(columns).sum(0).numpy()  # (N, 2)
     return HeldOutErrors(total[:, 0], total[:, 1])
