@@ -74,7 +74,7 @@ def test_the_figures_of_white_latents_are_those_of_no_structure():
     assert found.figures["ambiguity_bound"].value == pytest.approx(1, abs=0.01)
     assert found.figures["whole_ambiguity_bound"].value == pytest.approx(1, abs=0.03)
     assert found.figures["posterior_ambiguity"].value == pytest.approx(1, abs=0.05)
-    assert set(found.absent) == {"labels", "relations", "drift", "interpolation", "density", "probe"}
+    assert set(found.absent) == {"neighbours", "Gram agreement", "drift", "midpoints", "density", "probe"}
     assert "no decoder" in found.absent["drift"]
 
 
@@ -89,11 +89,19 @@ def test_a_plan_leaves_out_the_most_expensive_but_not_what_decides():
     meter = Meter(config, None, Networks(), CPU)
     found = plan(meter, subject(), 3)
     assert found.families == ["probe"]
-    assert {"covariance", "posterior", "density"} <= set(found.left_out)
+    assert {"covariance", "other latents", "density"} <= set(found.left_out)
     assert "left out, to end within 1e-09 minutes" in str(found)
     whole = plan(Meter(config.model_copy(update={"minutes": 60.0}), None, Networks(), CPU), subject(), 3)
     assert not whole.left_out
-    assert set(whole.families) == {"covariance", "posterior", "density", "probe"}
+    assert set(whole.families) == {"covariance", "other latents", "density", "probe"}
+
+
+def test_a_figure_that_cannot_be_there_keeps_another_in_the_plan():
+    config = MeterLatentsConfig(draws=20, minutes=1e-9, rank_by="gram_agreement")
+    found = plan(Meter(config, None, Networks(), CPU), subject(), 2)
+    assert found.families == ["probe"]
+    with pytest.raises(InputError, match="more --minutes"):
+        order_of([metered("a", probe_loss=0.5), metered("b", decoder_drift=0.5)], "probe_loss")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from alight.runtime.seeding import derive_seed, random_stream
 IMAGES_PER_DIMENSION = 5  # below which the covariance of whole latents is mostly noise
 HELD_OUT = 5  # one in so many latents is kept from the probe
 WIDE, WIDE_DRAWS = 128, 20  # features, from which Frechet distances are slow, and their draws
+FALLBACK = ("probe_loss", "density_cv", "ambiguity_bound")  # which decide where the wanted figure is not there
 Found = dict[str, Resampled]
 
 
@@ -254,21 +255,21 @@ def as_pixels(images: Tensor) -> PixelArray:
 
 FAMILIES: dict[str, Callable[[Meter, Subject], Found]] = {
     "covariance": covariance,
-    "posterior": posterior,
-    "labels": labels,
-    "relations": relations,
+    "other latents": posterior,
+    "neighbours": labels,
+    "Gram agreement": relations,
     "drift": drift,
-    "interpolation": interpolation,
+    "midpoints": interpolation,
     "density": density,
     "probe": probe,
 }
 FIGURES_OF = {  # family -> its figures
     "covariance": ("ambiguity_bound", "whole_ambiguity_bound"),
-    "posterior": ("posterior_ambiguity",),
-    "labels": ("neighbour_accuracy",),
-    "relations": ("gram_agreement",),
+    "other latents": ("posterior_ambiguity",),
+    "neighbours": ("neighbour_accuracy",),
+    "Gram agreement": ("gram_agreement",),
     "drift": ("decoder_drift",),
-    "interpolation": ("midpoint_distance",),
+    "midpoints": ("midpoint_distance",),
     "density": ("density_cv", "density_gini", "density_entropy"),
     "probe": ("probe_loss",),
 }

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from alight.config import MeterLatentsConfig
-from alight.evaluation.latent_meter import FIGURES_OF, HELD_OUT, IMAGES_PER_DIMENSION, WIDE, WIDE_DRAWS, Meter
+from alight.evaluation.latent_meter import (
+    FALLBACK,
+    FIGURES_OF,
+    HELD_OUT,
+    IMAGES_PER_DIMENSION,
+    WIDE,
+    WIDE_DRAWS,
+    Meter,
+)
 from alight.evaluation.meter_subjects import Subject
 from alight.evaluation.velocity_probe import train_probe
 from alight.metrics.latent_figures import DENSITY_VECTORS, PERPLEXITY, covariance_spectrum
@@ -60,7 +68,9 @@ def plan(meter: Meter, subject: Subject, count: int) -> Plan:
         count: of all tokenizers.
     """
     seconds = {name: count * each for name, each in estimates(meter, subject)}
-    deciding = next(family for family, figures in FIGURES_OF.items() if meter.config.rank_by in figures)
+    family_of = {figure: family for family, figures in FIGURES_OF.items() for figure in figures}
+    wanted = (family_of[figure] for figure in (meter.config.rank_by, *FALLBACK))
+    deciding = next(family for family in wanted if family in seconds)  # that of the covariance always is
     left_out: list[str] = []
     for name in sorted(seconds, key=lambda each: -seconds[each]):
         if sum(value for key, value in seconds.items() if key not in left_out) <= 60 * meter.config.minutes:
@@ -78,9 +88,9 @@ def estimates(meter: Meter, subject: Subject) -> Iterator[tuple[str, float]]:
     whole = timed(lambda: covariance_spectrum(subject.latents.flatten(1)))
     fits = images >= IMAGES_PER_DIMENSION * numbers
     yield "covariance", config.draws * (spectrum + whole * fits)
-    yield "posterior", PAIR_SECONDS * images**2 * channels
+    yield "other latents", PAIR_SECONDS * images**2 * channels
     if subject.labels is not None:
-        yield "labels", PAIR_SECONDS * images**2 * channels
+        yield "neighbours", PAIR_SECONDS * images**2 * channels
     if config.density_runs and images > 3 * PERPLEXITY:
         vectors = min(images, DENSITY_VECTORS)
         yield "density", config.density_runs * MAP_SECONDS * vectors * math.log(vectors)
@@ -105,11 +115,11 @@ def decoding(meter: Meter, subject: Subject, config: MeterLatentsConfig) -> Iter
         yield "drift", 2 * once * rounds
         if meter.networks.foundation is not None:
             network, grid = meter.networks.foundation, subject.shape[1:]
-            yield "relations", rounds * timed(lambda: network(decoded, grid=grid))
+            yield "Gram agreement", rounds * timed(lambda: network(decoded, grid=grid))
     subject.vae.to("cpu")
     features = meter.networks.extractor(meter.images.config.size, meter.device).dimension
     draws = min(config.draws, WIDE_DRAWS) if features > WIDE else config.draws
-    yield "interpolation", once * rounds + draws * FRECHET_SECONDS * features**3
+    yield "midpoints", once * rounds + draws * FRECHET_SECONDS * features**3
 
 
 def timed(work: Callable[[], object]) -> float:

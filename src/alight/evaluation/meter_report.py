@@ -7,12 +7,12 @@ from itertools import pairwise
 import numpy as np
 
 from alight.config import MeterLatentsConfig
-from alight.evaluation.latent_meter import FIGURES_OF, Meter, Metered
+from alight.evaluation.latent_meter import FALLBACK, FIGURES_OF, Meter, Metered
 from alight.metrics.resampling import Resampled
 from alight.reporting.report import Answer, Comparison, Conditions, Figure, Measure
+from alight.runtime.errors import InputError
 
 SURE = 0.95  # probability of an order, from which it is called certain
-FALLBACK = ("probe_loss", "density_cv", "ambiguity_bound")  # which decide where the wanted figure is not there
 
 SHARE = "As a share of that of values without structure; lower is easier."
 MEASURES = {
@@ -75,9 +75,18 @@ class Order:
 
 
 def order_of(measured: Sequence[Metered], rank_by: str) -> Order:
-    """The order by a figure, or where not all have it, by the first that all have."""
+    """The order by a figure, or where not all have it, by the first that all have.
+
+    Raises:
+        InputError: there is none.
+    """
     shared = [name for name in MEASURES if all(name in each.figures for each in measured)]
-    figure = next(name for name in (rank_by, *FALLBACK) if name in shared)
+    if not shared:
+        raise InputError(
+            f"No figure was measured of all: {rank_by} does not exist for each of them, and there was no time for the "
+            "others. Give more --minutes, or another --rank-by."
+        )
+    figure = next(name for name in (rank_by, *FALLBACK, *shared) if name in shared)
     costs = [_cost(each.figures[figure], figure) for each in measured]
     places = sorted(range(len(measured)), key=lambda number: costs[number].value)
     sure = [costs[one].probability_below(costs[other]) for one, other in pairwise(places)]
@@ -121,15 +130,15 @@ def conditions_of(meter: Meter, each: Metered) -> dict[str, Conditions]:
         space = ""
     network, foundation = config.probe, meter.networks.foundation
     own: dict[str, Conditions] = {
-        "posterior": {"time": config.posterior_time},
+        "other latents": {"time": config.posterior_time},
         "probe": {
             "network": f"LightningDiT, width {network.hidden_size}, {network.num_layers} blocks",
             "training": f"{network.steps} steps of {network.batch_size}",
         },
         "density": {"maps": config.density_runs, "interval of": "the points of the maps"},
         "drift": {"noise": f"{config.perturbation:g} of the latent"},
-        "relations": {"foundation": foundation.name} if foundation else {},
-        "interpolation": {"way": config.interpolation, "features": space},
+        "Gram agreement": {"foundation": foundation.name} if foundation else {},
+        "midpoints": {"way": config.interpolation, "features": space},
     }
     return {family: common | own.get(family, {}) for family in FIGURES_OF}
 
