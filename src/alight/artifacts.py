@@ -47,7 +47,7 @@ _AS_BEFORE = {  # keys of later versions, with the value that earlier ones had b
     **{"flow.auxiliary_weight": 0.5, "sampling.internal_scale": 1.0, "sampling.internal_interval": None},
     **{"interval_embedding": False, "internal_scales": [1.0], "internal_intervals": [[0.0, 1.0]]},
     **{"tokenizer_weights": "fp32", "also_in_bf16": False, "within": 0.0, "last_time": 1.0, "first_time": 0.0},
-    **{"save_at": [], "equal_time": False},
+    **{"save_at": [], "equal_time": False, "geometry": False},
     **dict.fromkeys(("training.power_averages", "training.snapshot_every", "averages_of")) | {"averages": []},
 }
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched

@@ -16,6 +16,19 @@ Split = Literal["train", "held_out", "all"]
 Crop = Literal["center", "random", "pad"]
 Posterior = Literal["sample", "mode"]
 StoredPosterior = Literal["sample", "mode", "moments"]
+MeterFigure = Literal[  # of latents: how easily will they be generated?
+    "ambiguity_bound",
+    "whole_ambiguity_bound",
+    "posterior_ambiguity",
+    "probe_loss",
+    "density_cv",
+    "density_gini",
+    "density_entropy",
+    "decoder_drift",
+    "neighbour_accuracy",
+    "gram_agreement",
+    "midpoint_distance",
+]
 StoredDtype = Literal["fp32", "fp16", "bf16"]
 LabelProtocol = Literal["balanced", "random"]
 

@@ -12,7 +12,14 @@ from alight.config.evaluation import (
     FeatureNetworksConfig,
     MeasureTokenizerConfig,
 )
-from alight.config.latents import ExtractLatentsConfig, FeaturesConfig, InspectLatentsConfig
+from alight.config.latents import (
+    ExtractLatentsConfig,
+    FeaturesConfig,
+    InspectLatentsConfig,
+    MeterImagesConfig,
+    MeterLatentsConfig,
+    ProbeConfig,
+)
 from alight.config.sampling import DrawConfig, SampleConfig, SolverConfig
 from alight.config.studies import (
     AblationStudyConfig,
@@ -93,9 +100,12 @@ __all__ = [
     "LATER_SECTIONS",
     "LatentRegularisationConfig",
     "MeasureTokenizerConfig",
+    "MeterImagesConfig",
+    "MeterLatentsConfig",
     "MuonConfig",
     "OptimizerConfig",
     "PlanConfig",
+    "ProbeConfig",
     "QuickstartConfig",
     "ReconstructionConfig",
     "ReportConfig",

@@ -68,6 +68,12 @@ COMMANDS = {
     "latents inspect": Command(
         latents.InspectLatentsConfig, "alight.stages.inspect_latents", "check and describe a folder of latents"
     ),
+    "latents meter": Command(
+        latents.MeterLatentsConfig,
+        "alight.stages.meter_latents",
+        "say which of several tokenizers will be easier to generate",
+        operand="--tokenizers",
+    ),
     "transformer train": Command(
         transformer.TrainTransformerConfig,
         "alight.stages.train_transformer",

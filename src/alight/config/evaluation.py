@@ -39,6 +39,7 @@ class EvaluateTokenizerConfig(MeasureTokenizerConfig):
     linear_map_images: Positive = 2_000  # training crops that the linear map from latents to features is fitted to
     inception_weights: Path | None = None  # for rFID: pt_inception-2015-12-05-6726825d.pth, or "download"
     observer: Source | None = None  # a model that took no part in training, for a Frechet distance in its features
+    geometry: bool = False  # also Gram agreement, decoder drift and nearest-neighbour accuracy; half as long again
     also_in_bf16: bool = False  # measure each tokenizer with weights in bf16, too, side by side
     compile: Compilation = "auto"  # the blocks of the tokenizers; auto = on CUDA, from 50,000 images on
 

@@ -12,6 +12,7 @@ from alight.data.image_dataset import ImageDataset
 from alight.evaluation.alignment import LinearMap, alignment_scores
 from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
 from alight.evaluation.features import foundation_features
+from alight.evaluation.geometry import geometry_rows, take_geometry
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, applicable_projection
 from alight.metrics.features import FeatureExtractor, ModelFeatures
 from alight.metrics.frechet import FeatureStatistics, FrechetDistance, frechet_distance
@@ -41,6 +42,7 @@ class Measurements:
         linear_map: from its latents to the features of the foundation model, where it was fitted.
         fid: rFID, where the Inception network was given.
         observed: the same distance in the features of the observer, where one was given.
+        drift: of the decoder, where the geometry of the latents was measured.
     """
 
     tokenizer: EvaluatedTokenizer
@@ -48,6 +50,7 @@ class Measurements:
     linear_map: LinearMap | None = None
     fid: FrechetDistance | None = None
     observed: FrechetDistance | None = None
+    drift: float | None = None
 
     def mean(self, name: str) -> float:
         """The mean over all images."""
@@ -75,6 +78,7 @@ def measure_reconstruction(
     share = share_of(batches, processes)
     loaded = load_batches(dataset, share, config.images.workers)
     extractors = _extractors(networks, config.images.size, processes.device)
+    geometry = geometry_rows(dataset, config)
     rows: list[dict[str, Tensor]] = []
     bar = progress_bar(zip(share, loaded, strict=True), total=len(share), desc=tokenizer.name, unit="batch")
     for indices, pixels in bar:
@@ -82,23 +86,26 @@ def measure_reconstruction(
         raw_latents = encode(tokenizer.vae, images, indices, config)
         decoded = tokenizer.vae.decode_raw_latents(raw_latents).float()
         with full_float32():  # so that scores do not depend on the device
-            row = image_scores(decoded, images, networks.lpips)
+            row, features = image_scores(decoded, images, networks.lpips), None
             if networks.foundation is not None:
                 features = networks.foundation(images, grid=(raw_latents.shape[2], raw_latents.shape[3]))
                 projection = applicable_projection(tokenizer, networks.foundation)
                 row |= alignment_scores(raw_latents, features, projection, linear_map)
+        if geometry is not None:
+            row |= geometry.of(tokenizer.vae, raw_latents, decoded, indices, features)
         for extractor in extractors:
             row |= _features(extractor, images, decoded)
         rows.append(row)
     tokenizer.vae.to("cpu")  # so that several tokenizers never share the device
     gathered = gather_batches(rows, processes)
     columns = {name: torch.cat([row[name] for row in gathered]) for name in gathered[0]}
+    drift = take_geometry(columns, torch.as_tensor(dataset.source.labels))
     distances = {}
     for extractor in extractors:
         real, made = (_statistics(columns.pop(f"{extractor.name} of {what}"), extractor.name) for what in COMPARED)
         distances[extractor.name] = frechet_distance(made, real)
     fid = distances.pop(INCEPTION, None)
-    return Measurements(tokenizer, columns, linear_map, fid, next(iter(distances.values()), None))
+    return Measurements(tokenizer, columns, linear_map, fid, next(iter(distances.values()), None), drift)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 from alight.config import EvaluateTokenizerConfig, ImagesConfig, MeasureTokenizerConfig
 from alight.data.decode import WHITE
 from alight.evaluation.assessment import F16D32
+from alight.evaluation.geometry import STEP
 from alight.evaluation.reconstruction import Measurements, evenly_spread
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks
 from alight.models.foundation import FoundationModel
@@ -65,6 +66,22 @@ MEASURES = {
         "Mean cosine of the features and the best linear map of the latents; 1 is all of them.",
         headline=False,
     ),
+    "gram_agreement": Measure(
+        *("Gram agreement", "", 3, "higher"),
+        "Correlation of similarities between positions of the latents with those of the features; 1 is equal.",
+        headline=False,
+    ),
+    "decoder_drift": Measure(
+        *("Decoder drift", "", 3, "lower"),
+        "Change of decoded images by noise in the latents, relative to the spread of the images.",
+        headline=False,
+        conditions={"noise": f"{STEP:g} of the latent"},
+    ),
+    "neighbour_accuracy": Measure(
+        *("Nearest-neighbour accuracy", "", 3, "higher"),
+        "Share of images whose nearest latent, averaged over positions, has their class.",
+        headline=False,
+    ),
 }
 
 
@@ -102,6 +119,11 @@ def tokenizer_figures(
         figures.append(MEASURES[full].figure(full, value, conditions, reference=anchor))
     if networks.foundation is not None:
         figures += alignment_figures(measured, conditions, networks.foundation)
+    if measured.drift is not None:
+        figures.append(MEASURES["decoder_drift"].figure("decoder_drift", measured.drift, conditions))
+    if "neighbour_accuracy" in measured.scores:
+        accuracy = measured.mean("neighbour_accuracy")
+        figures.append(MEASURES["neighbour_accuracy"].figure("neighbour_accuracy", accuracy, conditions))
     return figures
 
 
@@ -122,6 +144,8 @@ def alignment_figures(measured: Measurements, conditions: Conditions, foundation
     if measured.linear_map is not None:
         fitted = f"fitted to {measured.linear_map.images:,} training crops"
         own["linear_cosine"] = {"map": f"1x1 without bias, ridge, {fitted}"}
+    if "gram_agreement" in measured.scores:
+        own["gram_agreement"] = {}
     return [MEASURES[name].figure(name, measured.mean(name), conditions | more) for name, more in own.items()]
 
 
