@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
-from alight.config import LATER_KEYS, LATER_SECTIONS
+from alight.config import as_before
 from alight.config.commands import command_for
 from alight.options import AUTO
 from alight.runtime.checked_json import CHECKSUM, read_perhaps_checked, write_checked
@@ -38,18 +38,6 @@ PIPELINE_OF_A_RUN = "pipeline"  # the folder of it in that of a whole run
 FORMAT = 2
 _FORMAT_WITHOUT_HASHES = 1  # version 0.1
 TO_BE_EDITED = ("README.md",)  # people may rewrite the card of a model that they share
-_AS_BEFORE = {  # keys of later versions, with the value that earlier ones had built in, or one that is as good
-    **LATER_KEYS | {"optimizer.name": "adamw", "flow.objective": "velocity"},
-    **{name: section().model_dump(mode="json") for name, section in LATER_SECTIONS.items()},
-    **{"images.background": "white", "model.initial_encoder": "random", "time_warps": [None], "kappas": [0.5]},
-    **{"sampling.time_warp": None, "sampling.kappa": 0.5, "sampling.last_step_size": 0.04},
-    **{"grid_classes": 50, "shown_classes": 50, "guide_checkpoint": None, "auxiliary_block": None},
-    **{"flow.auxiliary_weight": 0.5, "sampling.internal_scale": 1.0, "sampling.internal_interval": None},
-    **{"interval_embedding": False, "internal_scales": [1.0], "internal_intervals": [[0.0, 1.0]]},
-    **{"tokenizer_weights": "fp32", "also_in_bf16": False, "within": 0.0, "last_time": 1.0, "first_time": 0.0},
-    **{"save_at": [], "equal_time": False, "geometry": False},
-    **dict.fromkeys(("training.power_averages", "training.snapshot_every", "averages_of")) | {"averages": []},
-}
 _SAME_RESULT = (  # where results go, what makes them, and how it is watched
     *("output", "device", "training.sharding", "training.tensorboard", "training.wandb_project"),
     *("samples_every", "sample_images", "samples_tokenizer", "preview_every", "preview_images"),
@@ -277,11 +265,6 @@ def find_pipeline(folder: Path) -> Path:
     )
 
 
-def _as_before(key: str, value: Any) -> bool:
-    """Tell if a key of a later version has the value that earlier versions had built in."""
-    return any(f".{key}".endswith(f".{added}") and value == built_in for added, built_in in _AS_BEFORE.items())
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys in which two configurations differ, as 'key: old -> new', as far as they matter to results."""
     found = []
@@ -292,8 +275,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             or key == "compile"  # changes no more than the device does
             or (key == "precision" and AUTO in (before, after))  # of a study, which leaves it to its runs
             or f".{name}".endswith(".images.upscale")  # images that pass without it are the same with it
-            or (key not in new and _as_before(name, before))
-            or (key not in old and _as_before(name, after))
+            or (key not in new and as_before(name, before))
+            or (key not in old and as_before(name, after))
         ):
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):

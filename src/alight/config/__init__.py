@@ -20,6 +20,7 @@ from alight.config.latents import (
     MeterLatentsConfig,
     ProbeConfig,
 )
+from alight.config.later_keys import LATER_KEYS, as_before
 from alight.config.sampling import DrawConfig, SampleConfig, SolverConfig
 from alight.config.studies import (
     AblationStudyConfig,
@@ -30,7 +31,6 @@ from alight.config.studies import (
     StartConfig,
 )
 from alight.config.tokenizer import (
-    LATER_TOKENIZER_KEYS,
     AlignmentConfig,
     FoundationModelConfig,
     LatentRegularisationConfig,
@@ -64,15 +64,6 @@ from alight.config.transformer import (
     WideHeadConfig,
 )
 
-LATER_KEYS = LATER_TOKENIZER_KEYS  # likewise, single keys
-LATER_SECTIONS = {  # which earlier versions lacked; their defaults are what those had built in
-    "optimizer.muon": MuonConfig,
-    "flow.average_velocity": AverageVelocityConfig,
-    "features": FeaturesConfig,
-    "model.head": WideHeadConfig,
-    "representation": RepresentationConfig,
-}
-
 __all__ = [
     "AverageVelocityConfig",
     "AlignmentConfig",
@@ -97,7 +88,7 @@ __all__ = [
     "InspectLatentsConfig",
     "Job",
     "LATER_KEYS",
-    "LATER_SECTIONS",
+    "as_before",
     "LatentRegularisationConfig",
     "MeasureTokenizerConfig",
     "MeterImagesConfig",

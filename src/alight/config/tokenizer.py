@@ -42,14 +42,6 @@ Layers = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=100)]
 Angle = Annotated[float, Field(gt=0, lt=180)]
 Angles = Annotated[tuple[Angle, ...], Field(min_length=1, max_length=8)]
 
-LATER_TOKENIZER_KEYS: dict[str, Any] = {  # which earlier versions lacked, with what those had built in
-    **{"model.latent_space": "gaussian", "regularisation.noise_law": "uniform"},
-    **{"regularisation.continuity_weight": 0.0, "regularisation.continuity_angles": [42.5, 85.0]},
-    **{"alignment.gram_weight": 0.0, "alignment.pooled_weight": 0.0, "alignment.patch_weight": 0.0},
-    **{"alignment.projector": "linear", "alignment.projector_width": 256, "alignment.latent_noise": 0.0},
-    "alignment.layers": None,
-}
-
 
 class FoundationModelConfig(Section):
     """A small vision transformer, for images that no public foundation model knows."""
