@@ -162,9 +162,9 @@ def times(read_case):
 
 def test_training_times(times):
     """Uniform draws u are mapped to noise times up to the last; a truncated normal is drawn by its inverse there."""
-    tensors, _, runs = times
+    tensors, case, runs = times
     assert runs
-    last = last_time(tensors)
+    last = last_time(tensors, case)
     normal = torch.distributions.Normal(0.0, 1.0)
     for name, run in runs.items():
         shift = dimension_aware_shift(run["dim"], run["base"])
@@ -180,14 +180,15 @@ def test_training_times(times):
         assert_close(1 - found, tensors[f"{name}.train_t_logit_normal"], name, atol=TIME)
 
 
-def last_time(tensors):
-    """The last of our times before the shift, where the recorded grid without one ends."""
-    return 1 - tensors["none.ode_grid"][-1].item()
+def last_time(tensors, case):
+    """The last of our times before the shift: where the recorded grid of the smallest shift ends."""
+    shift = case["runs"]["none"]["shift_data_time"]
+    return shift_timesteps(1 - tensors["none.ode_grid"][-1].double(), 1 / shift).item()
 
 
 def test_time_grids(times):
-    tensors, _, runs = times
-    last = last_time(tensors)
+    tensors, case, runs = times
+    last = last_time(tensors, case)
     for name, run in runs.items():
         grid = tensors[f"{name}.ode_grid"]
         assert len(grid) == run["steps"]
@@ -205,7 +206,7 @@ def test_sampler(times, model):
         asked.append(t)
         return velocity(x, t)
 
-    options = SolverOptions(1 / run["shift"], last_time=last_time(tensors))
+    options = SolverOptions(1 / run["shift"], last_time=last_time(tensors, case))
     noise = tensors["euler8.in.z"]
     with torch.no_grad():
         found = sample(
