@@ -124,7 +124,10 @@ class Ranks(Division):
 
     def call(self, function: Callable[..., Value], *arguments: object) -> Value:
         """See `Division`."""
-        return self._workers.call(function, *arguments)
+        try:
+            return self._workers.call(function, *arguments)
+        except BrokenProcessPool as error:
+            raise InputError("A process of the study was killed, most often because the memory was full.") from error
 
     def agreed(self, value: Value) -> Value:
         """See `Division`."""
