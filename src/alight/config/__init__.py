@@ -25,6 +25,7 @@ from alight.config.studies import (
 from alight.config.tokenizer import (
     AlignmentConfig,
     FoundationModelConfig,
+    FrozenEncoderConfig,
     LatentRegularisationConfig,
     ReconstructionConfig,
     TokenizerModelConfig,
@@ -60,6 +61,7 @@ LATER_SECTIONS = {  # which earlier versions lacked; their defaults are what tho
     "flow.average_velocity": AverageVelocityConfig,
     "features": FeaturesConfig,
     "representation": RepresentationConfig,
+    "frozen_encoder": FrozenEncoderConfig,
 }
 
 __all__ = [
@@ -105,6 +107,7 @@ __all__ = [
     "AblationStudyConfig",
     "AlignmentStudyConfig",
     "FrontierStudyConfig",
+    "FrozenEncoderConfig",
     "GridStudyConfig",
     "TrainFoundationConfig",
     "TrainTokenizerConfig",

@@ -20,7 +20,7 @@ from alight.flow.evaluations import SAME_EVALUATIONS, expected_evaluations
 from alight.models.foundation import FoundationModel
 from alight.models.inception import InceptionV3
 from alight.models.perceptual import LPIPS
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.plan.inputs import Inputs
 from alight.plan.passes import Passes
 from alight.stages.extract_latents import size_sentence
@@ -195,7 +195,7 @@ def foundation_features(model: FoundationModel, size: int, batch: int, passes: P
 
 
 def foundation_seconds(
-    job: EvaluateTokenizerConfig | EvaluateConfig, name: str, vae: VAVAE, inputs: Inputs, passes: Passes
+    job: EvaluateTokenizerConfig | EvaluateConfig, name: str, vae: Tokenizer, inputs: Inputs, passes: Passes
 ) -> float:
     """Seconds for the features of an image at the positions of its latents."""
     model, side = inputs.foundation(name, "own").to(passes.device), job.images.size // vae.downsampling_factor

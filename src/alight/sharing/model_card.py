@@ -19,6 +19,7 @@ from alight.sharing.escaping import Markup, code, markdown, plain
 from alight.sharing.source import nested, portable
 
 PAPER = "arXiv [2501.01423](https://arxiv.org/abs/2501.01423)"
+OWN_CLASS = "RepresentationAutoencoder"  # of tokenizers that diffusers does not know
 NAMED_CLASSES = 30  # more are in model_index.json
 FOREMOST = {  # the most important settings, with their names in the card
     "training.global_batch_size": "batch",
@@ -30,6 +31,7 @@ FOREMOST = {  # the most important settings, with their names in the card
     "training.precision": "precision",
     "alignment.foundation": "aligned with",
     "alignment.weight": "alignment weight",
+    "frozen_encoder.foundation": "frozen encoder",
     "flow.path": "path",
     "flow.prediction": "prediction",
     "flow.time_sampling": "time sampling",
@@ -55,6 +57,7 @@ class Shared:
         selection: record of the search that chose the recommended settings; None if there is none.
         pictures: file name -> caption.
         address: argument for `from_pretrained`.
+        tokenizer_class: that its configuration names: diffusers' own, or one of this package.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Shared:
     selection: Selection | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
     address: str = "FOLDER"
+    tokenizer_class: str = "AutoencoderKL"
 
     @property
     def records(self) -> list[Artifact]:
@@ -96,7 +100,8 @@ def model_card(shared: Shared) -> str:
 
 def metadata(shared: Shared) -> ModelCardData:
     """The metadata by which the hub lists the model."""
-    tags = ["vavae", "tokenizer"] if shared.transformer is None else ["lightningdit", "vavae", "flow-matching"]
+    kind = "vavae" if shared.tokenizer_class == "AutoencoderKL" else "rae"
+    tags = [kind, "tokenizer"] if shared.transformer is None else ["lightningdit", kind, "flow-matching"]
     if shared.class_names:
         tags.append("class-conditional")
     results = list(_results(shared))
@@ -149,11 +154,14 @@ def _metadata(value: Any) -> Any:
 def _summary(shared: Shared) -> str:
     foundation = shared.tokenizer.facts.get("foundation")
     aligned = f", aligned with a vision foundation model ({markdown(portable(foundation))})" if foundation else ""
+    kind = "a variational autoencoder"
+    if encoder := shared.tokenizer.facts.get("frozen_encoder"):
+        kind = f"a representation autoencoder, whose frozen encoder is {markdown(portable(encoder))},"
     size = f"images of {shared.image_size} pixels"
     if shared.transformer is None:
         return (
-            f"An {shared.shape} tokenizer for {size} ({_millions(shared, 'tokenizer')}){aligned}: a variational "
-            "autoencoder in the format of diffusers' `AutoencoderKL`."
+            f"An {shared.shape} tokenizer for {size} ({_millions(shared, 'tokenizer')}){aligned}: {kind} "
+            f"in the format of {_format(shared)}."
         )
     conditional = f" in {len(shared.class_names)} classes" if len(shared.class_names) > 1 else ""
     return (
@@ -166,14 +174,34 @@ def _millions(shared: Shared, kind: str) -> str:
     return f"{shared.parameters[kind] / 1e6:.1f} million parameters"
 
 
+def _is_own(shared: Shared) -> bool:
+    """Tell if diffusers alone cannot open the tokenizer."""
+    return shared.tokenizer_class == OWN_CLASS
+
+
+def _format(shared: Shared) -> str:
+    return "alight" if _is_own(shared) else f"diffusers' `{shared.tokenizer_class}`"
+
+
+def _use_of_tokenizer(shared: Shared, subfolder: str = "") -> str:
+    """Code that opens the tokenizer, and encodes and decodes with it where it is all that is shared."""
+    name, package = shared.tokenizer_class, "alight" if _is_own(shared) else "diffusers"
+    opened = f"vae = {name}.from_pretrained({_quoted(shared.address)}{subfolder})"
+    if shared.transformer is not None:
+        return _code(f"from {package} import {name}", opened)
+    images, between = f"torch.zeros(1, 3, {shared.image_size}, {shared.image_size})", "[-1, 1]"
+    used = "vae.decode(vae.encode(images).latent_dist.mode()).sample"
+    if name == "AutoencoderRAE":
+        between, used = "[0, 1]", "vae.decode(vae.encode(images).latent).sample"
+    elif package == "alight":
+        used = "vae.decode_latents(vae.encode_latents(images))"
+    lines = opened, f"images = {images}  # in {between}", f"reconstructions = {used}"
+    return _code(f"import torch\nfrom {package} import {name}", *lines)
+
+
 def _use(shared: Shared) -> str:
     if shared.transformer is None:
-        return _code(
-            "import torch\nfrom diffusers import AutoencoderKL",
-            f"vae = AutoencoderKL.from_pretrained({_quoted(shared.address)})",
-            f"images = torch.zeros(1, 3, {shared.image_size}, {shared.image_size})  # in [-1, 1]",
-            "reconstructions = vae.decode(vae.encode(images).latent_dist.mode()).sample",
-        )
+        return _use_of_tokenizer(shared)
     settings = nested(shared.sampling, "sampling") or {}
     named: tuple[str, ...] = ("num_inference_steps", "guidance_scale", "guidance_interval", "timestep_shift", "solver")
     named += ("internal_scale", "internal_interval") if settings.get("internal_scale", 1) != 1 else ()
@@ -192,12 +220,10 @@ def _use(shared: Shared) -> str:
             "from diffusers import DiffusionPipeline",
             f"pipeline = DiffusionPipeline.from_pretrained({_quoted(shared.address)}, trust_remote_code=True)",
         )
-        + "\n\nThe code to trust is `pipeline.py` here, which imports the class from alight. The tokenizer needs only "
-        "diffusers:\n\n"
-        + _code(
-            "from diffusers import AutoencoderKL",
-            f'vae = AutoencoderKL.from_pretrained({_quoted(shared.address)}, subfolder="tokenizer")',
-        )
+        + "\n\nThe code to trust is `pipeline.py` here, which imports the class from alight. The tokenizer "
+        + ("by itself" if _is_own(shared) else "needs only diffusers")
+        + ":\n\n"
+        + _use_of_tokenizer(shared, ', subfolder="tokenizer"')
     )
 
 

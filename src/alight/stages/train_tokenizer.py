@@ -17,7 +17,7 @@ from alight.device_settings import joined
 from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.pretrained import WEIGHTS_FILE
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.pictures import pair_strip
 from alight.runtime.ahead import on_device, sent
@@ -42,7 +42,7 @@ from alight.training.tokenizer_networks import (
     compile_networks,
     load_foundation,
     load_lpips,
-    used_foundation,
+    used_models,
 )
 from alight.training.tokenizer_schedule import TokenizerPhase, phase_at, tokenizer_schedule
 from alight.training.tokenizer_step import TokenizerNetworks
@@ -55,7 +55,7 @@ def run(config: TrainTokenizerConfig) -> Artifact:
     """Train a tokenizer, and store it with the statistics of its latents.
 
     Returns:
-        The tokenizer artifact: a diffusers `AutoencoderKL` folder.
+        The tokenizer artifact: a folder of diffusers' `AutoencoderKL`, or of an encoder that is frozen and a decoder.
 
     Raises:
         InputError: on unusable images, foundation model, weight files, output folder or device; or on a gradient that
@@ -70,7 +70,7 @@ def run(config: TrainTokenizerConfig) -> Artifact:
             if finished is None:
                 train(config, resolved, processes)
             elif processes.is_main:
-                found = image_inputs(config.images) | foundation_inputs(used_foundation(config))
+                found = image_inputs(config.images) | foundation_inputs(used_models(config))
                 require_unchanged(finished, found)
     return read_written(config.output, "tokenizer")
 
@@ -85,7 +85,7 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
     sampler = ResumableSampler(len(dataset), batch, config.seed, *ranks)
     announce(config, schedule, len(dataset), processes)
     origin = Origin.of(config)
-    inputs = image_inputs(config.images, dataset.source) | foundation_inputs(used_foundation(config)) | origin.inputs
+    inputs = image_inputs(config.images, dataset.source) | foundation_inputs(used_models(config)) | origin.inputs
     networks = build_networks(config, device, origin.vae, load_foundation(config), load_lpips(config))
     begin_encoder(networks.vae, dataset, config)
     adopt_weights(networks, origin, config)
@@ -174,7 +174,7 @@ def build_optimizers(networks: TokenizerNetworks, config: OptimizerConfig) -> di
 
 
 def checkpointed(
-    networks: TokenizerNetworks, ema: EMA[VAVAE] | None, optimizers: dict[str, torch.optim.Optimizer]
+    networks: TokenizerNetworks, ema: EMA[Tokenizer] | None, optimizers: dict[str, torch.optim.Optimizer]
 ) -> dict[str, Stateful]:
     """Everything that a checkpoint holds, by name."""
     parts = {"vae": networks.vae, "projection": networks.projection, "discriminator": networks.discriminator}
@@ -204,7 +204,7 @@ def preview_images(dataset: ImageDataset, count: int) -> np.ndarray | None:
 
 
 @torch.no_grad()
-def draw_reconstructions(vae: VAVAE, images: np.ndarray, device: torch.device) -> np.ndarray:
+def draw_reconstructions(vae: Tokenizer, images: np.ndarray, device: torch.device) -> np.ndarray:
     """Images, what the tokenizer makes of their latents' modes, and the differences."""
     encoded = vae.encode_raw_latents(from_uint8(torch.from_numpy(images).to(device)))
     decoded = to_uint8(vae.decode_raw_latents(encoded).nan_to_num())  # a bad picture is no reason to stop training
@@ -213,7 +213,7 @@ def draw_reconstructions(vae: VAVAE, images: np.ndarray, device: torch.device) -
 
 @torch.no_grad()
 def measure_latents_statistics(
-    vae: VAVAE, dataset: ImageDataset, config: TrainTokenizerConfig, processes: Processes
+    vae: Tokenizer, dataset: ImageDataset, config: TrainTokenizerConfig, processes: Processes
 ) -> None:
     """Mean and std per channel of posterior samples, over the training images (at most 50,000 of them).
 
@@ -241,7 +241,7 @@ def measure_latents_statistics(
 
 
 def save(
-    vae: VAVAE,
+    vae: Tokenizer,
     networks: TokenizerNetworks,
     config: TrainTokenizerConfig,
     origin: Origin,
@@ -254,6 +254,8 @@ def save(
     facts: dict[str, object] = {"steps": steps, "image_size": config.images.size, IMAGES: inputs[IMAGES]}
     if config.init_from is not None:
         facts[INIT_FROM] = config.init_from
+    if config.frozen_encoder.enabled:
+        facts["frozen_encoder"] = config.frozen_encoder.foundation
     beside = {DISCRIMINATOR_FILE: networks.discriminator and networks.discriminator.state_dict()}
     if config.train == "decoder":
         facts |= {"same_latents_as": list(origin.identity), "foundation": origin.foundation}

@@ -27,6 +27,7 @@ from alight.losses.adaptive_weight import ADVERSARIAL_LIMIT, ALIGNMENT_LIMIT
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
+from alight.models.tokenizer import Tokenizer
 from alight.models.vavae import VAVAE
 from alight.options import Reduction
 from alight.runtime.device import full_float32, without_autocast
@@ -40,7 +41,7 @@ Average = Callable[[Tensor], Tensor]
 class TokenizerNetworks:
     """The networks of tokenizer training; optional ones are off where they are None."""
 
-    vae: VAVAE
+    vae: Tokenizer
     projection: nn.Conv2d | None = None  # between latents and the features of the foundation model
     foundation: FoundationModel | None = None
     discriminator: PatchDiscriminator | None = None
@@ -160,8 +161,11 @@ def discriminator_backward(
     }
 
 
-def _encode(vae: VAVAE, images: Tensor, noise: Tensor, reduction: Reduction) -> tuple[Tensor, Tensor]:
-    """A sample of the posterior (B, C, h, w) and its KL divergence, with their graphs."""
+def _encode(vae: Tokenizer, images: Tensor, noise: Tensor, reduction: Reduction) -> tuple[Tensor, Tensor]:
+    """A sample of the posterior (B, C, h, w) and its KL divergence, with their graphs; of a frozen encoder, no KL."""
+    if vae.has_frozen_encoder:
+        latents = _at_least_float32(vae.encode_raw_latents(images))
+        return latents, latents.new_zeros(())
     posterior = vae.posterior(images)
     mean, logvar = _at_least_float32(posterior.mean), _at_least_float32(posterior.logvar)
     return mean + (0.5 * logvar).exp() * noise, kl_loss(mean, logvar, reduction)

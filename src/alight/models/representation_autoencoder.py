@@ -1,0 +1,381 @@
+"""The tokenizer without a trained encoder: a frozen vision transformer, and another one that decodes its features.
+
+A representation autoencoder (RAE, Zheng et al. 2025, arXiv 2510.11690): the encoder stays as its own training left it,
+so that nothing has to tie latents to it, and latents are as wide as its features.
+"""
+
+import json
+from collections.abc import Mapping
+from math import isfinite, sqrt
+from typing import Any
+
+import torch
+from diffusers import AutoencoderRAE, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.autoencoder_rae import RAEDecoder
+from torch import Tensor, nn
+
+from alight.models.foundation import FoundationModel, repeated_blocks
+from alight.models.frozen_encoder import (
+    build_backbone,
+    describe_backbone,
+    diffusers_type,
+    rename_as_today,
+    require_patch_grid,
+    take_weights,
+)
+from alight.models.tokenizer import CertainLatents, Tokenizer
+from alight.runtime.errors import InputError
+
+DIFFUSERS_CLASS = "AutoencoderRAE"
+OWN_FIELDS = ("encoder_config", "channel_mean", "channel_std", "latent_channels", "sample_size")
+STD_MARGIN = 1e-5  # that diffusers adds to `latents_std`
+ACTIVATIONS = 8  # in memory at once at most, as wide as the widest layer
+
+
+class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
+    """A frozen vision transformer whose patch features are the latents, and a vision transformer that decodes them.
+
+    The decoder, the folder format and the configuration are those of diffusers' `AutoencoderRAE`, and published
+    folders of it open here and give the same latents. It knows three encoders, each with fixed handling of images:
+    DINOv2 with registers, SigLIP2 and MAE. A tokenizer that was built here from such a DINOv2 or MAE opens in
+    diffusers, too. Any other vision transformer of `transformers` is described by `encoder_config`, handles images as
+    `FoundationModel` does, and opens in this package alone. The weights of the encoder are in the folder.
+
+    *Raw latents* are the features; where a folder normalises every feature at every position by itself, as published
+    ones do, they are the features so normalised, with mean 0 and std 1 as their statistics.
+
+    Args:
+        encoder_type, encoder_hidden_size, encoder_patch_size, encoder_num_hidden_layers: of diffusers' encoder.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size: sizes
+            of the decoder.
+        patch_size: image pixels per latent position, along one side.
+        encoder_input_size: pixels along a side of the images that the encoder gets.
+        image_size: of the images that are decoded, always `patch_size` times the side of the latent grid.
+        num_channels: of images.
+        encoder_norm_mean, encoder_norm_std: per channel, of pixels in [0, 1]; None = ImageNet's.
+        latents_mean, latents_std: of features, (C, 1, 1) or, of every position by itself, (C, h, w).
+        noise_tau: of diffusers; heeded in its own training alone.
+        reshape_to_2d: True; others cannot be used here.
+        use_encoder_loss: of diffusers; not heeded.
+        scaling_factor: that normalised latents are multiplied with.
+        encoder_config: of an encoder that diffusers does not know; with it, the first four say nothing but its width.
+        channel_mean, channel_std: statistics on top of those of every position.
+        latent_channels, sample_size: the width of the encoder and the image size, under the names of other tokenizers.
+    """
+
+    has_frozen_encoder = True
+
+    @register_to_config
+    def __init__(
+        self,
+        encoder_type: str = "dinov2",
+        encoder_hidden_size: int = 768,
+        encoder_patch_size: int = 14,
+        encoder_num_hidden_layers: int = 12,
+        decoder_hidden_size: int = 512,
+        decoder_num_hidden_layers: int = 8,
+        decoder_num_attention_heads: int = 16,
+        decoder_intermediate_size: int = 2048,
+        patch_size: int = 16,
+        encoder_input_size: int = 224,
+        image_size: int | None = None,
+        num_channels: int = 3,
+        encoder_norm_mean: list | None = None,
+        encoder_norm_std: list | None = None,
+        latents_mean: list | None = None,
+        latents_std: list | None = None,
+        noise_tau: float = 0.0,
+        reshape_to_2d: bool = True,
+        use_encoder_loss: bool = False,
+        scaling_factor: float = 1.0,
+        encoder_config: dict[str, Any] | None = None,
+        channel_mean: list | None = None,
+        channel_std: list | None = None,
+        latent_channels: int | None = None,
+        sample_size: int | None = None,
+    ) -> None:
+        side = encoder_input_size // encoder_patch_size
+        sizes = {"decoder_hidden_size": decoder_hidden_size, "decoder_num_hidden_layers": decoder_num_hidden_layers}
+        sizes |= {"decoder_num_attention_heads": decoder_num_attention_heads}
+        sizes |= {"decoder_intermediate_size": decoder_intermediate_size, "patch_size": patch_size}
+        sizes |= {"num_channels": num_channels, "image_size": patch_size * side}
+        if encoder_config is None:
+            super().__init__(
+                encoder_type=encoder_type,
+                encoder_hidden_size=encoder_hidden_size,
+                encoder_patch_size=encoder_patch_size,
+                encoder_num_hidden_layers=encoder_num_hidden_layers,
+                encoder_input_size=encoder_input_size,
+                encoder_norm_mean=encoder_norm_mean,
+                encoder_norm_std=encoder_norm_std,
+                latents_mean=latents_mean,
+                latents_std=latents_std,
+                noise_tau=noise_tau,
+                reshape_to_2d=reshape_to_2d,
+                use_encoder_loss=use_encoder_loss,
+                scaling_factor=scaling_factor,
+                **(sizes | {"image_size": image_size}),
+            )
+        else:
+            ModelMixin.__init__(self)
+            mean, std = tuple(encoder_norm_mean or ()), tuple(encoder_norm_std or ())
+            self.encoder = FoundationModel(build_backbone(encoder_config), mean, std, name="the encoder")
+            self.decoder = RAEDecoder(hidden_size=encoder_hidden_size, num_patches=side**2, **sizes)
+            self._keep_normalisation(mean, std, latents_mean, latents_std)
+        self.register_to_config(latent_channels=encoder_hidden_size, sample_size=self.decoder.image_size)
+
+    def _keep_normalisation(self, mean: Any, std: Any, latents_mean: Any, latents_std: Any) -> None:
+        """Register the buffers and settings that diffusers' methods use, as its own constructor does."""
+        self.register_buffer("encoder_mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("encoder_std", torch.tensor(std).view(1, -1, 1, 1))
+        self.register_buffer("_latents_mean", torch.zeros(1) if latents_mean is None else torch.tensor(latents_mean))
+        self.register_buffer("_latents_std", torch.ones(1) if latents_std is None else torch.tensor(latents_std))
+        self.reshape_to_2d, self.use_slicing = True, False
+
+    @classmethod
+    def build(
+        cls,
+        foundation: FoundationModel,
+        image_size: int = 256,
+        patch_size: int = 16,
+        hidden_size: int = 512,
+        num_layers: int = 8,
+        num_heads: int = 16,
+    ) -> "RepresentationAutoencoder":
+        """A tokenizer whose decoder is freshly initialised.
+
+        Args:
+            foundation: the encoder; it is copied.
+            image_size: pixels along a side.
+            patch_size: image pixels per latent position, along one side.
+            hidden_size: width of the decoder.
+            num_layers: of the decoder.
+            num_heads: of the decoder's attention.
+
+        Raises:
+            InputError: the encoder has no patch for each latent position, or cannot be stored.
+        """
+        side = require_patch_grid(foundation, image_size, patch_size)
+        sizes: dict[str, Any] = {
+            "encoder_hidden_size": foundation.feature_dim,
+            "encoder_patch_size": foundation.patch_size,
+            "encoder_num_hidden_layers": len(foundation.blocks),
+            "encoder_input_size": side * foundation.patch_size,
+            "encoder_norm_mean": foundation.mean.flatten().tolist(),
+            "encoder_norm_std": foundation.std.flatten().tolist(),
+            "decoder_hidden_size": hidden_size,
+            "decoder_num_hidden_layers": num_layers,
+            "decoder_num_attention_heads": num_heads,
+            "decoder_intermediate_size": 4 * hidden_size,
+            "patch_size": patch_size,
+            "image_size": image_size,
+        }
+        described = describe_backbone(foundation)
+        if (encoder_type := diffusers_type(foundation, sizes)) is not None:
+            model = cls(encoder_type=encoder_type, **sizes)
+            take_weights(model.encoder, foundation.backbone)
+        else:
+            model = cls(encoder_config=described, **sizes)
+            take_weights(model.encoder.backbone, foundation.backbone)
+        return model
+
+    @classmethod
+    def _fetch(cls, origin: Any, subfolder: str | None, dtype: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Load a model of the hub without the meta device, on which buffers outside the file would stay."""
+        return super()._fetch(origin, subfolder, dtype, {**options, "low_cpu_mem_usage": False})
+
+    def check_loaded(self, source: Any) -> None:
+        """Refuse statistics of latents that cannot normalise them, or that are others than those in the weights.
+
+        Raises:
+            InputError: names the field.
+        """
+        config, channels = self.config, self.config.latent_channels
+        restore = "Restore the file that was saved with the weights."
+        for name, positive in (("latents_mean", False), ("latents_std", True)):
+            buffer = getattr(self, f"_{name}")
+            grids = [(channels, 1, 1), (channels, *self.grid)]
+            if (
+                config[name] is not None
+                and tuple(buffer.shape) not in grids
+                or positive
+                and not bool((buffer > 0).all())
+            ):
+                raise InputError(f"{source} has a {name} that does not fit {channels} channels. {restore}")
+            if config[name] is not None and not torch.allclose(buffer, torch.tensor(config[name]), 1e-2, 1e-3):
+                raise InputError(f"{source} has another {name} than the weights beside it. {restore}")
+        for name in ("channel_mean", "channel_std"):
+            values = config[name]
+            if values is not None and (len(values) != channels or not all(map(isfinite, values))):
+                raise InputError(f"{source} has a {name} that is not {channels} finite numbers. {restore}")
+        if not config.reshape_to_2d or not (isfinite(config.scaling_factor) and config.scaling_factor > 0):
+            raise InputError(
+                f"{source} has reshape_to_2d {config.reshape_to_2d} and scaling_factor {config.scaling_factor}; used "
+                f"can be latents on a grid, and a positive factor. {restore}"
+            )
+
+    def to_json_string(self) -> str:
+        """The configuration; where diffusers knows the encoder, under its name there and with the fields it knows."""
+        text = super().to_json_string()
+        return text if self.config.encoder_config is not None else plain_configuration(text, type(self).__name__)
+
+    def train(self, mode: bool = True) -> "RepresentationAutoencoder":
+        """Switch the decoder; the encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        side = int(sqrt(self.decoder.num_patches))
+        return side, side
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Image pixels per latent position, along one side."""
+        return int(self.config.patch_size)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of encoder and decoder, which do almost all of the work."""
+        return [*repeated_blocks(self.encoder), *self.decoder.decoder_layers]
+
+    @property
+    def encoding_parts(self) -> list[nn.Module]:
+        """The networks that latents depend on."""
+        return [self.encoder]
+
+    @property
+    def last_decoder_layer(self) -> nn.Parameter:
+        """The linear map from tokens to pixels, where the adversarial gradient is measured."""
+        return self.decoder.decoder_pred.weight
+
+    @property
+    def normalises_positions(self) -> bool:
+        """Tell if the folder has statistics of every position by itself."""
+        return self._latents_mean.ndim > 0 and max(self._latents_mean.shape[1:], default=1) > 1
+
+    def posterior(self, images: Tensor) -> CertainLatents:
+        """The raw latents, as a distribution without width.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1], of the image size of the tokenizer.
+
+        Raises:
+            InputError: if the size does not fit.
+        """
+        side = self.config.sample_size
+        if images.ndim != 4 or tuple(images.shape[2:]) != (side, side):
+            raise InputError(
+                f"Images of shape {tuple(images.shape)} do not fit this tokenizer: its decoder is made for images of "
+                f"{side} x {side} pixels alone. Crop or resize them."
+            )
+        with torch.no_grad():
+            parts = [self._raw_latents(part) for part in images.to(self.dtype).split(self._at_once(images, 1))]
+        return CertainLatents(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def encode_raw_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Images in [-1, 1] to raw latents (B, C, h, w); there is nothing random about them."""
+        return self.posterior(images).mean
+
+    def decode_raw_latents(self, raw_latents: Tensor) -> Tensor:
+        """Raw latents (B, C, h, w) to images (B, 3, H, W), nominally in [-1, 1].
+
+        Raises:
+            InputError: they are on another grid.
+        """
+        if tuple(raw_latents.shape[2:]) != self.grid:
+            raise InputError(
+                f"Latents of shape {tuple(raw_latents.shape)} do not fit this tokenizer, whose decoder knows the "
+                f"positions of a grid of {self.grid[0]} x {self.grid[1]} alone."
+            )
+        slices = raw_latents.to(self.dtype).split(self._at_once(raw_latents, self.downsampling_factor))
+        parts = [self._images(part) for part in slices]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @property
+    def latents_statistics(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and std of raw latents per channel, each (C,) in float64; None if the folder records neither."""
+        config, ones = self.config, torch.ones(self.config.latent_channels, dtype=torch.float64)
+        if self.normalises_positions:
+            mean, std = config.channel_mean, config.channel_std
+            return (torch.tensor(mean).double(), torch.tensor(std).double()) if mean and std else (0 * ones, ones)
+        if config.latents_mean is None and config.latents_std is None:
+            return None if config.scaling_factor == 1 else (0 * ones, ones / config.scaling_factor)
+        mean = torch.tensor(config.latents_mean or 0.0, dtype=torch.float64).flatten()
+        std = torch.tensor(config.latents_std or 1.0, dtype=torch.float64).flatten()
+        return mean * ones, (std + STD_MARGIN) * ones / config.scaling_factor
+
+    def set_latents_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Record the per-channel statistics of raw latents, each of shape (C,), in place of any that were there.
+
+        Raises:
+            InputError: if there is not one number per channel.
+        """
+        channels = self.config.latent_channels
+        if mean.shape != (channels,) or std.shape != (channels,):
+            raise InputError(
+                f"Statistics of shape {tuple(mean.shape)} and {tuple(std.shape)} do not fit latents of {channels} "
+                "channels. Give those that were measured with this tokenizer."
+            )
+        if self.normalises_positions:
+            self.register_to_config(channel_mean=mean.double().tolist(), channel_std=std.double().tolist())
+            return
+        grids = mean.double().view(-1, 1, 1), (std.double() - STD_MARGIN).clamp_min(STD_MARGIN).view(-1, 1, 1)
+        self.register_to_config(latents_mean=grids[0].tolist(), latents_std=grids[1].tolist(), scaling_factor=1.0)
+        self._latents_mean, self._latents_std = (grid.to(self.encoder_mean) for grid in grids)
+
+    def bytes_per_image(self, pixels: int) -> int:
+        """Memory that the activations of an image with so many pixels take at their most, without gradients."""
+        config, tokens = self.config, pixels // self.downsampling_factor**2 + 1
+        widest = 4 * max(config.encoder_hidden_size, config.decoder_hidden_size)
+        return 4 * (ACTIVATIONS * tokens * widest + 2 * config.decoder_num_attention_heads * tokens**2)
+
+    def _encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Normalised latents of images in [0, 1], as diffusers' `encode` gives them."""
+        if self.config.encoder_config is None:
+            return super()._encode(x, generator)
+        return self._normalize_latents(self._features(2 * x - 1)) * self.config.scaling_factor
+
+    def _features(self, images: Tensor) -> Tensor:
+        """Features (B, C, h, w) of images in [-1, 1]."""
+        if self.config.encoder_config is not None:
+            return self.encoder(images, self.grid)
+        pixels = self._resize_and_normalize(0.5 * images + 0.5)
+        patch = (self.config.encoder_patch_size,) if self.config.encoder_type == "mae" else ()
+        tokens = self._encoder_forward_fn(self.encoder, pixels, *patch)  # (B, N, C)
+        return tokens.transpose(1, 2).unflatten(2, self.grid)
+
+    def _raw_latents(self, images: Tensor) -> Tensor:
+        features = self._features(images)
+        if not self.normalises_positions:
+            return features
+        return self._normalize_latents(features) * self.config.scaling_factor
+
+    def _images(self, raw_latents: Tensor) -> Tensor:
+        features = raw_latents
+        if self.normalises_positions:
+            features = self._denormalize_latents(raw_latents / self.config.scaling_factor)
+        patches = self.decoder(features.flatten(2).transpose(1, 2)).logits  # (B, N, p * p * 3)
+        return 2 * self._denormalize_image(self.decoder.unpatchify(patches)) - 1
+
+    def _fix_state_dict_keys_on_load(self, state_dict: dict[str, Tensor]) -> None:
+        """Take weights under the names that earlier versions of `transformers` had."""
+        state_dict.pop("decoder.decoder_pos_embed", None)  # computed; some published files hold it
+        own = self.config.encoder_config is not None
+        backbone, prefix = (self.encoder.backbone, "encoder.backbone.") if own else (self.encoder, "encoder.")
+        rename_as_today(state_dict, backbone, prefix)
+        super()._fix_state_dict_keys_on_load(state_dict)
+
+
+def plain_configuration(text: str, own_name: str) -> str:
+    """A configuration in JSON under the name of diffusers' class, without the fields that it does not know."""
+    values = json.loads(text.replace(f'"{own_name}"', f'"{DIFFUSERS_CLASS}"'))
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name not in OWN_FIELDS or name.startswith("channel_") and value
+    }
+    return json.dumps(kept, indent=2, sort_keys=True) + "\n"
