@@ -24,6 +24,7 @@ from alight.models.frozen_encoder import (
     require_patch_grid,
     take_weights,
 )
+from alight.models.pretrained import LAYERS_LIMIT
 from alight.models.tokenizer import CertainLatents, Tokenizer
 from alight.runtime.errors import InputError
 
@@ -185,6 +186,25 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
         """Load a model of the hub without the meta device, on which buffers outside the file would stay."""
         return super()._fetch(origin, subfolder, dtype, {**options, "low_cpu_mem_usage": False})
 
+    @classmethod
+    def check_before_building(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor], source: Any) -> None:
+        """Refuse a number of layers that no network has.
+
+        Raises:
+            InputError: names the field.
+        """
+        encoder = config.get("encoder_config")
+        nested = encoder if isinstance(encoder, dict) else {}
+        layers = [
+            (name, value) for name, value in (*config.items(), *nested.items()) if name.endswith("hidden_layers")
+        ]
+        for name, value in layers:
+            if isinstance(value, int) and value > LAYERS_LIMIT:
+                raise InputError(
+                    f"{source} has {name} {value}, more than the limit of {LAYERS_LIMIT}. Restore the file that was "
+                    "saved with the weights."
+                )
+
     def check_loaded(self, source: Any) -> None:
         """Refuse statistics of latents that cannot normalise them, or that are others than those in the weights.
 
@@ -314,12 +334,7 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
         Raises:
             InputError: if there is not one number per channel.
         """
-        channels = self.config.latent_channels
-        if mean.shape != (channels,) or std.shape != (channels,):
-            raise InputError(
-                f"Statistics of shape {tuple(mean.shape)} and {tuple(std.shape)} do not fit latents of {channels} "
-                "channels. Give those that were measured with this tokenizer."
-            )
+        self.require_channels(mean, std)
         if self.normalises_positions:
             self.register_to_config(channel_mean=mean.double().tolist(), channel_std=std.double().tolist())
             return

@@ -146,6 +146,19 @@ class Tokenizer(StrictlyLoaded):
                 "twice."
             )
 
+    def require_channels(self, mean: Tensor, std: Tensor) -> None:
+        """Refuse statistics that have not one number per channel of the latents.
+
+        Raises:
+            InputError: names both shapes.
+        """
+        channels = self.config.latent_channels
+        if mean.shape != (channels,) or std.shape != (channels,):
+            raise InputError(
+                f"Statistics of shape {tuple(mean.shape)} and {tuple(std.shape)} do not fit latents of {channels} "
+                "channels. Give those that were measured with this tokenizer."
+            )
+
     def _at_once(self, batch: Tensor, factor: int) -> int:
         """Images (or latents, whose sides are `factor` times as long in pixels) that pass the network together."""
         if torch.is_grad_enabled():

@@ -177,12 +177,7 @@ class VAVAE(Tokenizer, AutoencoderKL):
         Raises:
             InputError: if there is not one number per channel.
         """
-        channels = self.config.latent_channels
-        if mean.shape != (channels,) or std.shape != (channels,):
-            raise InputError(
-                f"Statistics of shape {tuple(mean.shape)} and {tuple(std.shape)} do not fit latents of {channels} "
-                "channels. Give those that were measured with this tokenizer."
-            )
+        self.require_channels(mean, std)
         self.register_to_config(
             latents_mean=mean.double().tolist(),
             latents_std=std.double().tolist(),
