@@ -13,6 +13,8 @@ from transformers import (
     CLIPVisionModel,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     ViTConfig,
     ViTModel,
 )
@@ -20,6 +22,7 @@ from transformers import (
 from alight import RepresentationAutoencoder
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.foundation import FoundationModel
+from alight.models.foundation_catalogue import IMAGENET_MEAN, IMAGENET_STD
 from alight.models.tokenizer_folders import open_tokenizer_folder
 from alight.runtime.device import narrow_weights
 from alight.runtime.errors import InputError
@@ -201,6 +204,35 @@ def test_a_published_folder_gives_what_diffusers_gives(kind, names, small, tmp_p
     torch.testing.assert_close(vae.encode_latents(small), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(vae.decode_latents(expected), 2 * pixels - 1, rtol=0, atol=1e-5)
     assert vae.config.latent_channels == 64
+
+
+@pytest.mark.parametrize("prefix", ["encoder.", "encoder.vision_model."])  # of transformers 5, and of 4
+def test_a_published_siglip_is_built_where_diffusers_cannot(prefix, small, tmp_path):
+    config = SiglipVisionConfig(
+        hidden_size=64, num_attention_heads=1, num_hidden_layers=1, patch_size=16, image_size=256
+    )
+    with seeded_initialisation(6):
+        model = SiglipVisionModel(config).eval()
+        statistics = {"latents_mean": torch.randn(64, 4, 4), "latents_std": torch.rand(64, 4, 4) + 0.5}
+    sizes = {"encoder_patch_size": 16, "encoder_input_size": 64}
+    values = PUBLISHED | sizes | {"encoder_type": "siglip2", "_class_name": "AutoencoderRAE"}
+    weights = {f"_{name}": value for name, value in statistics.items()} | {
+        f"{prefix}{name}": value for name, value in model.state_dict().items() if "post_layernorm" not in name
+    }
+    rest = published("mae").state_dict()
+    weights |= {name: value for name, value in rest.items() if name.startswith(("decoder", "encoder_"))}
+    save_file(weights, tmp_path / WEIGHTS)
+    lists = {name: value.tolist() for name, value in statistics.items()}
+    (tmp_path / "config.json").write_text(json.dumps(values | lists))
+    vae = open_tokenizer(tmp_path).vae
+    pixels = nn.functional.interpolate(0.5 * small + 0.5, (64, 64), mode="bicubic")
+    pixels = (pixels - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
+    with torch.no_grad():  # its last norm is affine, but as initialised
+        features = model(pixels, interpolate_pos_encoding=True).last_hidden_state.transpose(1, 2).unflatten(2, (4, 4))
+    expected = (features - statistics["latents_mean"]) / (statistics["latents_std"] + 1e-5)
+    torch.testing.assert_close(vae.encode_latents(small), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(vae.encode(0.5 * small + 0.5).latent, expected, rtol=1e-5, atol=1e-5)
+    assert vae.decode(expected).sample.shape == small.shape
 
 
 def test_statistics_come_on_top_of_those_of_every_position(small, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderRAE
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, SiglipVisionConfig, SiglipVisionModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
@@ -17,8 +17,11 @@ from alight.runtime.errors import InputError
 
 FAMILY = "model_type"  # of a configuration of `transformers`
 _OF_A_FILE = ("id2label", "label2id", "architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
+DIFFUSERS_CLASS = "AutoencoderRAE"
+OWN_FIELDS = ("encoder_config", "channel_mean", "channel_std", "latent_channels", "sample_size")
 DIFFUSERS_TYPES = {"dinov2_with_registers": "dinov2", "vit_mae": "mae"}  # family -> its name in `AutoencoderRAE`
 HEAD_WIDTH = 64  # of every encoder there
+SIGLIP_SIZE = 256  # pixels along a side of its images there
 POOLER = "pooler"  # a head for the class token, which no feature depends on
 _OF_TRAINING = ("mask_ratio", "norm_pix_loss", "initializer_range")
 
@@ -46,6 +49,20 @@ def build_backbone(described: dict[str, Any]) -> nn.Module:
     with quiet_transformers():
         model: nn.Module = AutoModel.from_config(AutoConfig.for_model(settings.pop(FAMILY), **settings))
     return model
+
+
+def siglip_encoder(hidden_size: int, patch_size: int, num_layers: int) -> nn.Module:
+    """The SigLIP2 encoder of `AutoencoderRAE`, which diffusers 0.42 cannot build with the models of transformers 5."""
+    config = SiglipVisionConfig(
+        hidden_size=hidden_size,
+        patch_size=patch_size,
+        image_size=SIGLIP_SIZE,
+        num_attention_heads=hidden_size // HEAD_WIDTH,
+        num_hidden_layers=num_layers,
+    )
+    model = SiglipVisionModel(config)
+    model.post_layernorm.weight = model.post_layernorm.bias = None  # as there: the last norm is not affine
+    return model.requires_grad_(False)
 
 
 def take_weights(backbone: nn.Module, given: nn.Module) -> None:
@@ -79,7 +96,7 @@ def _counts(name: str) -> bool:
     return name not in (*_OF_A_FILE, *_OF_TRAINING) and not name.startswith(("decoder_", "out_", "stage_"))
 
 
-def rename_as_today(weights: dict[str, Tensor], backbone: nn.Module, prefix: str) -> None:
+def rename_as_today(weights: dict[str, Tensor], backbone: Any, prefix: str) -> None:
     """Give weights of the encoder, in place, the names that the installed `transformers` has for them.
 
     Files hold the names of the version that wrote them; `transformers` knows what became of each.
@@ -88,7 +105,7 @@ def rename_as_today(weights: dict[str, Tensor], backbone: nn.Module, prefix: str
     known = [each for each in get_model_conversion_mapping(backbone) if isinstance(each, WeightRenaming)]
     for name in [name for name in weights if name.startswith(prefix)]:
         stored = name.removeprefix(prefix)
-        today, _ = rename_source_key(stored, known, [])
+        today, _ = rename_source_key(stored, known, [], backbone.base_model_prefix, own)
         if stored not in own and today in own:
             weights[f"{prefix}{today}"] = weights.pop(name)
 
@@ -127,3 +144,14 @@ def diffusers_type(foundation: FoundationModel, sizes: Mapping[str, Any]) -> str
     with torch.device("meta"):
         built = AutoencoderRAE(encoder_type=name, **sizes).encoder
     return name if same_network(foundation.backbone, built) else None
+
+
+def plain_configuration(text: str, own_name: str) -> str:
+    """A configuration in JSON under the name of diffusers' class, without the fields that it does not know."""
+    values = json.loads(text.replace(f'"{own_name}"', f'"{DIFFUSERS_CLASS}"'))
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name not in OWN_FIELDS or name.startswith("channel_") and value
+    }
+    return json.dumps(kept, indent=2, sort_keys=True) + "\n"

@@ -4,7 +4,6 @@ A representation autoencoder (RAE, Zheng et al. 2025, arXiv 2510.11690): the enc
 so that nothing has to tie latents to it, and latents are as wide as its features.
 """
 
-import json
 from collections.abc import Mapping
 from math import isfinite, sqrt
 from typing import Any
@@ -16,20 +15,21 @@ from diffusers.models.autoencoders.autoencoder_rae import RAEDecoder
 from torch import Tensor, nn
 
 from alight.models.foundation import FoundationModel, repeated_blocks
+from alight.models.foundation_catalogue import IMAGENET_MEAN, IMAGENET_STD
 from alight.models.frozen_encoder import (
     build_backbone,
     describe_backbone,
     diffusers_type,
+    plain_configuration,
     rename_as_today,
     require_patch_grid,
+    siglip_encoder,
     take_weights,
 )
 from alight.models.pretrained import LAYERS_LIMIT
 from alight.models.tokenizer import CertainLatents, Tokenizer
 from alight.runtime.errors import InputError
 
-DIFFUSERS_CLASS = "AutoencoderRAE"
-OWN_FIELDS = ("encoder_config", "channel_mean", "channel_std", "latent_channels", "sample_size")
 STD_MARGIN = 1e-5  # that diffusers adds to `latents_std`
 ACTIVATIONS = 8  # in memory at once at most, as wide as the widest layer
 
@@ -101,7 +101,7 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
         sizes |= {"decoder_num_attention_heads": decoder_num_attention_heads}
         sizes |= {"decoder_intermediate_size": decoder_intermediate_size, "patch_size": patch_size}
         sizes |= {"num_channels": num_channels, "image_size": patch_size * side}
-        if encoder_config is None:
+        if encoder_config is None and encoder_type != "siglip2":
             super().__init__(
                 encoder_type=encoder_type,
                 encoder_hidden_size=encoder_hidden_size,
@@ -120,14 +120,18 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
             )
         else:
             ModelMixin.__init__(self)
-            mean, std = tuple(encoder_norm_mean or ()), tuple(encoder_norm_std or ())
-            self.encoder = FoundationModel(build_backbone(encoder_config), mean, std, name="the encoder")
+            mean, std = tuple(encoder_norm_mean or IMAGENET_MEAN), tuple(encoder_norm_std or IMAGENET_STD)
+            if encoder_config is None:
+                self.encoder = siglip_encoder(encoder_hidden_size, encoder_patch_size, encoder_num_hidden_layers)
+            else:
+                self.encoder = FoundationModel(build_backbone(encoder_config), mean, std, name="the encoder")
             self.decoder = RAEDecoder(hidden_size=encoder_hidden_size, num_patches=side**2, **sizes)
             self._keep_normalisation(mean, std, latents_mean, latents_std)
+            self.encoder_input_size, self.noise_tau = encoder_input_size, noise_tau
         self.register_to_config(latent_channels=encoder_hidden_size, sample_size=self.decoder.image_size)
 
     def _keep_normalisation(self, mean: Any, std: Any, latents_mean: Any, latents_std: Any) -> None:
-        """Register the buffers and settings that diffusers' methods use, as its own constructor does."""
+        """Register what diffusers' methods use, as its own constructor does."""
         self.register_buffer("encoder_mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("encoder_std", torch.tensor(std).view(1, -1, 1, 1))
         self.register_buffer("_latents_mean", torch.zeros(1) if latents_mean is None else torch.tensor(latents_mean))
@@ -350,7 +354,7 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
 
     def _encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Normalised latents of images in [0, 1], as diffusers' `encode` gives them."""
-        if self.config.encoder_config is None:
+        if self.config.encoder_config is None and self.config.encoder_type != "siglip2":
             return super()._encode(x, generator)
         return self._normalize_latents(self._features(2 * x - 1)) * self.config.scaling_factor
 
@@ -359,8 +363,11 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
         if self.config.encoder_config is not None:
             return self.encoder(images, self.grid)
         pixels = self._resize_and_normalize(0.5 * images + 0.5)
-        patch = (self.config.encoder_patch_size,) if self.config.encoder_type == "mae" else ()
-        tokens = self._encoder_forward_fn(self.encoder, pixels, *patch)  # (B, N, C)
+        if self.config.encoder_type == "siglip2":
+            tokens = self.encoder(pixels, interpolate_pos_encoding=True).last_hidden_state  # (B, N, C)
+        else:
+            patch = (self.config.encoder_patch_size,) if self.config.encoder_type == "mae" else ()
+            tokens = self._encoder_forward_fn(self.encoder, pixels, *patch)
         return tokens.transpose(1, 2).unflatten(2, self.grid)
 
     def _raw_latents(self, images: Tensor) -> Tensor:
@@ -383,14 +390,3 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
         backbone, prefix = (self.encoder.backbone, "encoder.backbone.") if own else (self.encoder, "encoder.")
         rename_as_today(state_dict, backbone, prefix)
         super()._fix_state_dict_keys_on_load(state_dict)
-
-
-def plain_configuration(text: str, own_name: str) -> str:
-    """A configuration in JSON under the name of diffusers' class, without the fields that it does not know."""
-    values = json.loads(text.replace(f'"{own_name}"', f'"{DIFFUSERS_CLASS}"'))
-    kept = {
-        name: value
-        for name, value in values.items()
-        if name not in OWN_FIELDS or name.startswith("channel_") and value
-    }
-    return json.dumps(kept, indent=2, sort_keys=True) + "\n"

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import cast
 
+from alight.models.frozen_encoder import DIFFUSERS_CLASS
 from alight.models.pretrained import CONFIG_FILE
-from alight.models.representation_autoencoder import DIFFUSERS_CLASS, RepresentationAutoencoder
+from alight.models.representation_autoencoder import RepresentationAutoencoder
 from alight.models.tokenizer import Tokenizer
 from alight.models.vavae import VAVAE
 from alight.runtime.reading import read_json_object
