@@ -39,6 +39,7 @@ Projection = Literal["to_features", "to_latent"]
 TokenProjectorKind = Literal["mlp", "conv"]
 DistanceOn = Literal["projected", "latent"]
 AdversarialLoss = Literal["hinge", "vanilla"]
+FeatureNormalisation = Literal["position", "channel"]
 InitialEncoder = Literal["random", "principal_components"]
 
 AcceleratorPart = Literal[

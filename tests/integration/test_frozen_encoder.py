@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,9 +11,12 @@ from safetensors.torch import load_file
 from alight import LightningDiTPipeline, RepresentationAutoencoder
 from alight.artifacts import read_artifact
 from alight.config import ConvertConfig, ExportConfig, ExtractLatentsConfig, TrainTokenizerConfig
+from alight.data.latents import LatentDataset
+from alight.data.loading import open_dataset
 from alight.doctor.round_trip import round_trip
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.runtime.errors import InputError
+from alight.runtime.pixels import unit_range
 from alight.sharing import export
 from alight.stages import convert, extract_latents, train_tokenizer
 from helpers.models import tiny_vit
@@ -69,8 +73,15 @@ def test_the_whole_arrow_from_the_command_line(finished):
     index = json.loads((finished / "latents" / "index.json").read_text())
     assert index["shape"] == [64, 4, 4]
     mean, std = vae.latents_statistics
-    torch.testing.assert_close(torch.tensor(index["statistics"]["mean"]).double(), mean, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(torch.tensor(index["statistics"]["std"]).double(), std, rtol=1e-5, atol=1e-6)
+    assert vae.normalises_positions
+    assert (
+        (index["statistics"]["mean"], index["statistics"]["std"])
+        == (mean.tolist(), std.tolist())
+        == ([0] * 64, [1] * 64)
+    )
+    latents = LatentDataset(finished / "latents").gather(np.arange(1500)).latents  # 1,500 of them: all were measured
+    torch.testing.assert_close(latents.mean(0), torch.zeros(64, 4, 4), rtol=0, atol=1e-3)
+    torch.testing.assert_close(latents.std(0), torch.ones(64, 4, 4), rtol=0, atol=2e-2)
     report = json.loads((finished / "report" / "report.json").read_text())
     assert isinstance(report["reconstruction_psnr"], float)
     facts = read_artifact(finished / "tokenizer", "tokenizer")
@@ -123,6 +134,20 @@ def test_resuming_is_exact(configure, encoder):
         weights["encoder.backbone.embeddings.position_embeddings"], own["embeddings.position_embeddings"]
     )
     assert log_of(whole.output)[-1]["kl"] == 0
+
+
+@pytest.mark.parametrize("normalise", ["position", "channel"])
+def test_latents_of_the_training_images_have_mean_zero_and_size_one(normalise, configure, encoder):
+    config = configure(frozen_encoder=FROZEN | {"foundation": str(encoder), "normalise": normalise})
+    vae = open_tokenizer(train_tokenizer.run(config).path).vae
+    dataset = open_dataset(config.images, "train", augment=False)
+    images = unit_range(torch.stack([dataset[index].image for index in range(len(dataset))]))
+    latents, dims = vae.encode_latents(images), (0,) if normalise == "position" else (0, 2, 3)
+    assert vae.normalises_positions == (normalise == "position")
+    assert latents.mean(dims).abs().max() < 1e-3
+    assert (latents.std(dims) - 1).abs().max() < 2e-2
+    plain = vae.encode(0.5 * images[:4] + 0.5).latent  # as diffusers calls it
+    torch.testing.assert_close(plain, latents[:4], rtol=1e-3, atol=1e-3)
 
 
 def test_going_on_keeps_the_encoder(configure):

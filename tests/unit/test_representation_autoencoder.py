@@ -334,6 +334,7 @@ def test_a_model_that_cannot_be_stored_is_refused():
         ({"latents_std": [[[2.0]]] * 16}, "another latents_std than the weights"),
         ({"scaling_factor": -1.0}, "a positive factor"),
         ({"reshape_to_2d": False}, "latents on a grid"),
+        ({"image_size": 40}, "not its latent grid times patch_size"),
         ({"channel_mean": [0.0]}, "channel_mean that is not 16 finite numbers"),
         ({"encoder_config": {"model_type": "vit"}}, "do not fit|does not describe"),
         ({"encoder_config": {"model_type": "no such family"}}, "does not describe"),

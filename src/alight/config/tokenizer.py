@@ -22,7 +22,7 @@ from alight.config.base import (
     Source,
 )
 from alight.config.training import OptimizerConfig, TrainingConfig
-from alight.options import AdversarialLoss, DistanceOn, InitialEncoder, Projection, Reduction
+from alight.options import AdversarialLoss, DistanceOn, FeatureNormalisation, InitialEncoder, Projection, Reduction
 
 Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=12)]
 CHANNELS_PER_GROUP, MOST_GROUPS = 4, 32  # of the published network's normalisations
@@ -113,6 +113,7 @@ class FrozenEncoderConfig(Section):
 
     foundation: Source | None = None  # folder or hub id of a transformers model; None = the autoencoder of `model`
     patch_size: Size = 16  # image pixels per latent position, along one side
+    normalise: FeatureNormalisation = "position"  # statistics per channel at every position, as published, or at all
     hidden_size: Size = 512  # of the decoder
     num_layers: Depth = 8  # likewise
     num_heads: Size = 16  # likewise
@@ -133,7 +134,7 @@ class FrozenEncoderConfig(Section):
     @property
     def decoder(self) -> dict[str, int]:
         """The arguments of `RepresentationAutoencoder.build` besides the encoder and the image size."""
-        return self.model_dump(exclude={"foundation"})
+        return self.model_dump(exclude={"foundation", "normalise"})
 
 
 class AlignmentConfig(Section):

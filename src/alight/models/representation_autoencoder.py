@@ -5,7 +5,7 @@ so that nothing has to tie latents to it, and latents are as wide as its feature
 """
 
 from collections.abc import Mapping
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.autoencoder_rae import RAEDecoder
 from torch import Tensor, nn
 
+from alight.models.feature_statistics import FeatureStatistics
 from alight.models.foundation import FoundationModel, repeated_blocks
 from alight.models.foundation_catalogue import IMAGENET_MEAN, IMAGENET_STD
 from alight.models.frozen_encoder import (
@@ -27,14 +28,13 @@ from alight.models.frozen_encoder import (
     take_weights,
 )
 from alight.models.pretrained import LAYERS_LIMIT
-from alight.models.tokenizer import CertainLatents, Tokenizer
+from alight.models.tokenizer import CertainLatents
 from alight.runtime.errors import InputError
 
-STD_MARGIN = 1e-5  # that diffusers adds to `latents_std`
 ACTIVATIONS = 8  # in memory at once at most, as wide as the widest layer
 
 
-class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
+class RepresentationAutoencoder(FeatureStatistics, AutoencoderRAE):
     """A frozen vision transformer whose patch features are the latents, and a vision transformer that decodes them.
 
     The decoder, the folder format and the configuration are those of diffusers' `AutoencoderRAE`, and published
@@ -98,10 +98,10 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
     ) -> None:
         side = encoder_input_size // encoder_patch_size
         sizes = {"decoder_hidden_size": decoder_hidden_size, "decoder_num_hidden_layers": decoder_num_hidden_layers}
-        sizes |= {"decoder_num_attention_heads": decoder_num_attention_heads}
-        sizes |= {"decoder_intermediate_size": decoder_intermediate_size, "patch_size": patch_size}
-        sizes |= {"num_channels": num_channels, "image_size": patch_size * side}
-        if encoder_config is None and encoder_type != "siglip2":
+        sizes |= {"decoder_num_attention_heads": decoder_num_attention_heads, "patch_size": patch_size}
+        sizes |= {"decoder_intermediate_size": decoder_intermediate_size, "num_channels": num_channels}
+        sizes |= {"image_size": image_size or patch_size * side}
+        if encoder_config is None and encoder_type != "siglip2":  # which diffusers cannot build
             super().__init__(
                 encoder_type=encoder_type,
                 encoder_hidden_size=encoder_hidden_size,
@@ -116,7 +116,7 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
                 reshape_to_2d=reshape_to_2d,
                 use_encoder_loss=use_encoder_loss,
                 scaling_factor=scaling_factor,
-                **(sizes | {"image_size": image_size}),
+                **sizes,
             )
         else:
             ModelMixin.__init__(self)
@@ -126,17 +126,8 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
             else:
                 self.encoder = FoundationModel(build_backbone(encoder_config), mean, std, name="the encoder")
             self.decoder = RAEDecoder(hidden_size=encoder_hidden_size, num_patches=side**2, **sizes)
-            self._keep_normalisation(mean, std, latents_mean, latents_std)
-            self.encoder_input_size, self.noise_tau = encoder_input_size, noise_tau
+            self._keep_normalisation(mean, std, latents_mean, latents_std, encoder_input_size)
         self.register_to_config(latent_channels=encoder_hidden_size, sample_size=self.decoder.image_size)
-
-    def _keep_normalisation(self, mean: Any, std: Any, latents_mean: Any, latents_std: Any) -> None:
-        """Register what diffusers' methods use, as its own constructor does."""
-        self.register_buffer("encoder_mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("encoder_std", torch.tensor(std).view(1, -1, 1, 1))
-        self.register_buffer("_latents_mean", torch.zeros(1) if latents_mean is None else torch.tensor(latents_mean))
-        self.register_buffer("_latents_std", torch.ones(1) if latents_std is None else torch.tensor(latents_std))
-        self.reshape_to_2d, self.use_slicing = True, False
 
     @classmethod
     def build(
@@ -209,36 +200,6 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
                     "saved with the weights."
                 )
 
-    def check_loaded(self, source: Any) -> None:
-        """Refuse statistics of latents that cannot normalise them, or that are others than those in the weights.
-
-        Raises:
-            InputError: names the field.
-        """
-        config, channels = self.config, self.config.latent_channels
-        restore = "Restore the file that was saved with the weights."
-        for name, positive in (("latents_mean", False), ("latents_std", True)):
-            buffer = getattr(self, f"_{name}")
-            grids = [(channels, 1, 1), (channels, *self.grid)]
-            if (
-                config[name] is not None
-                and tuple(buffer.shape) not in grids
-                or positive
-                and not bool((buffer > 0).all())
-            ):
-                raise InputError(f"{source} has a {name} that does not fit {channels} channels. {restore}")
-            if config[name] is not None and not torch.allclose(buffer, torch.tensor(config[name]), 1e-2, 1e-3):
-                raise InputError(f"{source} has another {name} than the weights beside it. {restore}")
-        for name in ("channel_mean", "channel_std"):
-            values = config[name]
-            if values is not None and (len(values) != channels or not all(map(isfinite, values))):
-                raise InputError(f"{source} has a {name} that is not {channels} finite numbers. {restore}")
-        if not config.reshape_to_2d or not (isfinite(config.scaling_factor) and config.scaling_factor > 0):
-            raise InputError(
-                f"{source} has reshape_to_2d {config.reshape_to_2d} and scaling_factor {config.scaling_factor}; used "
-                f"can be latents on a grid, and a positive factor. {restore}"
-            )
-
     def to_json_string(self) -> str:
         """The configuration; where diffusers knows the encoder, under its name there and with the fields it knows."""
         text = super().to_json_string()
@@ -275,11 +236,6 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
     def last_decoder_layer(self) -> nn.Parameter:
         """The linear map from tokens to pixels, where the adversarial gradient is measured."""
         return self.decoder.decoder_pred.weight
-
-    @property
-    def normalises_positions(self) -> bool:
-        """Tell if the folder has statistics of every position by itself."""
-        return self._latents_mean.ndim > 0 and max(self._latents_mean.shape[1:], default=1) > 1
 
     def posterior(self, images: Tensor) -> CertainLatents:
         """The raw latents, as a distribution without width.
@@ -318,33 +274,6 @@ class RepresentationAutoencoder(Tokenizer, AutoencoderRAE):
         slices = raw_latents.to(self.dtype).split(self._at_once(raw_latents, self.downsampling_factor))
         parts = [self._images(part) for part in slices]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    @property
-    def latents_statistics(self) -> tuple[Tensor, Tensor] | None:
-        """Mean and std of raw latents per channel, each (C,) in float64; None if the folder records neither."""
-        config, ones = self.config, torch.ones(self.config.latent_channels, dtype=torch.float64)
-        if self.normalises_positions:
-            mean, std = config.channel_mean, config.channel_std
-            return (torch.tensor(mean).double(), torch.tensor(std).double()) if mean and std else (0 * ones, ones)
-        if config.latents_mean is None and config.latents_std is None:
-            return None if config.scaling_factor == 1 else (0 * ones, ones / config.scaling_factor)
-        mean = torch.tensor(config.latents_mean or 0.0, dtype=torch.float64).flatten()
-        std = torch.tensor(config.latents_std or 1.0, dtype=torch.float64).flatten()
-        return mean * ones, (std + STD_MARGIN) * ones / config.scaling_factor
-
-    def set_latents_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Record the per-channel statistics of raw latents, each of shape (C,), in place of any that were there.
-
-        Raises:
-            InputError: if there is not one number per channel.
-        """
-        self.require_channels(mean, std)
-        if self.normalises_positions:
-            self.register_to_config(channel_mean=mean.double().tolist(), channel_std=std.double().tolist())
-            return
-        grids = mean.double().view(-1, 1, 1), (std.double() - STD_MARGIN).clamp_min(STD_MARGIN).view(-1, 1, 1)
-        self.register_to_config(latents_mean=grids[0].tolist(), latents_std=grids[1].tolist(), scaling_factor=1.0)
-        self._latents_mean, self._latents_std = (grid.to(self.encoder_mean) for grid in grids)
 
     def bytes_per_image(self, pixels: int) -> int:
         """Memory that the activations of an image with so many pixels take at their most, without gradients."""

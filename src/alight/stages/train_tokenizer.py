@@ -17,6 +17,7 @@ from alight.device_settings import joined
 from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.pretrained import WEIGHTS_FILE
+from alight.models.representation_autoencoder import RepresentationAutoencoder
 from alight.models.tokenizer import Tokenizer
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.pictures import pair_strip
@@ -47,6 +48,7 @@ from alight.training.tokenizer_networks import (
 from alight.training.tokenizer_schedule import TokenizerPhase, phase_at, tokenizer_schedule
 from alight.training.tokenizer_step import TokenizerNetworks
 
+POSITION_IMAGES = 4_096  # enough for 2 % of every position's mean and std, of which there are many
 STATISTICS_IMAGES = 50_000  # enough for three digits of every channel's mean and std
 AUTOENCODER, DISCRIMINATOR = "", "discriminator_"  # prefixes of an optimizer's names in checkpoints and log
 
@@ -87,7 +89,7 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
     origin = Origin.of(config)
     inputs = image_inputs(config.images, dataset.source) | foundation_inputs(used_models(config)) | origin.inputs
     networks = build_networks(config, device, origin.vae, load_foundation(config), load_lpips(config))
-    begin_encoder(networks.vae, dataset, config)
+    begin(networks.vae, dataset, config, processes)
     adopt_weights(networks, origin, config)
     if training.compile:
         compile_networks(networks)
@@ -211,33 +213,65 @@ def draw_reconstructions(vae: Tokenizer, images: np.ndarray, device: torch.devic
     return pair_strip(images, decoded.cpu().numpy(), difference_gain=4)
 
 
-@torch.no_grad()
 def measure_latents_statistics(
     vae: Tokenizer, dataset: ImageDataset, config: TrainTokenizerConfig, processes: Processes
 ) -> None:
-    """Mean and std per channel of posterior samples, over the training images (at most 50,000 of them).
+    """Record mean and std per channel of posterior samples, over the training images (at most 50,000 of them).
+
+    Those of latents that are normalised at every position are 0 and 1 already.
+    """
+    if not (isinstance(vae, RepresentationAutoencoder) and vae.normalises_positions):
+        statistics = latents_statistics(vae, dataset, config, processes)
+        vae.set_latents_statistics(statistics.mean, statistics.std)
+
+
+def begin(vae: Tokenizer, dataset: ImageDataset, config: TrainTokenizerConfig, processes: Processes) -> None:
+    """Give a new tokenizer what it begins with: an encoder, or statistics of a frozen one's features.
+
+    Mean and std at every position, where they are wanted, are measured over at most 4,096 training images.
+    """
+    begin_encoder(vae, dataset, config)
+    if config.frozen_encoder.normalise != "position" or not config.frozen_encoder.enabled:
+        return
+    assert isinstance(vae, RepresentationAutoencoder)
+    statistics = latents_statistics(vae, dataset, config, processes, at_positions=True)
+    shape = (vae.config.latent_channels, *vae.grid)
+    vae.normalise_positions(statistics.mean.view(shape), statistics.std.view(shape))
+
+
+@torch.no_grad()
+def latents_statistics(
+    vae: Tokenizer,
+    dataset: ImageDataset,
+    config: TrainTokenizerConfig,
+    processes: Processes,
+    at_positions: bool = False,
+) -> ChannelStatistics:
+    """Statistics of raw latents per channel, or per channel and position.
 
     The processes share the batches. Noise is drawn and sums are taken in the order of all of them, so that the result
     does not depend on the number of processes, but for the rounding of the network.
     """
-    count, channels = min(len(dataset), STATISTICS_IMAGES), vae.config.latent_channels
+    channels, most = vae.config.latent_channels, POSITION_IMAGES if at_positions else STATISTICS_IMAGES
+    count, side = min(len(dataset), most), config.images.size // vae.downsampling_factor
     order = torch.randperm(len(dataset), generator=random_stream(config.seed, "statistics"))[:count].tolist()
     batches = index_batches(order, config.training.micro_batch_size or config.training.global_batch_size)
     own = share_of(range(len(batches)), processes)
     loaded = load_batches(dataset, [batches[number] for number in own], config.images.workers)
-    generator, side = random_stream(config.seed, "statistics noise"), config.images.size // vae.downsampling_factor
+    generator, width = random_stream(config.seed, "statistics noise"), channels * (side**2 if at_positions else 1)
     parts = []
     for number, indices in enumerate(progress_bar(batches, desc="latent statistics", unit="batch")):
         if number in own:
             images = unit_range(sent(next(loaded), processes.device))
-            parts.append(ChannelStatistics(channels))
-            parts[-1].update(vae.encode_raw_latents(images, generator))
+            latents = vae.encode_raw_latents(images, generator)
+            parts.append(ChannelStatistics(width))
+            parts[-1].update(latents.flatten(1)[:, :, None, None] if at_positions else latents)
         else:
             torch.randn(len(indices), channels, side, side, generator=generator)  # that of another process
-    statistics = ChannelStatistics(channels)
+    statistics = ChannelStatistics(width)
     for part in gather_batches(parts, processes):
         statistics.merge(part)
-    vae.set_latents_statistics(statistics.mean, statistics.std)
+    return statistics
 
 
 def save(
