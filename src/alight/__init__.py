@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from alight.config.recipes import load_config
     from alight.models.lightning_dit import LightningDiT
+    from alight.models.representation_autoencoder import RepresentationAutoencoder
     from alight.models.vavae import VAVAE
     from alight.pipelines import LightningDiTPipeline
 
@@ -17,11 +18,12 @@ _HOMES = {
     "LightningDiT": "alight.models.lightning_dit",
     "LightningDiTPipeline": "alight.pipelines",
     "ModelMixin": "diffusers",  # where diffusers looks when it loads the models of a pipeline folder
+    "RepresentationAutoencoder": "alight.models.representation_autoencoder",
     "VAVAE": "alight.models.vavae",
     "load_config": "alight.config.recipes",
 }
 
-__all__ = ["VAVAE", "LightningDiT", "LightningDiTPipeline", "load_config"]
+__all__ = ["VAVAE", "LightningDiT", "LightningDiTPipeline", "RepresentationAutoencoder", "load_config"]
 
 
 def __getattr__(name: str) -> Any:

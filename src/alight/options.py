@@ -55,6 +55,7 @@ NoiseLaw = Literal["uniform", "normal"]
 TokenProjectorKind = Literal["mlp", "conv"]
 DistanceOn = Literal["projected", "latent"]
 AdversarialLoss = Literal["hinge", "vanilla"]
+FeatureNormalisation = Literal["position", "channel"]
 InitialEncoder = Literal["random", "principal_components"]
 
 AcceleratorPart = Literal[

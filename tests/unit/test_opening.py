@@ -229,7 +229,10 @@ def changed(folder, name, **fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tokenizer": ["diffusers", "AutoencoderKL"]}, r"takes alight\.VAVAE alone"),
+        (
+            {"tokenizer": ["diffusers", "AutoencoderKL"]},
+            r"takes alight\.VAVAE or alight\.RepresentationAutoencoder alone",
+        ),
         ({"transformer": ["diffusers", "UNet2DModel"]}, r"takes alight\.LightningDiT alone"),
         ({"scheduler": ["diffusers", "DDIMScheduler"]}, "FlowMatchEulerDiscreteScheduler alone"),
         ({"transformer": ["os", "system"]}, r"takes alight\.LightningDiT alone"),

@@ -33,6 +33,7 @@ from alight.config.studies import (
 from alight.config.tokenizer import (
     AlignmentConfig,
     FoundationModelConfig,
+    FrozenEncoderConfig,
     LatentRegularisationConfig,
     ReconstructionConfig,
     TokenizerModelConfig,
@@ -111,6 +112,7 @@ __all__ = [
     "AblationStudyConfig",
     "AlignmentStudyConfig",
     "FrontierStudyConfig",
+    "FrozenEncoderConfig",
     "GridStudyConfig",
     "TrainFoundationConfig",
     "TrainTokenizerConfig",

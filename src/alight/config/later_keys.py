@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alight.config.latents import FeaturesConfig
+from alight.config.tokenizer import FrozenEncoderConfig
 from alight.config.training import MuonConfig
 from alight.config.transformer import AverageVelocityConfig, RepresentationConfig, WideHeadConfig
 
@@ -14,6 +15,7 @@ _SECTIONS = {  # whole sections; their defaults are what was built in
     "features": FeaturesConfig,
     "model.head": WideHeadConfig,
     "representation": RepresentationConfig,
+    "frozen_encoder": FrozenEncoderConfig,
 }
 
 LATER_KEYS: dict[str, Any] = {

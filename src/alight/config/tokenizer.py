@@ -25,6 +25,7 @@ from alight.config.training import OptimizerConfig, TrainingConfig
 from alight.options import (
     AdversarialLoss,
     DistanceOn,
+    FeatureNormalisation,
     InitialEncoder,
     LatentProjectorKind,
     LatentSpace,
@@ -121,6 +122,35 @@ class TokenizerModelConfig(Section):
     def downsampling_factor(self) -> int:
         """Image pixels per latent position, along one side."""
         return int(2 ** (len(self.block_out_channels) - 1))
+
+
+class FrozenEncoderConfig(Section):
+    """A frozen vision foundation model as the encoder (RAE); the decoder, a vision transformer, is all that learns."""
+
+    foundation: Source | None = None  # folder or hub id of a transformers model; None = the autoencoder of `model`
+    patch_size: Size = 16  # image pixels per latent position, along one side
+    normalise: FeatureNormalisation = "position"  # statistics per channel at every position, as published, or at all
+    hidden_size: Size = 512  # of the decoder
+    num_layers: Depth = 8  # likewise
+    num_heads: Size = 16  # likewise
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads} and of 4"
+            )
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Tell if the encoder is a frozen one."""
+        return self.foundation is not None
+
+    @property
+    def decoder(self) -> dict[str, int]:
+        """The arguments of `RepresentationAutoencoder.build` besides the encoder and the image size."""
+        return self.model_dump(exclude={"foundation", "normalise"})
 
 
 class AlignmentConfig(Section):
@@ -236,6 +266,7 @@ class TrainTokenizerConfig(Job):
     train: Literal["all", "decoder"] = "all"  # decoder = leave the latents as they are, and only decode them better
     images: ImagesConfig = ImagesConfig()
     model: TokenizerModelConfig = TokenizerModelConfig()  # with init_from, that tokenizer's
+    frozen_encoder: FrozenEncoderConfig = FrozenEncoderConfig()  # with a foundation, this takes the place of `model`
     alignment: AlignmentConfig = AlignmentConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig(perceptual_weight=0)
     regularisation: LatentRegularisationConfig = LatentRegularisationConfig()
@@ -248,7 +279,7 @@ class TrainTokenizerConfig(Job):
     @model_validator(mode="after")
     def _size_fits(self) -> Self:
         factor = self.model.downsampling_factor
-        if self.init_from is None and self.images.size % factor:
+        if self.init_from is None and not self.frozen_encoder.enabled and self.images.size % factor:
             raise ValueError(
                 f"images.size {self.images.size} is not a multiple of {factor}, the downsampling factor of "
                 f"{len(self.model.block_out_channels)} levels"
@@ -294,6 +325,33 @@ class TrainTokenizerConfig(Job):
                 raise ValueError(f"stage {number} has an alignment_weight, but alignment.foundation names no model")
             if phase.adversarial_start_step is not None and not self.reconstruction.adversarial_weight:
                 raise ValueError(f"stage {number} starts a discriminator, but reconstruction.adversarial_weight is 0")
+        return self
+
+    @model_validator(mode="after")
+    def _encoder_is_frozen(self) -> Self:
+        if not self.frozen_encoder.enabled:
+            return self
+        if self.init_from is not None:
+            raise ValueError(
+                "init_from names a tokenizer, whose encoder stays as it is; leave frozen_encoder.foundation out"
+            )
+        if self.images.size % self.frozen_encoder.patch_size:
+            raise ValueError(
+                f"images.size {self.images.size} is not a multiple of frozen_encoder.patch_size "
+                f"{self.frozen_encoder.patch_size}, the image pixels per latent position"
+            )
+        if self.alignment.enabled or any(phase.alignment_weight for phase in self.stages):
+            raise ValueError(
+                "a frozen encoder leaves nothing to align: its latents are the features themselves; set "
+                "alignment.weight (and that of the stages) to 0"
+            )
+        if self.regularisation.equivariance_probability:
+            raise ValueError(
+                "a frozen encoder gives latents that no loss can change, and its decoder knows one size; set "
+                "regularisation.equivariance_probability to 0 (noise is possible)"
+            )
+        if self.training.activation_checkpointing:
+            raise ValueError("the decoder of a frozen encoder has no activation_checkpointing; set it to false")
         return self
 
     @model_validator(mode="after")

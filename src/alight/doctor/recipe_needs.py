@@ -9,7 +9,15 @@ from pathlib import Path
 from huggingface_hub import constants, try_to_load_from_cache
 
 from alight.artifacts import read_artifact
-from alight.config import AlignmentConfig, FeaturesConfig, Job, Section, TokenizerModelConfig, TrainingConfig
+from alight.config import (
+    AlignmentConfig,
+    FeaturesConfig,
+    FrozenEncoderConfig,
+    Job,
+    Section,
+    TokenizerModelConfig,
+    TrainingConfig,
+)
 from alight.config.recipes import load_config
 from alight.doctor.findings import Finding, attempt
 from alight.doctor.group_check import group_findings
@@ -48,7 +56,7 @@ def needs(name: str) -> Iterator[Finding]:
             continue
         if isinstance(section, AlignmentConfig) and section.foundation is not None and section.enabled:
             yield from attempt("foundation", partial(_foundation, section.foundation))
-        if isinstance(section, FeaturesConfig) and section.foundation is not None:
+        if isinstance(section, FeaturesConfig | FrozenEncoderConfig) and section.foundation is not None:
             yield from attempt("foundation", partial(_foundation, section.foundation))
         for kind in ARTIFACTS:
             if isinstance(folder := getattr(section, kind, None), Path):

@@ -16,7 +16,7 @@ from alight.doctor.artifact_check import artifact_findings, checkpoint_findings
 from alight.doctor.findings import Finding, attempt
 from alight.doctor.group_check import group_findings
 from alight.doctor.training_log import Line, series, symptoms
-from alight.models.vavae import MEAN_LIMIT, SIZE_LIMIT
+from alight.models.tokenizer import MEAN_LIMIT, SIZE_LIMIT
 from alight.runtime.errors import InputError
 from alight.runtime.run_log import LOG_FILE, read_log
 from alight.training.checkpoint import list_checkpoints, read_checkpoint

@@ -19,7 +19,7 @@ from alight.evaluation.tokenizers import Projection
 from alight.losses import marginal_cosine_loss, marginal_distance_matrix_loss
 from alight.metrics.ridge import RidgeRegression
 from alight.models.foundation import FoundationModel
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.runtime.ahead import sent
 from alight.runtime.console import progress_bar
 from alight.runtime.distributed import Processes
@@ -36,7 +36,7 @@ class LinearMap(NamedTuple):
 
 @torch.no_grad()
 def fit_linear_map(
-    vae: VAVAE, foundation: FoundationModel, config: EvaluateTokenizerConfig, processes: Processes
+    vae: Tokenizer, foundation: FoundationModel, config: EvaluateTokenizerConfig, processes: Processes
 ) -> LinearMap:
     """The best linear map without bias from latents to features, by ridge regression on training crops.
 

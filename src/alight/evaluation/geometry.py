@@ -13,7 +13,7 @@ from alight.config import EvaluateTokenizerConfig, MeasureTokenizerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.evaluation.batches import load_batches
 from alight.metrics.latent_geometry import decoder_drift, gram_agreement, neighbour_hits, perturbed
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.runtime.pixels import unit_range
 from alight.runtime.seeding import derive_seed, noise_of_seeds
 
@@ -36,7 +36,7 @@ class GeometryRows:
     seed: int
 
     def of(
-        self, vae: VAVAE, raw_latents: Tensor, decoded: Tensor, indices: list[int], features: Tensor | None
+        self, vae: Tokenizer, raw_latents: Tensor, decoded: Tensor, indices: list[int], features: Tensor | None
     ) -> dict[str, Tensor]:
         """Columns of a batch: (B,) each, and the pooled latents (B, C).
 

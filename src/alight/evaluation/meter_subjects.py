@@ -16,7 +16,7 @@ from alight.evaluation.batches import index_batches, load_batches
 from alight.evaluation.reconstruction import evenly_spread
 from alight.interop.tokenizer_sources import OpenTokenizer, open_tokenizer
 from alight.interop.torch_file import read_torch_file
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, short_names
 from alight.runtime.pixels import unit_range
@@ -73,7 +73,7 @@ class Subject:
     labels: Tensor | None
     mean: Tensor
     std: Tensor
-    vae: VAVAE | None = None
+    vae: Tokenizer | None = None
     kind: str = "tokenizer"
 
     @property
@@ -90,7 +90,13 @@ class Subject:
 
 
 def normalised(
-    name: str, path: Path, digest: str, raw: Tensor, labels: Tensor | None, vae: VAVAE | None = None, kind: str = ""
+    name: str,
+    path: Path,
+    digest: str,
+    raw: Tensor,
+    labels: Tensor | None,
+    vae: Tokenizer | None = None,
+    kind: str = "",
 ) -> Subject:
     """Latents (N, C, h, w) with the mean and the variance of every channel taken out.
 

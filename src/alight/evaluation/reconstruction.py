@@ -17,7 +17,7 @@ from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, app
 from alight.metrics.features import FeatureExtractor, ModelFeatures
 from alight.metrics.frechet import FeatureStatistics, FrechetDistance, frechet_distance
 from alight.metrics.reconstruction import image_scores
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.runtime.ahead import sent
 from alight.runtime.console import progress_bar
 from alight.runtime.device import full_float32
@@ -154,7 +154,7 @@ def evenly_spread(total: int, count: int) -> list[int]:
     return torch.linspace(0, total - 1, min(count, total)).round().int().tolist()
 
 
-def encode(vae: VAVAE, images: Tensor, indices: Sequence[int], config: MeasureTokenizerConfig) -> Tensor:
+def encode(vae: Tokenizer, images: Tensor, indices: Sequence[int], config: MeasureTokenizerConfig) -> Tensor:
     """Raw latents (B, C, h, w): the posterior's modes, or samples whose noise each image has to itself."""
     posterior = vae.posterior(images)
     mean, std = posterior.mean.float(), posterior.std.float()

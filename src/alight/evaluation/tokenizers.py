@@ -17,7 +17,7 @@ from alight.models.foundation import FoundationModel
 from alight.models.inception import InceptionV3
 from alight.models.latent_projector import BlockProjector, LatentBlock
 from alight.models.perceptual import LPIPS
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.runtime.device import narrow_weights
 from alight.runtime.errors import InputError
 from alight.runtime.files import short_names
@@ -57,7 +57,7 @@ class EvaluatedTokenizer:
     """
 
     name: str
-    vae: VAVAE
+    vae: Tokenizer
     artifact: Artifact
     projection: Projection | None
 

@@ -11,7 +11,8 @@ from alight.artifacts import Artifact, is_complete, read_artifact
 from alight.interop.latents import STATISTICS_FILE, load_latents_statistics
 from alight.interop.tokenizer import load_tokenizer
 from alight.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, is_hub_id
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
+from alight.models.tokenizer_folders import open_tokenizer_folder
 from alight.models.weight_files import weights_hash
 from alight.runtime.errors import InputError, one_line
 from alight.runtime.reading import read_json_object
@@ -22,7 +23,7 @@ SUBFOLDER = "vae"  # of the folder of a pipeline
 class OpenTokenizer(NamedTuple):
     """A tokenizer in eval mode, and its identity for later stages: hash, configuration and facts."""
 
-    vae: VAVAE
+    vae: Tokenizer
     artifact: Artifact
 
 
@@ -32,7 +33,8 @@ def open_tokenizer(source: str | Path) -> OpenTokenizer:
     Args:
         source: one of
             - a tokenizer artifact of this package;
-            - a folder of diffusers' `AutoencoderKL`, or of a whole pipeline with one in its subfolder `vae`;
+            - a folder of diffusers' `AutoencoderKL` or `AutoencoderRAE`, or of a whole pipeline with one in its
+              subfolder `vae`;
             - a hub id, such as `stabilityai/sd-vae-ft-mse`;
             - a published VA-VAE checkpoint (`.pt`, `.ckpt` or `.safetensors`). The statistics of its latents are
               taken from a file `latents_stats.pt` beside it, if there is one.
@@ -52,7 +54,7 @@ def open_tokenizer(source: str | Path) -> OpenTokenizer:
     if path.is_dir() and not is_complete(path) and model_folder(path) is not None:
         return _from_folder(path, str(source))
     artifact = read_artifact(path, "tokenizer")
-    return OpenTokenizer(VAVAE.from_pretrained(path), artifact)
+    return OpenTokenizer(open_tokenizer_folder(path), artifact)
 
 
 def model_folder(folder: Path) -> Path | None:
@@ -65,9 +67,9 @@ def _from_folder(folder: Path, name: str) -> OpenTokenizer:
     if place is None:
         raise InputError(
             f"'{name}' holds no tokenizer: there is no {CONFIG_FILE} in it or in {SUBFOLDER}/. Give a folder "
-            "or hub id of diffusers' AutoencoderKL."
+            "or hub id of diffusers' AutoencoderKL or AutoencoderRAE."
         )
-    vae = VAVAE.from_pretrained(place)
+    vae = open_tokenizer_folder(place)
     config = read_json_object(place / CONFIG_FILE, "Restore the file that was saved with the weights.")
     return OpenTokenizer(vae, _identity(vae, place, name, config, weights_hash(place)))
 
@@ -82,7 +84,7 @@ def _from_published_file(path: Path) -> OpenTokenizer:
     return OpenTokenizer(vae, _identity(vae, path, str(path), json.loads(vae.to_json_string()), digest))
 
 
-def _identity(vae: VAVAE, path: Path, name: str, config: dict[str, Any], digest: str) -> Artifact:
+def _identity(vae: Tokenizer, path: Path, name: str, config: dict[str, Any], digest: str) -> Artifact:
     parameters = sum(parameter.numel() for parameter in vae.parameters())
     facts = {"image_size": vae.config.sample_size, "parameters": parameters, "source": name}
     return Artifact(path=path, kind="tokenizer", config=config, hash=digest, facts=facts)

@@ -12,18 +12,16 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from alight.models.latent_space import on_sphere
-from alight.models.pretrained import StrictlyLoaded
+from alight.models.tokenizer import Tokenizer
 from alight.options import LatentSpace, names_of, require_known
 from alight.runtime.errors import InputError
-from alight.runtime.slices import images_at_once
 
 FEATURE_MAPS = 6  # in memory at once at most, as large as the image and as wide as the wider of the two finest levels
 SPACE = "latent_space"  # key of the configuration that diffusers does not have
 LEAST_LOGVAR = -30.0  # to which diffusers clamps
-MEAN_LIMIT, SIZE_LIMIT = 1.0, 3.0  # of normalised latents of many images: largest mean, largest factor from size 1
 
 
-class VAVAE(StrictlyLoaded, AutoencoderKL):
+class VAVAE(Tokenizer, AutoencoderKL):
     """A variational autoencoder whose latent space was aligned with a vision foundation model (paper, section 3).
 
     The network, the folder format and the configuration are those of diffusers' `AutoencoderKL`, and a folder
@@ -138,6 +136,11 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         return [*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks]
 
     @property
+    def encoding_parts(self) -> list[nn.Module]:
+        """The networks that latents depend on."""
+        return [part for part in (self.encoder, self.quant_conv) if part is not None]
+
+    @property
     def last_encoder_layer(self) -> nn.Parameter:
         """The encoder's last convolution, where the alignment gradient is measured (paper, Eq. 4)."""
         return self.encoder.conv_out.weight
@@ -196,24 +199,6 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         parts = [self.decode(part).sample for part in slices]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def encode_latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images in [-1, 1] to normalised latents: a posterior sample, or its mode without a generator."""
-        return self.normalize(self.encode_raw_latents(images, generator))
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Normalised latents (B, C, h, w) to images (B, 3, H, W), nominally in [-1, 1]."""
-        return self.decode_raw_latents(self.denormalize(latents))
-
-    def normalize(self, raw_latents: Tensor) -> Tensor:
-        """(raw - mean) / std, per channel."""
-        mean, std = self._statistics(raw_latents)
-        return (raw_latents - mean) / std
-
-    def denormalize(self, latents: Tensor) -> Tensor:
-        """Latents * std + mean, per channel."""
-        mean, std = self._statistics(latents)
-        return latents * std + mean
-
     @property
     def latents_statistics(self) -> tuple[Tensor, Tensor] | None:
         """Mean and std of raw latents per channel, each (C,) in float64; None if the folder records neither.
@@ -236,12 +221,7 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
         Raises:
             InputError: if there is not one number per channel.
         """
-        channels = self.config.latent_channels
-        if mean.shape != (channels,) or std.shape != (channels,):
-            raise InputError(
-                f"Statistics of shape {tuple(mean.shape)} and {tuple(std.shape)} do not fit latents of {channels} "
-                "channels. Give those that were measured with this tokenizer."
-            )
+        self.require_channels(mean, std)
         self.register_to_config(
             latents_mean=mean.double().tolist(),
             latents_std=std.double().tolist(),
@@ -249,59 +229,11 @@ class VAVAE(StrictlyLoaded, AutoencoderKL):
             shift_factor=None,
         )
 
-    @property
-    def has_latents_statistics(self) -> bool:
-        """Tell if latents can be normalised."""
-        return self.latents_statistics is not None
-
-    @torch.no_grad()
-    def check_latents_statistics(self, raw_latents: Tensor) -> None:
-        """Refuse recorded statistics that are grossly unlike the latents of real images.
-
-        Normalised latents have mean 0 and, about it, size 1. Allowed is a mean of up to 1 and a size from 1/3 to 3,
-        as root mean squares over the channels. A few images are not like all of them, so the bounds widen by the
-        factor 1 + 2 / sqrt(B), and size is taken about 0, which a plain image without detail has, too.
-
-        Args:
-            raw_latents: (B, C, h, w), of a batch of the images that are going to be used.
-
-        Raises:
-            InputError: the statistics are those of another tokenizer or of other images, or there are none.
-        """
-        latents = self.normalize(raw_latents.cpu().double())  # MPS has no float64
-        mean = latents.mean(dim=(0, 2, 3)).square().mean().sqrt().item()
-        size = latents.square().mean().sqrt().item()
-        slack = 1 + 2 / len(raw_latents) ** 0.5
-        if not (mean <= MEAN_LIMIT * slack and 1 / (SIZE_LIMIT * slack) <= size <= SIZE_LIMIT * slack):
-            raise InputError(
-                "The statistics recorded with this tokenizer do not fit these images: normalised latents should have "
-                f"mean 0 and size 1, but {len(raw_latents)} images give {mean:.3g} and {size:.3g}. Either the images "
-                "are unlike those it was trained on: measure new statistics with 'alight latents extract --statistics "
-                "data'; or the statistics belong to another tokenizer, or the normalisation was left out or applied "
-                "twice."
-            )
-
     def bytes_per_image(self, pixels: int) -> int:
         """Memory that the activations of an image with so many pixels take at their most, without gradients."""
         convolutions = FEATURE_MAPS * max(self.config.block_out_channels[:2]) * pixels
         attention = 2 * (pixels // self.downsampling_factor**2) ** 2  # scores, where no kernel does without them
         return 4 * (convolutions + attention)
-
-    def _at_once(self, batch: Tensor, factor: int) -> int:
-        """Images (or latents, whose sides are `factor` times as long in pixels) that pass the network together."""
-        if torch.is_grad_enabled():
-            return len(batch)
-        pixels = batch.shape[2] * batch.shape[3] * factor**2
-        return images_at_once(batch.device, self.bytes_per_image(pixels), len(batch))
-
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        if (statistics := self.latents_statistics) is None:
-            raise InputError(
-                "This tokenizer has no latents_mean and latents_std, so latents cannot be normalised. Extract latents "
-                "with 'alight latents extract --statistics data', or call set_latents_statistics."
-            )
-        mean, std = (value.to(like.dtype).to(like.device).view(1, -1, 1, 1) for value in statistics)
-        return mean, std
 
 
 def _is_number(value: Any) -> bool:

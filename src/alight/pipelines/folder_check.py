@@ -18,9 +18,9 @@ from alight.runtime.errors import InputError
 from alight.runtime.reading import read_json
 
 COMPONENTS = {
-    "tokenizer": ["alight", "VAVAE"],
-    "transformer": ["alight", "LightningDiT"],
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "tokenizer": (["alight", "VAVAE"], ["alight", "RepresentationAutoencoder"]),
+    "transformer": (["alight", "LightningDiT"],),
+    "scheduler": (["diffusers", "FlowMatchEulerDiscreteScheduler"],),
 }
 PREDICTIONS = names_of(Prediction)
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -69,11 +69,11 @@ def check_pipeline_folder(folder: Path, given: Collection[str], call: Callable[.
     kind = kind[-1] if isinstance(kind, list) and kind else kind
     if kind != "LightningDiTPipeline":
         raise InputError(f"{path} describes a {kind!r}, not a LightningDiTPipeline. Check which folder you meant.")
-    for name, expected in COMPONENTS.items():
-        if name not in given and held.get(name) != expected:
+    for name, known in COMPONENTS.items():
+        if name not in given and held.get(name) not in known:
+            expected = " or ".join(map(".".join, known))
             raise InputError(
-                f"{path} names {held.get(name)} as its {name}, where this pipeline takes {'.'.join(expected)} alone. "
-                f"{_REMEDY}"
+                f"{path} names {held.get(name)} as its {name}, where this pipeline takes {expected} alone. {_REMEDY}"
             )
     if index.get("path", "linear") not in PATHS or index.get("prediction", "velocity") not in PREDICTIONS:
         raise InputError(

@@ -23,7 +23,8 @@ from alight.flow import PATHS, GuidedVelocity, InternalGuidance, SolverOptions, 
 from alight.models.lightning_dit import LightningDiT
 from alight.models.loading_options import check_options, resolve_dtype
 from alight.models.pretrained import is_hub_id
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
+from alight.models.tokenizer_folders import open_tokenizer_folder
 from alight.options import GuidanceName, require_known
 from alight.pipelines.call_arguments import (
     as_labels,
@@ -96,7 +97,7 @@ class LightningDiTPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        tokenizer: VAVAE,
+        tokenizer: Tokenizer,
         transformer: LightningDiT,
         scheduler: FlowMatchEulerDiscreteScheduler,
         class_names: Sequence[str] | None = None,
@@ -110,7 +111,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
         # model_index.json names the public classes, not the files that happen to hold them
         self.register_to_config(
-            tokenizer=("alight", "VAVAE"),
+            tokenizer=("alight", type(tokenizer).__name__),
             transformer=("alight", "LightningDiT"),
             class_names=list(class_names) if class_names else None,
             path=path,
@@ -139,10 +140,12 @@ class LightningDiTPipeline(DiffusionPipeline):
         path, prediction = facts.get("path", "linear"), facts.get("prediction", "velocity")
         if path not in PATHS or prediction not in PREDICTIONS:
             raise InputError(f"{where} name the path {path!r} with {prediction!r}, unknown here. Restore the file.")
-        return cls.from_models(VAVAE.from_pretrained(Path(tokenizer)), LightningDiT.from_pretrained(folder), facts)
+        return cls.from_models(open_tokenizer_folder(tokenizer), LightningDiT.from_pretrained(folder), facts)
 
     @classmethod
-    def from_models(cls, tokenizer: VAVAE, transformer: LightningDiT, facts: TransformerFacts) -> LightningDiTPipeline:
+    def from_models(
+        cls, tokenizer: Tokenizer, transformer: LightningDiT, facts: TransformerFacts
+    ) -> LightningDiTPipeline:
         """Join networks in memory, by the facts that the transformer's training recorded."""
         tokenizer.set_latents_statistics(torch.tensor(facts["latents_mean"]), torch.tensor(facts["latents_std"]))
         scheduler, names = FlowMatchEulerDiscreteScheduler(shift=1.0), facts.get("class_names")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import cast
 
 from alight.artifacts import read_artifact
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer_folders import open_tokenizer_folder
 from alight.pipelines.lightning_dit import LightningDiTPipeline, TransformerFacts
 from alight.training.snapshot import Snapshot
 
@@ -17,4 +17,4 @@ def pipeline_of_snapshot(snapshot: Snapshot, tokenizer: Path) -> LightningDiTPip
     """
     snapshot.require_input(read_artifact(tokenizer, "tokenizer"))
     facts = cast(TransformerFacts, snapshot.facts)  # checked when it was read
-    return LightningDiTPipeline.from_models(VAVAE.from_pretrained(tokenizer), snapshot.model(), facts)
+    return LightningDiTPipeline.from_models(open_tokenizer_folder(tokenizer), snapshot.model(), facts)

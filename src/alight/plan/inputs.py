@@ -31,6 +31,7 @@ from alight.interop.tokenizer_sources import open_tokenizer
 from alight.lineage import require_tokenizer_of
 from alight.models.foundation import FoundationModel
 from alight.models.lightning_dit import LightningDiT
+from alight.models.tokenizer import Tokenizer
 from alight.models.vavae import VAVAE
 from alight.options import Split
 from alight.plan.untrained import (
@@ -44,7 +45,7 @@ from alight.plan.untrained import (
 )
 from alight.runtime.errors import InputError
 from alight.training.inputs import foundation_inputs
-from alight.training.tokenizer_networks import used_foundation
+from alight.training.tokenizer_networks import new_tokenizer, used_foundation
 from alight.training.transformer_networks import build_model
 
 JobT = TypeVar("JobT", bound=Job)
@@ -138,7 +139,7 @@ class Inputs:
         )
         return ASSUMED_FEATURES
 
-    def tokenizer(self, source: Path | str) -> VAVAE:
+    def tokenizer(self, source: Path | str) -> Tokenizer:
         """A tokenizer, with random weights if it is not there yet.
 
         Raises:
@@ -149,7 +150,7 @@ class Inputs:
             return self.tokenizer(maker.init_from)
         if maker is not None:
             self._note_origin("tokenizer", source, maker)
-            return VAVAE.build(**maker.model.architecture, sample_size=maker.images.size)
+            return self.new_tokenizer(maker)
         try:
             return open_tokenizer(source).vae
         except InputError:
@@ -159,6 +160,11 @@ class Inputs:
                 f"There is no tokenizer at {source}, and no shipped recipe makes it: the paper's f16d32 is assumed."
             )
             return VAVAE.build()
+
+    def new_tokenizer(self, recipe: TrainTokenizerConfig) -> Tokenizer:
+        """The tokenizer that a training run begins with, its frozen encoder with random weights."""
+        name = recipe.frozen_encoder.foundation
+        return new_tokenizer(recipe, None if name is None else self.foundation(name, "own"))
 
     def foundation(self, name: str, input_mode: str) -> FoundationModel:
         """A foundation model with random weights.

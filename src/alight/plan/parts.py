@@ -23,7 +23,7 @@ from alight.flow.timesteps import resolve_shift
 from alight.models.foundation import FoundationModel
 from alight.models.inception import InceptionV3
 from alight.models.perceptual import LPIPS
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.options import AUTO
 from alight.pipelines.guidance_check import latent_shape
 from alight.plan.inputs import Inputs
@@ -205,7 +205,7 @@ def foundation_features(model: FoundationModel, size: int, batch: int, passes: P
 
 
 def foundation_seconds(
-    job: EvaluateTokenizerConfig | EvaluateConfig, name: str, vae: VAVAE, inputs: Inputs, passes: Passes
+    job: EvaluateTokenizerConfig | EvaluateConfig, name: str, vae: Tokenizer, inputs: Inputs, passes: Passes
 ) -> float:
     """Seconds for the features of an image at the positions of its latents."""
     model, side = inputs.foundation(name, "own").to(passes.device), job.images.size // vae.downsampling_factor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alight.models.lightning_dit import LightningDiT
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.options import Precision
 from alight.plan.measure import at_extent
 from alight.plan.subject import FEW_LAYERS, SMALLEST_IMAGE
@@ -42,7 +42,7 @@ class Passes:
             times = [self._time(work, count) for _ in range(REPEATS)]
         return statistics.median(times) / count
 
-    def encoding(self, vae: VAVAE, size: int, batch: int, precision: Precision = "fp32") -> float:
+    def encoding(self, vae: Tokenizer, size: int, batch: int, precision: Precision = "fp32") -> float:
         """Seconds to encode an image of `size` pixels on a side."""
         vae.to(self.device)
         order_for_convolutions(vae)
@@ -50,9 +50,9 @@ class Passes:
         def timed(side: int) -> float:
             return self.seconds(lambda count: moments(vae, self._images(count, side)), batch, precision)
 
-        return self._by_area(timed, size, vae.downsampling_factor)
+        return timed(size) if vae.has_frozen_encoder else self._by_area(timed, size, vae.downsampling_factor)
 
-    def decoding(self, vae: VAVAE, size: int, batch: int, precision: Precision = "fp32") -> float:
+    def decoding(self, vae: Tokenizer, size: int, batch: int, precision: Precision = "fp32") -> float:
         """Seconds to decode the latents of an image of `size` pixels on a side."""
         vae.to(self.device)
         factor, channels = vae.downsampling_factor, vae.config.latent_channels
@@ -61,7 +61,7 @@ class Passes:
             shape = channels, side // factor, side // factor
             return self.seconds(lambda count: vae.decode_raw_latents(self._noise(count, *shape)), batch, precision)
 
-        return self._by_area(timed, size, factor)
+        return timed(size) if vae.has_frozen_encoder else self._by_area(timed, size, factor)
 
     def sampling_step(
         self, build: Callable[[int], LightningDiT], num_layers: int, batch: int, precision: Precision

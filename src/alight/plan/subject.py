@@ -101,7 +101,8 @@ def tokenizer_subject(config: PlanConfig, recipe: TrainTokenizerConfig, machine:
     inputs.note("Measured with every loss of the recipe taking part, and with random weights in all networks.")
     num_images, _ = inputs.images(recipe.images)
     size, works = recipe.images.size, {}
-    if size % (4 * recipe.model.downsampling_factor) == 0 and size // 4 >= SMALLEST_IMAGE:
+    scalable = not recipe.frozen_encoder.enabled and size % (4 * recipe.model.downsampling_factor) == 0
+    if scalable and size // 4 >= SMALLEST_IMAGE:
         quarter = TokenizerWorkload(recipe, machine.device, size // 4, inputs)
         seconds = MEASURED_IMAGES * 16 * quarter.flops_per_image / machine.rate
         if seconds > config.seconds / 2:

@@ -148,7 +148,8 @@ class TokenizerWorkload(Workload):
         plain = config.training.model_copy(update={"activation_checkpointing": False})
         self._config, self._size = config, size
         # of an existing tokenizer, only the architecture matters
-        existing = inputs.tokenizer(config.init_from) if config.init_from is not None else None
+        started_from = config.init_from
+        existing = inputs.tokenizer(started_from) if started_from is not None else inputs.new_tokenizer(config)
         name = tokenizer_networks.used_foundation(config)
         foundation = inputs.foundation(name, config.alignment.foundation_input) if name is not None else None
         if foundation is not None:

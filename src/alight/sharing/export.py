@@ -26,7 +26,8 @@ from alight.data.loading import open_dataset
 from alight.data.provenance import png_text, software
 from alight.evaluation.reconstruction import reconstruct
 from alight.evaluation.tokenizers import EvaluatedTokenizer
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
+from alight.models.tokenizer_folders import open_tokenizer_folder
 from alight.options import EMBEDDED
 from alight.outputs import claimed_output, writing_folder
 from alight.pipelines import LightningDiTPipeline
@@ -95,10 +96,10 @@ def write_export(config: ExportConfig, source: Source, records: dict[str, Artifa
 # --- networks ---------------------------------------------------------------------------------------------------
 
 
-def save_networks(source: Source, staging: Path) -> LightningDiTPipeline | VAVAE:
+def save_networks(source: Source, staging: Path) -> LightningDiTPipeline | Tokenizer:
     """Open the networks and write them in diffusers' layout; the code beside them leads diffusers to the pipeline."""
     if source.transformer is None:
-        vae = VAVAE.from_pretrained(source.tokenizer)
+        vae = open_tokenizer_folder(source.tokenizer)
         vae.save_pretrained(staging)
         return vae
     if source.pipeline is not None:
@@ -140,7 +141,7 @@ def write_manifests(staging: Path, records: dict[str, Artifact], config: ExportC
 def describe(
     config: ExportConfig,
     records: dict[str, Artifact],
-    networks: LightningDiTPipeline | VAVAE,
+    networks: LightningDiTPipeline | Tokenizer,
     report: dict[str, Any] | None,
 ) -> Shared:
     """The content of the card, without pictures."""
@@ -160,6 +161,7 @@ def describe(
         report=report,
         selection=pipeline.config.get("selection") if pipeline is not None else None,
         address=config.push_to_hub or "FOLDER",
+        tokenizer_class=json.loads(vae.to_json_string())["_class_name"],
     )
 
 
@@ -179,7 +181,7 @@ def with_samples(shared: Shared, samples: Artifact, staging: Path) -> Shared:
 
 
 def with_reconstructions(
-    shared: Shared, networks: LightningDiTPipeline | VAVAE, config: ExportConfig, staging: Path
+    shared: Shared, networks: LightningDiTPipeline | Tokenizer, config: ExportConfig, staging: Path
 ) -> Shared:
     """Show what the tokenizer makes of a few images that everybody may see, or that were named."""
     recorded = shared.tokenizer.config.get("images", {})
@@ -189,7 +191,7 @@ def with_reconstructions(
     own = recorded if recorded.get("source") == source else {"size": shared.image_size}
     images = ImagesConfig.model_validate({**own, "source": source})
     dataset, of = open_shown_images(images)
-    vae = networks if isinstance(networks, VAVAE) else networks.tokenizer
+    vae = networks if isinstance(networks, Tokenizer) else networks.tokenizer
     tokenizer = EvaluatedTokenizer(shared.name, vae, shared.tokenizer, None)
     shown = range(min(config.reconstructions, len(dataset)))
     settings = EvaluateTokenizerConfig(images=images, batch_size=min(8, len(shown)))

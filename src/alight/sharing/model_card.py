@@ -19,12 +19,12 @@ from alight.sharing.escaping import Markup, code, markdown, plain
 from alight.sharing.source import nested, portable
 
 PAPER = "arXiv [2501.01423](https://arxiv.org/abs/2501.01423)"
-THROUGH_THE_MODE = ("reconstructions = vae.decode(vae.encode(images).latent_dist.mode()).sample",)
-THROUGH_THE_SPHERE = (
+OWN_CLASS = "RepresentationAutoencoder"  # of tokenizers that diffusers does not know
+THROUGH_THE_SPHERE = [
     "latents = vae.encode(images).latent_dist.mode()",
     "latents = latents / latents.square().mean(1, keepdim=True).sqrt()  # onto the sphere",
     "reconstructions = vae.decode(latents).sample",
-)
+]
 NAMED_CLASSES = 30  # more are in model_index.json
 FOREMOST = {  # the most important settings, with their names in the card
     "training.global_batch_size": "batch",
@@ -36,6 +36,7 @@ FOREMOST = {  # the most important settings, with their names in the card
     "training.precision": "precision",
     "alignment.foundation": "aligned with",
     "alignment.weight": "alignment weight",
+    "frozen_encoder.foundation": "frozen encoder",
     "flow.path": "path",
     "flow.prediction": "prediction",
     "flow.time_sampling": "time sampling",
@@ -61,6 +62,7 @@ class Shared:
         selection: record of the search that chose the recommended settings; None if there is none.
         pictures: file name -> caption.
         address: argument for `from_pretrained`.
+        tokenizer_class: that its configuration names: diffusers' own, or one of this package.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Shared:
     selection: Selection | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
     address: str = "FOLDER"
+    tokenizer_class: str = "AutoencoderKL"
 
     @property
     def records(self) -> list[Artifact]:
@@ -102,7 +105,8 @@ def model_card(shared: Shared) -> str:
 
 def metadata(shared: Shared) -> ModelCardData:
     """The metadata by which the hub lists the model."""
-    tags = ["vavae", "tokenizer"] if shared.transformer is None else ["lightningdit", "vavae", "flow-matching"]
+    kind = "vavae" if shared.tokenizer_class == "AutoencoderKL" else "rae"
+    tags = [kind, "tokenizer"] if shared.transformer is None else ["lightningdit", kind, "flow-matching"]
     if shared.class_names:
         tags.append("class-conditional")
     results = list(_results(shared))
@@ -155,11 +159,14 @@ def _metadata(value: Any) -> Any:
 def _summary(shared: Shared) -> str:
     foundation = shared.tokenizer.facts.get("foundation")
     aligned = f", aligned with a vision foundation model ({markdown(portable(foundation))})" if foundation else ""
+    kind = "a variational autoencoder"
+    if encoder := shared.tokenizer.facts.get("frozen_encoder"):
+        kind = f"a representation autoencoder, whose frozen encoder is {markdown(portable(encoder))},"
     size = f"images of {shared.image_size} pixels"
     if shared.transformer is None:
         return (
-            f"An {shared.shape} tokenizer for {size} ({_millions(shared, 'tokenizer')}){aligned}: a variational "
-            "autoencoder in the format of diffusers' `AutoencoderKL`."
+            f"An {shared.shape} tokenizer for {size} ({_millions(shared, 'tokenizer')}){aligned}: {kind} "
+            f"in the format of {_format(shared)}."
         )
     conditional = f" in {len(shared.class_names)} classes" if len(shared.class_names) > 1 else ""
     return (
@@ -172,15 +179,36 @@ def _millions(shared: Shared, kind: str) -> str:
     return f"{shared.parameters[kind] / 1e6:.1f} million parameters"
 
 
+def _is_own(shared: Shared) -> bool:
+    """Tell if diffusers alone cannot open the tokenizer."""
+    return shared.tokenizer_class == OWN_CLASS
+
+
+def _format(shared: Shared) -> str:
+    return "alight" if _is_own(shared) else f"diffusers' `{shared.tokenizer_class}`"
+
+
+def _use_of_tokenizer(shared: Shared, subfolder: str = "") -> str:
+    """Code that opens the tokenizer, and encodes and decodes with it where it is all that is shared."""
+    name, package = shared.tokenizer_class, "alight" if _is_own(shared) else "diffusers"
+    opened = f"vae = {name}.from_pretrained({_quoted(shared.address)}{subfolder})"
+    if shared.transformer is not None:
+        return _code(f"from {package} import {name}", opened)
+    images, between = f"torch.zeros(1, 3, {shared.image_size}, {shared.image_size})", "[-1, 1]"
+    used = ["reconstructions = vae.decode(vae.encode(images).latent_dist.mode()).sample"]
+    if name == "AutoencoderRAE":
+        between, used = "[0, 1]", ["reconstructions = vae.decode(vae.encode(images).latent).sample"]
+    elif package == "alight":
+        used = ["reconstructions = vae.decode_latents(vae.encode_latents(images))"]
+    elif shared.tokenizer.facts.get("latent_space") == "sphere":
+        used = THROUGH_THE_SPHERE
+    lines = opened, f"images = {images}  # in {between}", *used
+    return _code(f"import torch\nfrom {package} import {name}", *lines)
+
+
 def _use(shared: Shared) -> str:
     if shared.transformer is None:
-        sphere = shared.tokenizer.facts.get("latent_space") == "sphere"
-        return _code(
-            "import torch\nfrom diffusers import AutoencoderKL",
-            f"vae = AutoencoderKL.from_pretrained({_quoted(shared.address)})",
-            f"images = torch.zeros(1, 3, {shared.image_size}, {shared.image_size})  # in [-1, 1]",
-            *(THROUGH_THE_SPHERE if sphere else THROUGH_THE_MODE),
-        )
+        return _use_of_tokenizer(shared)
     settings = nested(shared.sampling, "sampling") or {}
     named: tuple[str, ...] = ("num_inference_steps", "guidance_scale", "guidance_interval", "timestep_shift", "solver")
     named += ("internal_scale", "internal_interval") if settings.get("internal_scale", 1) != 1 else ()
@@ -199,12 +227,10 @@ def _use(shared: Shared) -> str:
             "from diffusers import DiffusionPipeline",
             f"pipeline = DiffusionPipeline.from_pretrained({_quoted(shared.address)}, trust_remote_code=True)",
         )
-        + "\n\nThe code to trust is `pipeline.py` here, which imports the class from alight. The tokenizer needs only "
-        "diffusers:\n\n"
-        + _code(
-            "from diffusers import AutoencoderKL",
-            f'vae = AutoencoderKL.from_pretrained({_quoted(shared.address)}, subfolder="tokenizer")',
-        )
+        + "\n\nThe code to trust is `pipeline.py` here, which imports the class from alight. The tokenizer "
+        + ("by itself" if _is_own(shared) else "needs only diffusers")
+        + ":\n\n"
+        + _use_of_tokenizer(shared, ', subfolder="tokenizer"')
     )
 
 

@@ -31,6 +31,8 @@ from alight.interop.reference import (
 from alight.interop.tokenizer_sources import model_folder, open_tokenizer
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE, is_hub_id
+from alight.models.tokenizer import Tokenizer
+from alight.models.tokenizer_folders import open_tokenizer_folder
 from alight.models.vavae import VAVAE
 from alight.outputs import claimed_output, new_file, writing_folder
 from alight.runtime.checked_json import write_checked
@@ -172,7 +174,11 @@ def from_latents_folder(source: Path, config: ConvertConfig) -> None:
 
 
 def save_model(
-    model: LightningDiT | VAVAE, config: ConvertConfig, inputs: dict[str, str], facts: dict[str, Any], started: float
+    model: LightningDiT | Tokenizer,
+    config: ConvertConfig,
+    inputs: dict[str, str],
+    facts: dict[str, Any],
+    started: float,
 ) -> None:
     """Write a diffusers folder with its manifest."""
     with writing_folder(config.output) as staging:
@@ -191,9 +197,8 @@ def transformer_statistics(config: ConvertConfig, channels: int) -> LatentsStati
     """The statistics of the transformer's latents: from the given file, or those in the tokenizer."""
     if config.statistics is not None:
         statistics, source = load_latents_statistics(config.statistics), config.statistics
-    elif config.tokenizer is not None and (vae := VAVAE.from_pretrained(config.tokenizer)).has_latents_statistics:
-        statistics = LatentsStatistics(*vae.latents_statistics)
-        source = config.tokenizer
+    elif config.tokenizer is not None and (found := open_tokenizer_folder(config.tokenizer).latents_statistics):
+        statistics, source = LatentsStatistics(*found), config.tokenizer
     else:
         raise InputError(
             "A transformer's latents are normalised, and its checkpoint does not say with what. Give the "

@@ -16,7 +16,7 @@ from alight.evaluation.features import open_feature_networks
 from alight.evaluation.real_images import RealImages, measure_reference
 from alight.evaluation.reference_set import reference_facts, write_reference_set
 from alight.interop.tokenizer_sources import open_tokenizer
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.runtime.console import progress_bar
 from alight.runtime.distributed import Processes
@@ -90,7 +90,11 @@ def open_decoded(config: EvaluateReferenceConfig, processes: Processes) -> RealI
 
 @torch.no_grad()
 def decoded(
-    vae: VAVAE, dataset: LatentDataset, share: tuple[int, int], config: EvaluateReferenceConfig, device: torch.device
+    vae: Tokenizer,
+    dataset: LatentDataset,
+    share: tuple[int, int],
+    config: EvaluateReferenceConfig,
+    device: torch.device,
 ) -> Iterator[PixelArray]:
     """Latents of a share as images (B, H, W, 3) uint8; of stored moments, samples."""
     for numbers in progress_bar(in_steps(*share, config.batch_size), desc="decoded latents", unit="batch"):

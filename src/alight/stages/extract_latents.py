@@ -29,7 +29,8 @@ from alight.data.loading import open_dataset
 from alight.device_settings import ENCODED, joined, with_compilation
 from alight.lineage import warn_of_other_squares
 from alight.models.foundation import FoundationModel
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
+from alight.models.tokenizer_folders import open_tokenizer_folder
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.runtime.ahead import on_device
 from alight.runtime.background import BackgroundWork
@@ -88,7 +89,11 @@ def run(config: ExtractLatentsConfig) -> Artifact:
 
 def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Processes) -> None:
     """Make the shards that are missing, and then the index and the manifest."""
-    vae = VAVAE.from_pretrained(config.tokenizer).to(processes.device)
+    vae = open_tokenizer_folder(config.tokenizer).to(processes.device)
+    if vae.has_frozen_encoder and config.posterior == "moments":
+        raise InputError(
+            f"The encoder of {config.tokenizer} is frozen and gives latents, not moments. Take --posterior sample."
+        )
     narrow_weights(vae, config.tokenizer_weights)
     order_for_convolutions(vae)
     if config.statistics == "tokenizer" and not vae.has_latents_statistics:
@@ -127,7 +132,7 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
 class Encoders(NamedTuple):
     """The networks that turn images into the tensors of a shard; a foundation model only where features are wanted."""
 
-    vae: VAVAE
+    vae: Tokenizer
     foundation: FoundationModel | None
 
 
@@ -149,7 +154,7 @@ def open_foundation(
     return model, described
 
 
-def size_sentence(vae: VAVAE, foundation: FoundationModel, count: int, config: ExtractLatentsConfig) -> str:
+def size_sentence(vae: Tokenizer, foundation: FoundationModel, count: int, config: ExtractLatentsConfig) -> str:
     """Tell the room that the features of so many images take on the disk."""
     side = config.images.size // vae.downsampling_factor
     features = stored_size(count, (foundation.feature_dim, side, side), config.features.dtype, config.flips)
@@ -159,7 +164,7 @@ def size_sentence(vae: VAVAE, foundation: FoundationModel, count: int, config: E
     return f"The features of {name} take {size} on disk, beside {size_text(latents)} of latents."
 
 
-def check_statistics(vae: VAVAE, dataset: ImageDataset, config: ExtractLatentsConfig) -> None:
+def check_statistics(vae: Tokenizer, dataset: ImageDataset, config: ExtractLatentsConfig) -> None:
     """Check on a few images, from first to last, that the tokenizer's statistics are those of its latents."""
     chosen = torch.linspace(0, len(dataset) - 1, min(len(dataset), config.batch_size)).long().tolist()
     pixels = torch.stack([dataset[index].image for index in chosen])
@@ -269,7 +274,7 @@ def encode_shard(
     return shard
 
 
-def encode(vae: VAVAE, images: Tensor, numbers: Sequence[int], config: ExtractLatentsConfig) -> dict[str, Tensor]:
+def encode(vae: Tokenizer, images: Tensor, numbers: Sequence[int], config: ExtractLatentsConfig) -> dict[str, Tensor]:
     """Raw latents of images in [-1, 1] and of their mirror images, by the names that they have in a shard.
 
     A posterior sample depends on the seed, the image's number and whether it is mirrored, and on nothing else.
@@ -298,7 +303,7 @@ def encode_features(
         return {key: foundation(side, grid).to("cpu", _DTYPES[config.features.dtype]) for key, side in sides.items()}
 
 
-def moments(vae: VAVAE, images: Tensor) -> tuple[Tensor, Tensor]:
+def moments(vae: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log-variance of the posterior, each (B, C, h, w) in float32.
 
     On a CPU a few images pass at a time: where activations do not fit into its caches, each takes up to twice as long.
@@ -313,7 +318,7 @@ def moments(vae: VAVAE, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def finish(
-    vae: VAVAE,
+    vae: Tokenizer,
     source: ImageSource,
     folder: LatentFolder,
     config: ExtractLatentsConfig,

@@ -17,7 +17,8 @@ from alight.device_settings import joined
 from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.pretrained import WEIGHTS_FILE
-from alight.models.vavae import VAVAE
+from alight.models.representation_autoencoder import RepresentationAutoencoder
+from alight.models.tokenizer import Tokenizer
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.pictures import pair_strip
 from alight.runtime.ahead import on_device, sent
@@ -42,11 +43,12 @@ from alight.training.tokenizer_networks import (
     compile_networks,
     load_foundation,
     load_lpips,
-    used_foundation,
+    used_models,
 )
 from alight.training.tokenizer_schedule import TokenizerPhase, phase_at, tokenizer_schedule
 from alight.training.tokenizer_step import TokenizerNetworks
 
+POSITION_IMAGES = 4_096  # enough for 2 % of every position's mean and std, of which there are many
 STATISTICS_IMAGES = 50_000  # enough for three digits of every channel's mean and std
 AUTOENCODER, DISCRIMINATOR = "", "discriminator_"  # prefixes of an optimizer's names in checkpoints and log
 
@@ -55,7 +57,7 @@ def run(config: TrainTokenizerConfig) -> Artifact:
     """Train a tokenizer, and store it with the statistics of its latents.
 
     Returns:
-        The tokenizer artifact: a diffusers `AutoencoderKL` folder.
+        The tokenizer artifact: a folder of diffusers' `AutoencoderKL`, or of an encoder that is frozen and a decoder.
 
     Raises:
         InputError: on unusable images, foundation model, weight files, output folder or device; or on a gradient that
@@ -70,7 +72,7 @@ def run(config: TrainTokenizerConfig) -> Artifact:
             if finished is None:
                 train(config, resolved, processes)
             elif processes.is_main:
-                found = image_inputs(config.images) | foundation_inputs(used_foundation(config))
+                found = image_inputs(config.images) | foundation_inputs(used_models(config))
                 require_unchanged(finished, found)
     return read_written(config.output, "tokenizer")
 
@@ -85,9 +87,9 @@ def train(config: TrainTokenizerConfig, resolved: dict[str, Any], processes: Pro
     sampler = ResumableSampler(len(dataset), batch, config.seed, *ranks)
     announce(config, schedule, len(dataset), processes)
     origin = Origin.of(config)
-    inputs = image_inputs(config.images, dataset.source) | foundation_inputs(used_foundation(config)) | origin.inputs
+    inputs = image_inputs(config.images, dataset.source) | foundation_inputs(used_models(config)) | origin.inputs
     networks = build_networks(config, device, origin.vae, load_foundation(config), load_lpips(config))
-    begin_encoder(networks.vae, dataset, config)
+    begin(networks.vae, dataset, config, processes)
     adopt_weights(networks, origin, config)
     if training.compile:
         compile_networks(networks)
@@ -174,7 +176,7 @@ def build_optimizers(networks: TokenizerNetworks, config: OptimizerConfig) -> di
 
 
 def checkpointed(
-    networks: TokenizerNetworks, ema: EMA[VAVAE] | None, optimizers: dict[str, torch.optim.Optimizer]
+    networks: TokenizerNetworks, ema: EMA[Tokenizer] | None, optimizers: dict[str, torch.optim.Optimizer]
 ) -> dict[str, Stateful]:
     """Everything that a checkpoint holds, by name."""
     parts = {"vae": networks.vae, "projection": networks.projection, "discriminator": networks.discriminator}
@@ -204,44 +206,76 @@ def preview_images(dataset: ImageDataset, count: int) -> np.ndarray | None:
 
 
 @torch.no_grad()
-def draw_reconstructions(vae: VAVAE, images: np.ndarray, device: torch.device) -> np.ndarray:
+def draw_reconstructions(vae: Tokenizer, images: np.ndarray, device: torch.device) -> np.ndarray:
     """Images, what the tokenizer makes of their latents' modes, and the differences."""
     encoded = vae.encode_raw_latents(from_uint8(torch.from_numpy(images).to(device)))
     decoded = to_uint8(vae.decode_raw_latents(encoded).nan_to_num())  # a bad picture is no reason to stop training
     return pair_strip(images, decoded.cpu().numpy(), difference_gain=4)
 
 
-@torch.no_grad()
 def measure_latents_statistics(
-    vae: VAVAE, dataset: ImageDataset, config: TrainTokenizerConfig, processes: Processes
+    vae: Tokenizer, dataset: ImageDataset, config: TrainTokenizerConfig, processes: Processes
 ) -> None:
-    """Mean and std per channel of posterior samples, over the training images (at most 50,000 of them).
+    """Record mean and std per channel of posterior samples, over the training images (at most 50,000 of them).
+
+    Those of latents that are normalised at every position are 0 and 1 already.
+    """
+    if not (isinstance(vae, RepresentationAutoencoder) and vae.normalises_positions):
+        statistics = latents_statistics(vae, dataset, config, processes)
+        vae.set_latents_statistics(statistics.mean, statistics.std)
+
+
+def begin(vae: Tokenizer, dataset: ImageDataset, config: TrainTokenizerConfig, processes: Processes) -> None:
+    """Give a new tokenizer what it begins with: an encoder, or statistics of a frozen one's features.
+
+    Mean and std at every position, where they are wanted, are measured over at most 4,096 training images.
+    """
+    begin_encoder(vae, dataset, config)
+    if config.frozen_encoder.normalise != "position" or not config.frozen_encoder.enabled:
+        return
+    assert isinstance(vae, RepresentationAutoencoder)
+    statistics = latents_statistics(vae, dataset, config, processes, at_positions=True)
+    shape = (vae.config.latent_channels, *vae.grid)
+    vae.normalise_positions(statistics.mean.view(shape), statistics.std.view(shape))
+
+
+@torch.no_grad()
+def latents_statistics(
+    vae: Tokenizer,
+    dataset: ImageDataset,
+    config: TrainTokenizerConfig,
+    processes: Processes,
+    at_positions: bool = False,
+) -> ChannelStatistics:
+    """Statistics of raw latents per channel, or per channel and position.
 
     The processes share the batches. Noise is drawn and sums are taken in the order of all of them, so that the result
     does not depend on the number of processes, but for the rounding of the network.
     """
-    count, channels = min(len(dataset), STATISTICS_IMAGES), vae.config.latent_channels
+    channels, most = vae.config.latent_channels, POSITION_IMAGES if at_positions else STATISTICS_IMAGES
+    count, side = min(len(dataset), most), config.images.size // vae.downsampling_factor
     order = torch.randperm(len(dataset), generator=random_stream(config.seed, "statistics"))[:count].tolist()
     batches = index_batches(order, config.training.micro_batch_size or config.training.global_batch_size)
     own = share_of(range(len(batches)), processes)
     loaded = load_batches(dataset, [batches[number] for number in own], config.images.workers)
-    generator, side = random_stream(config.seed, "statistics noise"), config.images.size // vae.downsampling_factor
+    generator, width = random_stream(config.seed, "statistics noise"), channels * (side**2 if at_positions else 1)
     parts = []
     for number, indices in enumerate(progress_bar(batches, desc="latent statistics", unit="batch")):
         if number in own:
             images = unit_range(sent(next(loaded), processes.device))
-            parts.append(ChannelStatistics(channels))
-            parts[-1].update(vae.encode_raw_latents(images, generator))
+            latents = vae.encode_raw_latents(images, generator)
+            parts.append(ChannelStatistics(width))
+            parts[-1].update(latents.flatten(1)[:, :, None, None] if at_positions else latents)
         else:
             torch.randn(len(indices), channels, side, side, generator=generator)  # that of another process
-    statistics = ChannelStatistics(channels)
+    statistics = ChannelStatistics(width)
     for part in gather_batches(parts, processes):
         statistics.merge(part)
-    vae.set_latents_statistics(statistics.mean, statistics.std)
+    return statistics
 
 
 def save(
-    vae: VAVAE,
+    vae: Tokenizer,
     networks: TokenizerNetworks,
     config: TrainTokenizerConfig,
     origin: Origin,
@@ -256,6 +290,8 @@ def save(
         facts[INIT_FROM] = config.init_from
     if vae.latent_space != "gaussian":
         facts["latent_space"] = vae.latent_space
+    if config.frozen_encoder.enabled:
+        facts["frozen_encoder"] = config.frozen_encoder.foundation
     beside = {DISCRIMINATOR_FILE: networks.discriminator and networks.discriminator.state_dict()}
     if config.train == "decoder":
         facts |= {"same_latents_as": list(origin.identity), "foundation": origin.foundation}

@@ -26,7 +26,7 @@ from alight.interop.transformer_sources import (
 )
 from alight.models.lightning_dit import LightningDiT
 from alight.models.pretrained import WEIGHTS_FILE
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.options import AUTO, MEAN_SOLVER
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.pictures import image_grid
@@ -166,7 +166,7 @@ class Preview(NamedTuple):
         labels: (N,), spread over all classes.
     """
 
-    vae: VAVAE
+    vae: Tokenizer
     noise: Tensor
     labels: Tensor
 
@@ -203,7 +203,7 @@ def open_preview(
     return Preview(vae, noise_of_batch(slice(0, count), dataset.shape, config.seed, "samples"), labels)
 
 
-def tokenizer_of(config: TrainTransformerConfig, latents: Artifact) -> VAVAE:
+def tokenizer_of(config: TrainTransformerConfig, latents: Artifact) -> Tokenizer:
     """Open the tokenizer that decodes the samples.
 
     Raises:

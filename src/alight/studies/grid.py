@@ -170,7 +170,10 @@ def wire(
 
     plain = config.tokenizer.alignment.foundation is None
     alignment = config.tokenizer.alignment.model_copy(update={"foundation": None if plain else foundation})
-    yield "tokenizer", joined(config.tokenizer, tokenizer, alignment=alignment)
+    frozen = config.tokenizer.frozen_encoder
+    if frozen.enabled:
+        frozen = frozen.model_copy(update={"foundation": foundation})
+    yield "tokenizer", joined(config.tokenizer, tokenizer, alignment=alignment, frozen_encoder=frozen)
     measured = {"tokenizer": tokenizer, "foundation": foundation, "observer": observer}
     yield "reconstruction", joined(config.reconstruction, first / "reconstruction", **measured)
     yield "latents", joined(config.latents, latents, tokenizer=tokenizer)

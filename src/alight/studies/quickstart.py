@@ -85,7 +85,10 @@ def wire(config: QuickstartConfig) -> dict[str, StageConfig]:
     else:
         if config.public_foundation is None:
             plan["foundation"] = joined(config.foundation, "foundation")
-        plan["tokenizer"] = joined(config.tokenizer, "tokenizer", alignment=alignment)
+        frozen = config.tokenizer.frozen_encoder
+        if frozen.enabled:
+            frozen = frozen.model_copy(update={"foundation": foundation})
+        plan["tokenizer"] = joined(config.tokenizer, "tokenizer", alignment=alignment, frozen_encoder=frozen)
     return plan | {
         "latents": joined(config.latents, "latents", **tokenizer),
         "transformer": joined(config.transformer, "transformer", latents=folders["latents"]),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alight.config import LatentRegularisationConfig
 from alight.losses import continuity_loss, turned
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.runtime.ahead import sent
 
 Regularisation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -56,7 +56,7 @@ class ContinuityGradient(NamedTuple):
 
 
 def continuity_backward(
-    vae: VAVAE,
+    vae: Tokenizer,
     images: Tensor,
     latents: Tensor,
     output: Tensor,

@@ -17,6 +17,8 @@ from alight.models.latent_projector import make_latent_projector
 from alight.models.perceptual import LPIPS
 from alight.models.pretrained import read_safetensors
 from alight.models.principal_components import start_from_principal_components
+from alight.models.representation_autoencoder import RepresentationAutoencoder
+from alight.models.tokenizer import Tokenizer
 from alight.models.vavae import VAVAE
 from alight.runtime.device import compile_blocks
 from alight.runtime.errors import InputError
@@ -39,7 +41,7 @@ class Origin:
         foundation: the name of the model whose features its projection leads to.
     """
 
-    vae: VAVAE | None = None
+    vae: Tokenizer | None = None
     folder: Path | None = None
     identity: tuple[str, ...] = ()
     foundation: str | None = None
@@ -68,6 +70,8 @@ class Origin:
                 f"factor of the tokenizer in {config.init_from}."
             )
         identity = (artifact.hash, *artifact.facts.get("same_latents_as", ()))
+        if vae.has_frozen_encoder:
+            require_frozen(config, vae)
         return cls(vae, artifact.path, identity, artifact.facts.get("foundation"))
 
     @property
@@ -81,7 +85,25 @@ class Origin:
         return read_safetensors(path) if path is not None and path.is_file() else None
 
 
-def same_architecture(vae: VAVAE, model: TokenizerModelConfig) -> bool:
+def require_frozen(config: TrainTokenizerConfig, vae: Tokenizer) -> None:
+    """Refuse settings that a tokenizer to go on from cannot follow, since its encoder is frozen.
+
+    Raises:
+        InputError: names the setting.
+    """
+    if used_foundation(config) is not None or config.regularisation.equivariance_probability:
+        raise InputError(
+            f"The tokenizer in {config.init_from} has a frozen encoder, whose latents no loss can change. Set "
+            "alignment.weight (and that of the stages) and regularisation.equivariance_probability to 0."
+        )
+    if config.images.size != vae.config.sample_size:
+        raise InputError(
+            f"images.size is {config.images.size}, but the decoder of the tokenizer in {config.init_from} is made for "
+            f"images of {vae.config.sample_size} pixels alone."
+        )
+
+
+def same_architecture(vae: Tokenizer, model: TokenizerModelConfig) -> bool:
     """Tell if building from this section would give a network of the same weights."""
     with torch.device("meta"):
         other = VAVAE.build(**model.architecture)
@@ -99,6 +121,11 @@ def used_foundation(config: TrainTokenizerConfig) -> str | None:
         for phase in config.stages
     ]
     return config.alignment.foundation if any(given or [config.alignment.weight]) else None
+
+
+def used_models(config: TrainTokenizerConfig) -> str | None:
+    """The name of the one foundation model that a tokenizer is made from: of its alignment, or its encoder."""
+    return used_foundation(config) or config.frozen_encoder.foundation
 
 
 def load_foundation(config: TrainTokenizerConfig) -> FoundationModel | None:
@@ -121,7 +148,7 @@ def load_lpips(config: TrainTokenizerConfig) -> LPIPS | None:
 def build_networks(
     config: TrainTokenizerConfig,
     device: torch.device,
-    vae: VAVAE | None,
+    vae: Tokenizer | None,
     foundation: FoundationModel | None,
     lpips: LPIPS | None,
 ) -> TokenizerNetworks:
@@ -135,7 +162,7 @@ def build_networks(
         lpips: of the perceptual loss; None = off.
     """
     with seeded_initialisation(config.seed, "tokenizer"):
-        vae = vae or VAVAE.build(**config.model.architecture, sample_size=config.images.size)
+        vae = vae or new_tokenizer(config)
         vae.requires_grad_(True).train().to(device)
         projection = None
         if foundation is not None:
@@ -145,11 +172,12 @@ def build_networks(
             projection = make_latent_projector(kind, inputs, outputs, width).to(device)
             projection.requires_grad_(config.alignment.projection != "components")  # which are fitted, and fixed
         discriminator = PatchDiscriminator().to(device) if config.reconstruction.adversarial_weight > 0 else None
-    if config.train == "decoder":
-        for part in (vae.encoder, vae.quant_conv):
-            if part is not None:
-                part.requires_grad_(False)
+    if config.train == "decoder" or vae.has_frozen_encoder:
+        for part in vae.encoding_parts:
+            part.requires_grad_(False)
     if config.training.activation_checkpointing:
+        if vae.has_frozen_encoder:
+            raise InputError("The decoder of a frozen encoder has no activation_checkpointing; set it to false.")
         vae.enable_gradient_checkpointing()
     for frozen in (foundation, lpips):
         if frozen is not None:
@@ -157,9 +185,23 @@ def build_networks(
     return TokenizerNetworks(vae, projection, foundation, discriminator, lpips)
 
 
-def begin_encoder(vae: VAVAE, dataset: ImageDataset, config: TrainTokenizerConfig) -> None:
+def new_tokenizer(config: TrainTokenizerConfig, encoder: FoundationModel | None = None) -> Tokenizer:
+    """Build the tokenizer that a run begins with.
+
+    Args:
+        config: of the run.
+        encoder: in place of the frozen encoder that the configuration names.
+    """
+    frozen = config.frozen_encoder
+    if frozen.foundation is None:
+        return VAVAE.build(**config.model.architecture, sample_size=config.images.size)
+    encoder = encoder or FoundationModel.from_pretrained(frozen.foundation)
+    return RepresentationAutoencoder.build(encoder, config.images.size, **frozen.decoder)
+
+
+def begin_encoder(vae: Tokenizer, dataset: ImageDataset, config: TrainTokenizerConfig) -> None:
     """Let a new encoder begin as the configuration says: with random weights, or with the images' components."""
-    if config.init_from is None and config.model.initial_encoder == "principal_components":
+    if config.init_from is None and isinstance(vae, VAVAE) and config.model.initial_encoder == "principal_components":
         generator = random_stream(config.seed, "initial encoder")
         chosen = torch.randperm(len(dataset), generator=generator)[:INITIAL_IMAGES].tolist()
         images = unit_range(torch.stack([dataset[index].image for index in chosen]))

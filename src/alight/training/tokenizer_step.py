@@ -32,6 +32,7 @@ from alight.losses.adaptive_weight import ADVERSARIAL_LIMIT, ALIGNMENT_LIMIT
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.perceptual import LPIPS
+from alight.models.tokenizer import Tokenizer
 from alight.models.vavae import VAVAE
 from alight.options import Reduction
 from alight.runtime.device import full_float32, without_autocast
@@ -50,7 +51,7 @@ Average = Callable[[Tensor], Tensor]
 class TokenizerNetworks:
     """The networks of tokenizer training; optional ones are off where they are None."""
 
-    vae: VAVAE
+    vae: Tokenizer
     projection: nn.Module | None = None  # between latents and the features of the foundation model
     foundation: FoundationModel | None = None
     discriminator: PatchDiscriminator | None = None
@@ -215,8 +216,13 @@ def discriminator_backward(
     }
 
 
-def _encode(vae: VAVAE, images: Tensor, noise: Tensor, reduction: Reduction) -> tuple[Tensor, Tensor | None]:
-    """A sample of the posterior (B, C, h, w) and its KL divergence, with their graphs; on the sphere there is none."""
+def _encode(vae: Tokenizer, images: Tensor, noise: Tensor, reduction: Reduction) -> tuple[Tensor, Tensor | None]:
+    """A sample of the posterior (B, C, h, w) and its KL divergence, with their graphs.
+
+    On the sphere and of a frozen encoder there is no divergence.
+    """
+    if vae.has_frozen_encoder:
+        return _at_least_float32(vae.encode_raw_latents(images)), None
     posterior = vae.posterior(images)
     if posterior.deterministic:
         return posterior.mean, None

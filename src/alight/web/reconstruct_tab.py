@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alight.metrics.reconstruction import image_scores
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.reporting.pictures import difference_picture
 from alight.runtime.device import autocast
 from alight.runtime.errors import InputError
@@ -34,7 +34,7 @@ class Reconstruction(NamedTuple):
 
 
 @torch.no_grad()
-def reconstruct(served: Served, vae: VAVAE, original: PixelArray) -> Reconstruction:
+def reconstruct(served: Served, vae: Tokenizer, original: PixelArray) -> Reconstruction:
     """Encode and decode an image (H, W, 3) uint8; deterministic, by the mean of the posterior."""
     image = from_uint8(torch.from_numpy(original)[None]).to(served.device)
     with served.lock, autocast(served.device, served.config.precision):

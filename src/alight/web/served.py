@@ -14,7 +14,7 @@ from alight.data.readable_names import folded, readable
 from alight.device_settings import settled
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.models.foundation import FoundationModel
-from alight.models.vavae import VAVAE
+from alight.models.tokenizer import Tokenizer
 from alight.models.weight_files import weights_hash
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.lightning_dit import latent_shape
@@ -82,7 +82,7 @@ class Served:
     """
 
     pipelines: tuple[ServedPipeline, ...]
-    tokenizers: dict[str, VAVAE]
+    tokenizers: dict[str, Tokenizer]
     foundation: FoundationModel | None
     config: ServeConfig
     lock: threading.Lock = field(default_factory=threading.Lock)
