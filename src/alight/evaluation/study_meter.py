@@ -19,6 +19,7 @@ from alight.evaluation.study_runs import TARGETS, StudyRun, read_runs
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.metrics.intervals import Interval
 from alight.metrics.resampling import (
+    FEWEST_SEEDS,
     Pairs,
     RankCorrelation,
     kendall,
@@ -240,8 +241,8 @@ def notes_of(runs: Sequence[StudyRun]) -> list[str]:
         "Intervals are of whole seeds, drawn anew. They hold for the settings of this study: that other tokenizers "
         "rank likewise does not follow.",
     ]
-    if len({run.seed for run in runs}) < 3:
-        notes.append("There are fewer than three seeds, too few for an interval that means much.")
+    if len({run.seed for run in runs}) < FEWEST_SEEDS:
+        notes.append(f"There are fewer than {FEWEST_SEEDS} seeds, so the correlations have no intervals.")
     if any(run.transformer != runs[0].transformer for run in runs):
         notes.append("Some transformers were trained in another way than others, which the figures cannot know of.")
     return notes
