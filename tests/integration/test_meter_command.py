@@ -133,7 +133,7 @@ def test_a_study_says_which_figures_predict(alight, study, tmp_path):
         seeds = [spearmanr(values[part], labels[part]).statistic for part in (slice(0, 3), slice(3, 6))]
         within = found[(figure, "generated_label_accuracy", "within", "spearman")]
         assert within["value"] == pytest.approx(sum(seeds) / 2)
-        assert within["low"] == pytest.approx(min(seeds))
+        assert within["low"] is None  # of two seeds
         distance = found[(figure, "frechet_distance_observer", "pooled", "spearman")]
         assert distance["value"] == pytest.approx(found[key]["value"])  # as the test has written them
     report = json.loads((output / "report.json").read_text())

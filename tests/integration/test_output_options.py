@@ -142,7 +142,7 @@ def test_every_option_that_completion_offers_is_known_to_the_command_line(capsys
     ("words", "offered"),
     [
         (["alight", "to"], {"tokenizer"}),
-        (["alight", "latents", ""], {"extract", "inspect"}),
+        (["alight", "latents", ""], {"extract", "inspect", "meter"}),
         (["alight", "sample", "--lab"], {"--labels"}),
         (["alight", "sample", "--labels", ""], {"balanced", "random"}),
         (["alight", "sample", "--npz", ""], {"True", "False"}),

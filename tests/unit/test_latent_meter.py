@@ -60,6 +60,13 @@ def test_the_order_is_by_the_figure_that_decides_and_its_direction():
     assert ["rank", "by", "probe", "loss", "3", "1", "2"] in rows
 
 
+def test_a_decoder_that_amplifies_errors_is_warned_of():
+    measured = [metered("a", probe_loss=0.2, decoder_drift=1.6), metered("b", probe_loss=0.5, decoder_drift=0.2)]
+    advice = answer_of(measured, order_of(measured, "probe_loss"), step=0.5).advice
+    assert advice[0].startswith("a: its decoder makes more of errors in the latents than they are (drift 1.60")
+    assert len(advice) == 2
+
+
 def test_a_figure_that_one_lacks_does_not_decide():
     measured = [metered("a", probe_loss=0.5, ambiguity_bound=0.9), metered("b", ambiguity_bound=0.8)]
     order = order_of(measured, "probe_loss")

@@ -1,5 +1,6 @@
 """From the measurements of a meter to its order, its table and its report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -188,8 +189,21 @@ def rank_figures(measured: Sequence[Metered], order: Order) -> list[Figure]:
     return figures
 
 
-def answer_of(measured: Sequence[Metered], order: Order) -> Answer:
-    """The order in words, with the probability that it is right."""
+def amplified(measured: Sequence[Metered], step: float) -> list[str]:
+    """A warning of every tokenizer whose decoder changes images by more than the step in their latents.
+
+    Latents that hold little are easy to predict, and their decoder then makes much of every error.
+    """
+    return [
+        f"{each.subject.name}: its decoder makes more of errors in the latents than they are (drift "
+        f"{each.figures['decoder_drift'].value:.2f} for a step of {step:g}): easy latents may give bad samples."
+        for each in measured
+        if "decoder_drift" in each.figures and each.figures["decoder_drift"].value > step
+    ]
+
+
+def answer_of(measured: Sequence[Metered], order: Order, step: float = math.inf) -> Answer:
+    """The order in words, with the probability that it is right, and warnings; `step` is that of the drift."""
     names = [measured[number].subject.name for number in order.places]
     figure = MEASURES[order.figure]
     reasons = []
@@ -210,7 +224,10 @@ def answer_of(measured: Sequence[Metered], order: Order) -> Answer:
         "Which will be easier to generate?",
         f"{', then '.join(names)}." if len(names) > 1 else f"{names[0]} alone was measured; give others beside it.",
         reasons,
-        ["Check that the reconstruction is good enough before you choose: 'alight tokenizer evaluate'."],
+        [
+            *amplified(measured, step),
+            "Check that the reconstruction is good enough before you choose: 'alight tokenizer evaluate'.",
+        ],
         f"By the {figure.label.lower()}. Probabilities are those over other images of the same kind, with the same "
         "tokenizers and the same training of the probe; that an easier figure means better samples is an assumption.",
     )

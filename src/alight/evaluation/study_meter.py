@@ -17,8 +17,8 @@ from alight.evaluation.meter_report import MEASURES
 from alight.evaluation.meter_subjects import encode_images, open_metered_images
 from alight.evaluation.study_runs import TARGETS, StudyRun, read_runs
 from alight.interop.tokenizer_sources import open_tokenizer
-from alight.metrics.intervals import Interval
 from alight.metrics.resampling import (
+    FEWEST_SEEDS,
     Pairs,
     RankCorrelation,
     kendall,
@@ -188,7 +188,7 @@ def scatters(target: str, runs: Sequence[StudyRun], measured: Sequence[Metered],
 
 
 def scatter_of(figure: str, target: str, runs: Sequence[StudyRun], measured: Sequence[Metered]) -> Curve:
-    """A point per setting: the means over its seeds, with their intervals."""
+    """A point per setting: the means over its seeds, with the range of these."""
     series: dict[str, tuple[list[float], list[float]]] = {}
     bars: dict[str, list[Bars]] = {}
     for setting in dict.fromkeys(run.setting for run in runs):
@@ -198,12 +198,13 @@ def scatter_of(figure: str, target: str, runs: Sequence[StudyRun], measured: Seq
             if run.setting == setting and figure in each.figures and target in run.generation
         ]
         if pairs:
-            x, y = (Interval.of(values) for values in zip(*pairs, strict=True))
-            series[setting] = [x.mean], [y.mean]
-            if len(pairs) > 1:
-                bars[setting] = [Bars(x.low, x.high, y.low, y.high)]
+            x, y = np.asarray(pairs).T
+            series[setting] = [float(x.mean())], [float(y.mean())]
+            bars[setting] = [Bars(*map(float, (x.min(), x.max(), y.min(), y.max())))]
     up, across = TARGETS[target][0], MEASURES[figure].label
-    return Curve(f"{up.capitalize()} against {across.lower()}", across, up.capitalize(), series, bars=bars)
+    labels = {setting: [setting] for setting in series}
+    title = f"{up.capitalize()} against {across.lower()}"
+    return Curve(title, across, up.capitalize(), series, bars=bars, labels=labels)
 
 
 def answer_of(found: Correlations) -> Answer:
@@ -239,9 +240,10 @@ def notes_of(runs: Sequence[StudyRun]) -> list[str]:
         "Signs are such that 1 is the right prediction: the easier latents by the figure have the better samples.",
         "Intervals are of whole seeds, drawn anew. They hold for the settings of this study: that other tokenizers "
         "rank likewise does not follow.",
+        "The crosses in the plots reach from the lowest to the highest of the seeds.",
     ]
-    if len({run.seed for run in runs}) < 3:
-        notes.append("There are fewer than three seeds, too few for an interval that means much.")
+    if len({run.seed for run in runs}) < FEWEST_SEEDS:
+        notes.append(f"There are fewer than {FEWEST_SEEDS} seeds, so the correlations have no intervals.")
     if any(run.transformer != runs[0].transformer for run in runs):
         notes.append("Some transformers were trained in another way than others, which the figures cannot know of.")
     return notes

@@ -9,6 +9,7 @@ from scipy import stats
 
 from alight.metrics.intervals import LEVEL
 
+FEWEST_SEEDS = 4  # from which whole seeds, drawn anew, give an interval; of fewer it would be far too narrow
 Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
@@ -66,7 +67,7 @@ class RankCorrelation:
 
     Attributes:
         value: in [-1, 1]; not a number where a side has no order.
-        low, high: ends of the 95 % interval; not a number where there is one seed.
+        low, high: ends of the 95 % interval; not a number where there are fewer than four seeds.
         runs: number of them.
     """
 
@@ -121,7 +122,8 @@ def over_seeds(
     """A correlation with the interval that whole seeds, drawn with replacement, give it.
 
     The runs of a seed share images, weights and noise, so they are drawn together. The interval says how much the
-    correlation depends on the seeds, and nothing of tokenizers of other kinds than those of the runs.
+    correlation depends on the seeds, and nothing of tokenizers of other kinds than those of the runs. Of a handful of
+    seeds it is somewhat too narrow.
 
     Args:
         pairs: by seed.
@@ -131,7 +133,7 @@ def over_seeds(
     """
     seeds, runs = list(pairs), sum(map(len, pairs.values()))
     value = correlation(pairs)
-    if len(seeds) < 2 or not np.isfinite(value):
+    if len(seeds) < FEWEST_SEEDS or not np.isfinite(value):
         return RankCorrelation(value, float("nan"), float("nan"), runs)
     taken = []
     for _ in range(draws):

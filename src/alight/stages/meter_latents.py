@@ -90,14 +90,14 @@ def meter_tokenizers(config: MeterLatentsConfig, device: torch.device) -> tuple[
     measured = [measure(meter, subject, planned.families) for subject in bar]
     order = order_of(measured, config.rank_by)
     report = describe(meter, measured, order, planned, encoding)
-    return report, text_of(measured, order), data_of(measured, order)
+    return report, text_of(measured, order, config.perturbation), data_of(measured, order)
 
 
 def describe(meter: Meter, measured: Sequence[Metered], order: Order, planned: Plan, encoding: float) -> Report:
     """The whole report."""
     figures, images = [figures_of(meter, each) for each in measured], meter.images
     of = f" of {len(images.indices):,} images ({images.dataset.source.description})" if images is not None else ""
-    answer, notes = answer_of(measured, order), notes_of(measured, order, meter.config)
+    answer, notes = answer_of(measured, order, meter.config.perturbation), notes_of(measured, order, meter.config)
     if planned.left_out:
         notes.append(f"Left out, to end within {planned.minutes:g} minutes: {', '.join(planned.left_out)}.")
     return Report(
@@ -114,11 +114,11 @@ def describe(meter: Meter, measured: Sequence[Metered], order: Order, planned: P
     )
 
 
-def text_of(measured: Sequence[Metered], order: Order) -> str:
+def text_of(measured: Sequence[Metered], order: Order, step: float) -> str:
     """The table, and the answer below it."""
-    answer = answer_of(measured, order)
+    answer = answer_of(measured, order, step)
     lines = [table_text(measured, order, seconds_of(measured)), "", f"{answer.question} {answer.answer}"]
-    return "\n".join([*lines, *answer.reasons])
+    return "\n".join([*lines, *answer.reasons, *answer.advice])
 
 
 def data_of(measured: Sequence[Metered], order: Order) -> dict[str, Any]:
