@@ -71,7 +71,7 @@ def test_the_whole_arrow_from_the_command_line(finished):
     vae = open_tokenizer(finished / "tokenizer").vae
     assert isinstance(vae, RepresentationAutoencoder)
     index = json.loads((finished / "latents" / "index.json").read_text())
-    assert index["shape"] == [64, 4, 4]
+    assert index["shape"] == [64, 2, 2]
     mean, std = vae.latents_statistics
     assert vae.normalises_positions
     assert (
@@ -80,8 +80,8 @@ def test_the_whole_arrow_from_the_command_line(finished):
         == ([0] * 64, [1] * 64)
     )
     latents = LatentDataset(finished / "latents").gather(np.arange(1500)).latents  # 1,500 of them: all were measured
-    torch.testing.assert_close(latents.mean(0), torch.zeros(64, 4, 4), rtol=0, atol=1e-3)
-    torch.testing.assert_close(latents.std(0), torch.ones(64, 4, 4), rtol=0, atol=2e-2)
+    torch.testing.assert_close(latents.mean(0), torch.zeros(64, 2, 2), rtol=0, atol=1e-3)
+    torch.testing.assert_close(latents.std(0), torch.ones(64, 2, 2), rtol=0, atol=2e-2)
     report = json.loads((finished / "report" / "report.json").read_text())
     assert isinstance(report["reconstruction_psnr"], float)
     facts = read_artifact(finished / "tokenizer", "tokenizer")
@@ -95,7 +95,7 @@ def test_the_pipeline_opens_without_the_encoders_own_folder(finished, tmp_path):
     assert isinstance(pipeline.tokenizer, RepresentationAutoencoder)
     call = {"num_inference_steps": 2, "seeds": [0, 1], "output_type": "uint8"}
     images = pipeline(class_labels=[3, 7], **call).images
-    assert tuple(images.shape) == (2, 32, 32, 3)
+    assert tuple(images.shape) == (2, 16, 16, 3)
     joined = LightningDiTPipeline.from_artifacts(finished / "transformer", finished / "tokenizer")
     assert (images == joined(class_labels=[3, 7], **call).images).all()
 
@@ -173,7 +173,7 @@ def test_going_on_keeps_the_encoder(configure):
 def test_moments_of_features_are_refused(finished, tmp_path):
     config = ExtractLatentsConfig(
         tokenizer=finished / "tokenizer",
-        images={"source": "digits", "size": 32},
+        images={"source": "digits", "size": 16},
         posterior="moments",
         output=tmp_path / "latents",
     )

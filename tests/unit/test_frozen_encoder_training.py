@@ -165,14 +165,14 @@ def test_a_plan_measures_the_real_networks():
     inputs = Inputs(PlanConfig(), jobs)
     vae = inputs.tokenizer(plan.output / "tokenizer")
     assert isinstance(vae, RepresentationAutoencoder)
-    assert (vae.config.latent_channels, vae.downsampling_factor, vae.config.sample_size) == (64, 8, 32)
+    assert (vae.config.latent_channels, vae.downsampling_factor, vae.config.sample_size) == (64, 8, 16)
     tokenizer = next(job for job in jobs if isinstance(job, TrainTokenizerConfig))
-    workload = TokenizerWorkload(tokenizer, CPU, 32, inputs)
+    workload = TokenizerWorkload(tokenizer, CPU, 16, inputs)
     encoder = sum(weight.numel() for weight in vae.encoder.parameters())
     assert workload.frozen_parameters == encoder
     passes = Passes(CPU, 0.05, lambda note: pytest.fail(note))
-    assert passes.encoding(vae, 32, 4) > 0
-    assert passes.decoding(vae, 32, 4) > 0
+    assert passes.encoding(vae, 16, 4) > 0
+    assert passes.decoding(vae, 16, 4) > 0
 
 
 def test_no_divergence_is_no_collapse():
