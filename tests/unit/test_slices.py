@@ -49,7 +49,7 @@ def test_slices_bound_the_memory_of_a_large_batch(monkeypatch):
     """A batch of 64 images of 512 pixels took 40 GiB at once."""
     with torch.device("meta"):
         vae = VAVAE.build()
-    monkeypatch.setattr("alight.models.vavae.images_at_once", lambda device, size, batch: 4)
+    monkeypatch.setattr("alight.models.tokenizer.images_at_once", lambda device, size, batch: 4)
     with torch.no_grad(), MetaMemory() as memory:
         vae.decode_raw_latents(torch.empty(64, 32, 32, 32, device="meta"))
     images = 2 * 64 * 3 * 512**2 * 4  # those decoded, in slices and put together
@@ -64,7 +64,7 @@ def test_slices_have_the_results_of_whole_batches_and_gradients_pass_unsliced(mo
         whole = vae.posterior(images)
         decoded = vae.decode_raw_latents(whole.mean)
     sizes = []
-    monkeypatch.setattr("alight.models.vavae.images_at_once", lambda *arguments: 2)
+    monkeypatch.setattr("alight.models.tokenizer.images_at_once", lambda *arguments: 2)
     monkeypatch.setattr(vae, "decode", lambda x, of=vae.decode: (sizes.append(len(x)), of(x))[1])
     with torch.no_grad():
         sliced = vae.posterior(images)

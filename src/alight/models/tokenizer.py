@@ -27,6 +27,7 @@ class CertainLatents:
     """
 
     mean: Tensor
+    deterministic = True
 
     @property
     def std(self) -> Tensor:

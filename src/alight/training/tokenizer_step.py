@@ -217,15 +217,10 @@ def discriminator_backward(
 
 
 def _encode(vae: Tokenizer, images: Tensor, noise: Tensor, reduction: Reduction) -> tuple[Tensor, Tensor | None]:
-    """A sample of the posterior (B, C, h, w) and its KL divergence, with their graphs.
-
-    On the sphere and of a frozen encoder there is no divergence.
-    """
-    if vae.has_frozen_encoder:
-        return _at_least_float32(vae.encode_raw_latents(images)), None
+    """A sample of the posterior (B, C, h, w) and its KL divergence, with their graphs; of a point there is none."""
     posterior = vae.posterior(images)
-    if posterior.deterministic:
-        return posterior.mean, None
+    if posterior.deterministic:  # on the sphere, and of a frozen encoder
+        return _at_least_float32(posterior.mean), None
     mean, logvar = _at_least_float32(posterior.mean), _at_least_float32(posterior.logvar)
     return mean + (0.5 * logvar).exp() * noise, kl_loss(mean, logvar, reduction)
 
