@@ -242,6 +242,21 @@ def test_an_ablation_cumulates_and_trains_a_model_only_where_it_differs(tmp_path
     assert solver.jobs["report/2"].output != runs[0].jobs["report/2"].output
 
 
+def test_every_use_of_a_foundation_model_is_of_the_studys_own(tmp_path):
+    changes = {
+        "aligned": {},
+        "frozen": {"tokenizer.alignment.weight": 0, "tokenizer.frozen_encoder.foundation": "own"},
+        "repa": {"latents.features.foundation": "own", "transformer.representation": {"weight": 0.5, "block": 1}},
+    }
+    values = {key: value for key, value in ABLATION.items() if key not in ("job", "cumulated")}
+    config = validate(AblationStudyConfig, values | {"output": str(tmp_path), "alone": changes}, "test")
+    _, aligned, frozen, repa = all_runs(config, ablation.settings(config))[:4]
+    own = str(tmp_path / "foundation")
+    assert aligned.jobs["tokenizer"].alignment.foundation == own
+    assert aligned.jobs["tokenizer"].frozen_encoder.foundation is aligned.jobs["latents"].features.foundation is None
+    assert frozen.jobs["tokenizer"].frozen_encoder.foundation == repa.jobs["latents"].features.foundation == own
+
+
 @pytest.fixture(scope="module")
 def ablated(tmp_path_factory, pictures):
     """The folder of a finished ablation, compared after the same time, too: one of its changes costs much of it."""

@@ -176,7 +176,10 @@ def wire(
     yield "tokenizer", joined(config.tokenizer, tokenizer, alignment=alignment, frozen_encoder=frozen)
     measured = {"tokenizer": tokenizer, "foundation": foundation, "observer": observer}
     yield "reconstruction", joined(config.reconstruction, first / "reconstruction", **measured)
-    yield "latents", joined(config.latents, latents, tokenizer=tokenizer)
+    features = config.latents.features
+    if features.foundation is not None:
+        features = features.model_copy(update={"foundation": foundation})
+    yield "latents", joined(config.latents, latents, tokenizer=tokenizer, features=features)
     saved: dict[str, Any] = {"checkpoint_every": steps[0], "keep_every": steps[0]}
     if further_step is not None and further_step not in steps:
         saved["save_at"] = (further_step,)
