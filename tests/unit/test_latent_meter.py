@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alight.config import MeterLatentsConfig, ProbeConfig
-from alight.evaluation import latent_meter
+from alight.evaluation import latent_meter, meter_plan
 from alight.evaluation.latent_meter import FAMILIES, FIGURES_OF, Meter, Metered, Networks, measure
 from alight.evaluation.meter_plan import plan
 from alight.evaluation.meter_report import MEASURES, answer_of, order_of, table_text
@@ -101,6 +101,21 @@ def test_a_plan_leaves_out_the_most_expensive_but_not_what_decides():
     whole = plan(Meter(config.model_copy(update={"minutes": 60.0}), None, Networks(), CPU), subject(), 3)
     assert not whole.left_out
     assert set(whole.families) == {"covariance", "other latents", "density", "probe"}
+
+
+def test_the_plan_takes_no_covariance_that_the_meter_does_not_take(monkeypatch):
+    widths = []
+
+    def spectrum(vectors):
+        widths.append(vectors.shape[1])
+        return np.ones(vectors.shape[1])
+
+    monkeypatch.setattr(meter_plan, "covariance_spectrum", spectrum)
+    meter = Meter(MeterLatentsConfig(draws=20, density_runs=0, probe=ProbeConfig(steps=0)), None, Networks(), CPU)
+    plan(meter, subject(count=79), 1)
+    assert widths == [4]
+    plan(meter, subject(count=80), 1)
+    assert widths == [4, 4, 16]
 
 
 def test_a_figure_that_cannot_be_there_keeps_another_in_the_plan():

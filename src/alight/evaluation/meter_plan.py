@@ -85,9 +85,9 @@ def estimates(meter: Meter, subject: Subject) -> Iterator[tuple[str, float]]:
     config, images = meter.config, len(subject.latents)
     channels, numbers = subject.shape[0], math.prod(subject.shape)
     spectrum = timed(lambda: covariance_spectrum(subject.latents.flatten(2).mT.reshape(-1, channels)))
-    whole = timed(lambda: covariance_spectrum(subject.latents.flatten(1)))
-    fits = images >= IMAGES_PER_DIMENSION * numbers
-    yield "covariance", config.draws * (spectrum + whole * fits)
+    if images >= IMAGES_PER_DIMENSION * numbers and numbers > channels:  # of fewer, the matrix may not fit into memory
+        spectrum += timed(lambda: covariance_spectrum(subject.latents.flatten(1)))
+    yield "covariance", config.draws * spectrum
     yield "other latents", PAIR_SECONDS * images**2 * channels
     if subject.labels is not None:
         yield "neighbours", PAIR_SECONDS * images**2 * channels
