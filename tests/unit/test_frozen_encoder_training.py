@@ -6,7 +6,6 @@ import torch
 from alight import RepresentationAutoencoder
 from alight.config import ExtractLatentsConfig, PlanConfig, TrainTokenizerConfig
 from alight.config.recipes import load_config
-from alight.doctor.training_log import kl_collapse
 from alight.models.foundation import FoundationModel
 from alight.plan.inputs import Inputs
 from alight.plan.passes import Passes
@@ -173,7 +172,3 @@ def test_a_plan_measures_the_real_networks():
     passes = Passes(CPU, 0.05, lambda note: pytest.fail(note))
     assert passes.encoding(vae, 16, 4) > 0
     assert passes.decoding(vae, 16, 4) > 0
-
-
-def test_no_divergence_is_no_collapse():
-    assert not list(kl_collapse([{"step": step, "kl": 0.0} for step in range(1, 9)]))

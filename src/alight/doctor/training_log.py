@@ -105,7 +105,7 @@ def collapsed_gradient(lines: Sequence[Line]) -> Iterator[Finding]:
 def kl_collapse(lines: Sequence[Line]) -> Iterator[Finding]:
     """Find a posterior that has collapsed to the prior."""
     values = [value for _, value in series(lines, "kl")]
-    if values and max(values) > 0 and values[-1] <= KL_SHARE * max(values):  # a frozen encoder has none
+    if values and values[-1] <= KL_SHARE * max(values):
         yield Finding(
             "problem",
             "KL",
