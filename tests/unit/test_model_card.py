@@ -144,3 +144,16 @@ def test_records_of_wrong_shape_are_left_out():
         bare = Artifact(path="x", kind="tokenizer", config=values, hash="abc")
         text = card("name", tokenizer=bare, transformer=None, report=None, sampling=None, class_names=())
         assert "# name" in text
+
+
+@pytest.mark.parametrize("name", ["AutoencoderRAE", "RepresentationAutoencoder"])
+def test_a_frozen_encoder_whose_name_is_not_recorded_is_no_variational_autoencoder(name):
+    bare = Artifact(path="x", kind="tokenizer", config={}, hash="abc")
+    text = card("name", tokenizer=bare, tokenizer_class=name, transformer=None, report=None, sampling=None)
+    assert "a representation autoencoder in the format of" in text
+    assert "variational" not in text
+
+
+def test_the_code_in_the_card_ends_where_the_recommended_settings_end():
+    sampling = {"num_inference_steps": 3, "timestep_shift": "auto", "last_time": 0.999}
+    assert "timestep_shift='auto', last_time=0.999)" in card("name", sampling={"sampling": sampling})

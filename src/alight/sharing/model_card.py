@@ -160,8 +160,10 @@ def _summary(shared: Shared) -> str:
     foundation = shared.tokenizer.facts.get("foundation")
     aligned = f", aligned with a vision foundation model ({markdown(portable(foundation))})" if foundation else ""
     kind = "a variational autoencoder"
+    if shared.tokenizer_class != "AutoencoderKL":
+        kind = "a representation autoencoder"
     if encoder := shared.tokenizer.facts.get("frozen_encoder"):
-        kind = f"a representation autoencoder, whose frozen encoder is {markdown(portable(encoder))},"
+        kind += f", whose frozen encoder is {markdown(portable(encoder))},"
     size = f"images of {shared.image_size} pixels"
     if shared.transformer is None:
         return (
@@ -212,6 +214,7 @@ def _use(shared: Shared) -> str:
     settings = nested(shared.sampling, "sampling") or {}
     named: tuple[str, ...] = ("num_inference_steps", "guidance_scale", "guidance_interval", "timestep_shift", "solver")
     named += ("internal_scale", "internal_interval") if settings.get("internal_scale", 1) != 1 else ()
+    named += ("last_time",) if settings.get("last_time", 1) != 1 else ()
     options = {name: settings[name] for name in named if settings.get(name) is not None}
     options.setdefault("num_inference_steps", 50)
     given = ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -253,7 +253,13 @@ def to_transformer_file(source: Path, output: Path) -> None:
 def to_tokenizer_file(source: Path, output: Path) -> None:
     """A tokenizer artifact to one file in the layout of the published VA-VAE."""
     read_artifact(source, "tokenizer")
-    export_tokenizer(VAVAE.from_pretrained(source), output)
+    vae = open_tokenizer_folder(source)
+    if not isinstance(vae, VAVAE):
+        raise InputError(
+            f"The tokenizer in {source} has a frozen encoder, for which there is no published layout of one file. "
+            "Share the folder itself: 'alight export'."
+        )
+    export_tokenizer(vae, output)
 
 
 def to_latents_folder(source: Path, output: Path) -> None:

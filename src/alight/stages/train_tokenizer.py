@@ -290,8 +290,8 @@ def save(
         facts[INIT_FROM] = config.init_from
     if vae.latent_space != "gaussian":
         facts["latent_space"] = vae.latent_space
-    if config.frozen_encoder.enabled:
-        facts["frozen_encoder"] = config.frozen_encoder.foundation
+    if (encoder := config.frozen_encoder.foundation or origin.frozen_encoder) is not None:
+        facts["frozen_encoder"] = encoder
     beside = {DISCRIMINATOR_FILE: networks.discriminator and networks.discriminator.state_dict()}
     if config.train == "decoder":
         facts |= {"same_latents_as": list(origin.identity), "foundation": origin.foundation}

@@ -39,12 +39,14 @@ class Origin:
         folder: of its projection and discriminator, where they were kept.
         identity: hashes of the tokenizers whose latents it gives.
         foundation: the name of the model whose features its projection leads to.
+        frozen_encoder: the name of the model that is its encoder.
     """
 
     vae: Tokenizer | None = None
     folder: Path | None = None
     identity: tuple[str, ...] = ()
     foundation: str | None = None
+    frozen_encoder: str | None = None
 
     @classmethod
     def of(cls, config: TrainTokenizerConfig) -> "Origin":
@@ -72,7 +74,8 @@ class Origin:
         identity = (artifact.hash, *artifact.facts.get("same_latents_as", ()))
         if vae.has_frozen_encoder:
             require_frozen(config, vae)
-        return cls(vae, artifact.path, identity, artifact.facts.get("foundation"))
+        named = (artifact.facts.get(name) for name in ("foundation", "frozen_encoder"))
+        return cls(vae, artifact.path, identity, *named)
 
     @property
     def inputs(self) -> dict[str, str]:
