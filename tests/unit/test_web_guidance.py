@@ -36,6 +36,14 @@ def test_the_values_of_the_sliders_are_the_settings():
         chosen(internal=MAX_GUIDANCE + 1)
 
 
+def test_a_last_time_that_has_no_control_is_kept_where_it_has_a_meaning():
+    plain = tuple(SolverControls(**PLAIN | OFF))
+    assert settings(plain, 0.9)["last_time"] == 0.9
+    for change in ({"solver": "sde_euler"}, {"ucgm_grid": True}):
+        values = tuple(SolverControls(**PLAIN | OFF | change))
+        assert solver_settings(settings(values, 0.9)).last_time == 1
+
+
 @pytest.mark.parametrize(("options", "shown"), [({}, False), ({"auxiliary_block": 1}, True)])
 def test_the_sliders_are_there_where_the_transformer_has_the_output(options, shown):
     gr = pytest.importorskip("gradio")
@@ -51,6 +59,7 @@ def test_the_ends_of_the_way_between_two_classes_are_samples_of_them():
     sampling = SolverConfig(
         num_inference_steps=3, guidance_scale=1.5, internal_scale=1.4, internal_interval=(0.0, 0.6)
     )
+    sampling = sampling.model_copy(update={"last_time": 0.8, "timestep_shift": "auto"})
     way = between_classes(maker, 2, 5, 3, 7, sampling)
     images = maker([2, 5], seeds=[7, 7], output_type="latent", **sampling.model_dump()).images
     torch.testing.assert_close(way[[0, 2]], images, rtol=1e-4, atol=1e-5)

@@ -52,7 +52,9 @@ def compare_tab(app: AppContext) -> None:
         split = len(SolverControls._fields)
         limit = max(1, app.served.config.max_images // 2)
         requests = [
-            sample_request(labels_of(which, first, labels), count, seed, settings(chosen), limit)
+            sample_request(
+                labels_of(which, first, labels), count, seed, settings(chosen, which.sampling.last_time), limit
+            )
             for which, chosen in ((first, values[:split]), (second, values[split:]))
         ]
         fragments: list[Any] = ["", ""]

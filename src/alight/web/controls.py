@@ -127,8 +127,13 @@ def internal_controls(which: ServedPipeline) -> tuple[Any, Any, Any]:
     )
 
 
-def settings(values: tuple[Any, ...]) -> dict[str, Any]:
-    """The values of a `SolverControls` as the fields of a `SolverConfig`, which validates them."""
+def settings(values: tuple[Any, ...], last_time: float = 1.0) -> dict[str, Any]:
+    """The values of a `SolverControls` as the fields of a `SolverConfig`, which validates them.
+
+    Args:
+        values: of all controls.
+        last_time: of the initial settings, since it has no control; kept where it goes with the others.
+    """
     now = SolverControls(*values)
     chosen: dict[str, Any] = {
         "num_inference_steps": now.steps,
@@ -143,6 +148,8 @@ def settings(values: tuple[Any, ...]) -> dict[str, Any]:
     }
     if now.solver == "ucgm":
         chosen["kappa"] = now.kappa
+    if now.solver in ODE_SOLVERS and not now.ucgm_grid:
+        chosen["last_time"] = last_time
     return chosen
 
 

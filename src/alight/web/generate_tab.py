@@ -42,7 +42,8 @@ def generate_tab(app: AppContext) -> None:
             shown = fragment(hint("Choose classes and press Generate."), "generate-images")
 
     def work(stop: threading.Event, labels: list[int], count: Any, seed: Any, *values: Any) -> Iterator[Outputs]:
-        request = sample_request(labels, count, seed, settings(values), app.served.config.max_images)
+        chosen = settings(values, which.sampling.last_time)
+        request = sample_request(labels, count, seed, chosen, app.served.config.max_images)
         yield status("Starting"), gr.skip()
         for news in watch_samples(app.served, which, request, stop):
             if isinstance(news, Samples):

@@ -50,7 +50,8 @@ def between_classes(
     ]
     noise = noise_of_seeds([seed], latent_shape(transformer)).to(transformer.device).repeat(frames, 1, 1, 1)
     mixed = MixedVelocity(guided[0], guided[1], _weights(frames, noise))
-    flow = pipeline.flow(sampling.timestep_shift, time_warp=sampling.time_warp, kappa=sampling.kappa)
+    warp, end = sampling.time_warp, sampling.last_time
+    flow = pipeline.flow(sampling.timestep_shift, time_warp=warp, kappa=sampling.kappa, last_time=end)
     return sample(mixed, noise, sampling.num_inference_steps, sampling.solver, **flow).x
 
 
