@@ -1,8 +1,9 @@
 """The settings that a search tries, their order, and the time that it still takes."""
 
 import pytest
+from pydantic import ValidationError
 
-from alight.config import SolverConfig, TuneConfig
+from alight.config import DrawConfig, SolverConfig, TuneConfig
 from alight.runtime.errors import InputError
 from alight.tune.progress import expected_work, standing, time_left
 from alight.tune.record import Trial
@@ -81,6 +82,11 @@ def test_lists_of_which_nothing_goes_together_are_refused():
     for kind in ("stepwise", "grid"):
         with pytest.raises(InputError, match="go together"):
             planned(TuneConfig(search=kind, solvers=("sde_euler",), time_warps=((1.17, 0.8, 1.1),)), {})
+
+
+def test_a_shift_by_dimension_is_refused_since_no_list_holds_it():
+    with pytest.raises(ValidationError, match="list its value"):
+        TuneConfig(draw=DrawConfig(sampling=SolverConfig(timestep_shift="auto")))
 
 
 def test_the_search_begins_with_the_listed_values_nearest_to_the_asked_ones():

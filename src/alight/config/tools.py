@@ -26,6 +26,7 @@ from alight.config.evaluation import FeatureNetworksConfig
 from alight.config.sampling import DrawConfig, GuidanceScale, Steps, TimestepShift, TimeWarp
 from alight.config.training import AveragingWidth
 from alight.options import (
+    AUTO,
     MEAN_SOLVER,
     PUBLISHED_KAPPA,
     AcceleratorPart,
@@ -71,6 +72,11 @@ class TuneConfig(FeatureNetworksConfig, Job):
         if MEAN_SOLVER in self.solvers and {*self.guidance_scales, *self.internal_scales} != {1.0}:
             raise ValueError(
                 "the solver mean takes no guidance; give guidance_scales and internal_scales of 1 with it"
+            )
+        if self.draw.sampling.timestep_shift == AUTO:
+            raise ValueError(
+                "draw.sampling.timestep_shift auto is none of the numbers that are tried; leave it out, and list its "
+                "value, the root of 4096 / (channels * height * width) of the latents, in timestep_shifts"
             )
         guidance = (self.guidance_scales, self.guidance_intervals, self.internal_scales, self.internal_intervals)
         if not all((*guidance, self.timestep_shifts, self.time_warps, self.solvers, self.kappas, self.steps)):
