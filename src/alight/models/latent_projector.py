@@ -4,7 +4,6 @@ Legend: B batch, C channels of the latent, D width of the features, h x w positi
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alight.models.layers import GELUFeedForward, attention
@@ -73,7 +72,8 @@ class BlockProjector(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Project latents (B, C, h, w) to (B, D, h, w)."""
-        return F.conv2d(self.block(latents), self.linear.weight)
+        projected: Tensor = self.linear(self.block(latents))
+        return projected
 
 
 def make_latent_projector(kind: LatentProjectorKind, inputs: int, outputs: int, width: int = 256) -> nn.Module:
