@@ -344,3 +344,11 @@ def test_an_unknown_change_is_refused_by_name():
     config = validate(AblationStudyConfig, values | {"alone": {"odd": {"tokenizer.alignmant.weight": 0}}}, "test")
     with pytest.raises(InputError, match="alignmant"):
         all_runs(config, ablation.settings(config))
+
+
+@pytest.mark.parametrize("changes", [{"transformer.training.steps": 8}, {"measurements": 1}])
+def test_settings_that_are_measured_after_other_steps_are_refused(changes):
+    values = {key: value for key, value in ABLATION.items() if key != "job"}
+    config = validate(AblationStudyConfig, values | {"alone": {"longer": changes}}, "test")
+    with pytest.raises(InputError, match="'longer' changes the steps"):
+        all_runs(config, ablation.settings(config))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from alight.artifacts import is_complete
 from alight.config import GridStudyConfig, Job
 from alight.config.recipes import override, validate
+from alight.runtime.errors import InputError
 from alight.runtime.seeding import derive_seed
 
 Config = TypeVar("Config", bound=GridStudyConfig)
@@ -96,10 +97,17 @@ def all_runs(
         further_steps: by setting, one more step after which samples of the transformer are measured.
 
     Raises:
-        InputError: a change names no key, or has a value that does not fit.
+        InputError: a change names no key, or has a value that does not fit; or settings are measured after different
+            steps.
     """
     most = max(setting.seeds for setting in settings)
     configs = {UNCHANGED: config} | {setting.name: changed(config, setting) for setting in settings}
+    for name, each in configs.items():
+        if each.measured_steps != config.measured_steps:
+            raise InputError(
+                f"The setting '{name}' changes the steps after which samples are measured, but a study compares after "
+                "the same steps. Leave transformer.training.steps and measurements out of the changes."
+            )
     return [
         one_run(configs, setting.name, config.seed + number, (further_steps or {}).get(setting.name))
         for number in range(most)
