@@ -17,6 +17,7 @@ from alight.studies import ablation, frontier
 from alight.studies.execution import remaining
 from alight.studies.frontier import speedup_figure
 from alight.studies.grid import all_runs, shared_jobs
+from alight.studies.study import conditions_of
 from helpers.serving import wait_until
 from helpers.tiny_study import (
     FRONTIER,
@@ -344,6 +345,17 @@ def test_an_unknown_change_is_refused_by_name():
     config = validate(AblationStudyConfig, values | {"alone": {"odd": {"tokenizer.alignmant.weight": 0}}}, "test")
     with pytest.raises(InputError, match="alignmant"):
         all_runs(config, ablation.settings(config))
+
+
+def test_conditions_are_those_of_the_setting():
+    values = {key: value for key, value in ABLATION.items() if key != "job"}
+    changes = {"samples.sampling.guidance_scale": 1.5, "tokenizer.training.steps": 7}
+    config = validate(AblationStudyConfig, values | {"alone": {"other": changes}}, "test")
+    runs = {run.setting: run for run in all_runs(config, ablation.settings(config))}
+    plain, other = (conditions_of(runs[setting], config) for setting in (ablation.BASELINE, "other"))
+    assert "no guidance" in plain["sampling"]
+    assert "guidance 1.5" in other["sampling"]
+    assert (plain["tokenizer"], other["tokenizer"]) == ("3 steps of 4", "7 steps of 4")
 
 
 @pytest.mark.parametrize("changes", [{"transformer.training.steps": 8}, {"measurements": 1}])

@@ -157,3 +157,9 @@ def test_a_frozen_encoder_whose_name_is_not_recorded_is_no_variational_autoencod
 def test_the_code_in_the_card_ends_where_the_recommended_settings_end():
     sampling = {"num_inference_steps": 3, "timestep_shift": "auto", "last_time": 0.999}
     assert "timestep_shift='auto', last_time=0.999)" in card("name", sampling={"sampling": sampling})
+
+
+def test_latents_on_the_sphere_are_put_there_by_the_code_in_the_card():
+    alone = {"transformer": None, "report": None, "sampling": None}
+    assert "onto the sphere" in card("name", latent_space="sphere", **alone)
+    assert "onto the sphere" not in card("name", **alone)

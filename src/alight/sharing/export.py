@@ -162,6 +162,7 @@ def describe(
         selection=pipeline.config.get("selection") if pipeline is not None else None,
         address=config.push_to_hub or "FOLDER",
         tokenizer_class=json.loads(vae.to_json_string())["_class_name"],
+        latent_space=vae.latent_space,
     )
 
 

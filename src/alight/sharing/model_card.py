@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from alight.artifacts import Artifact
+from alight.options import LatentSpace
 from alight.pipelines.selection import Selection, selection_text
 from alight.reporting.page import plain_text
 from alight.runtime.units import duration
@@ -63,6 +64,7 @@ class Shared:
         pictures: file name -> caption.
         address: argument for `from_pretrained`.
         tokenizer_class: that its configuration names: diffusers' own, or one of this package.
+        latent_space: of the tokenizer.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Shared:
     pictures: Mapping[str, str] = field(default_factory=dict)
     address: str = "FOLDER"
     tokenizer_class: str = "AutoencoderKL"
+    latent_space: LatentSpace = "gaussian"
 
     @property
     def records(self) -> list[Artifact]:
@@ -202,7 +205,7 @@ def _use_of_tokenizer(shared: Shared, subfolder: str = "") -> str:
         between, used = "[0, 1]", ["reconstructions = vae.decode(vae.encode(images).latent).sample"]
     elif package == "alight":
         used = ["reconstructions = vae.decode_latents(vae.encode_latents(images))"]
-    elif shared.tokenizer.facts.get("latent_space") == "sphere":
+    elif shared.latent_space == "sphere":
         used = THROUGH_THE_SPHERE
     lines = opened, f"images = {images}  # in {between}", *used
     return _code(f"import torch\nfrom {package} import {name}", *lines)

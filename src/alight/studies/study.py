@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from alight.artifacts import Artifact, library_versions, read_artifact, read_manifest, write_manifest
-from alight.config import GridStudyConfig, Job, TrainTransformerConfig
+from alight.config import GridStudyConfig, Job, SampleConfig, TrainTokenizerConfig, TrainTransformerConfig
 from alight.evaluation.tokenizer_report import magnification
 from alight.outputs import check_output, claimed_output, read_written, writing_folder
 from alight.reporting.files import figure_lines, write_report
@@ -178,14 +178,18 @@ def describe(
 
 
 def conditions_of(run: Run, config: GridStudyConfig) -> Conditions:
-    """The budget of a run, which is the same for all settings but for what is under study."""
-    tokenizer, transformer = config.tokenizer.training, config.transformer.training
+    """The budget of a run with the changes of its setting, and the way in which its samples are drawn."""
+    jobs = run.jobs["tokenizer"], run.jobs["transformer"], run.jobs[f"samples/{config.measured_steps[-1]}"]
+    assert isinstance(jobs[0], TrainTokenizerConfig)
+    assert isinstance(jobs[1], TrainTransformerConfig)
+    assert isinstance(jobs[2], SampleConfig)
+    tokenizer, transformer = jobs[0].training, jobs[1].training
     return {
         "setting": run.setting,
         "images": f"{config.images.source}, {config.images.size} pixels",
         "tokenizer": f"{tokenizer.steps:,} steps of {tokenizer.global_batch_size}",
         "transformer": f"{transformer.steps:,} steps of {transformer.global_batch_size}",
-        "sampling": str(config.samples.sampling),
+        "sampling": str(jobs[2].sampling),
     }
 
 
