@@ -2,11 +2,14 @@
 
 import pytest
 
+from alight.config.recipes import load_config
 from alight.reporting.files import report_data
 from alight.reporting.page import render_page
 from alight.reporting.report import Report
-from alight.studies.costs import step_at_equal_time
+from alight.studies import ablation
+from alight.studies.costs import step_at_equal_time, subject_of
 from alight.studies.equal_time import equal_time_figures, equal_time_summary, equal_time_table
+from alight.studies.grid import all_runs, shared_jobs
 from alight.studies.results import LABELS, MEASURES, Results, columns
 
 BEFORE = {"slow": "unchanged", "quick": "unchanged", "solver": "unchanged"}
@@ -85,3 +88,17 @@ def test_rows_are_those_of_the_figures_that_reports_have(results):
     rows = columns(results, MEASURES, conditions)
     assert list(rows) == ["Gram agreement", "Label accuracy"]
     assert [figure.value for figure in rows["Gram agreement"]] == [0, 0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "shape", "width"),
+    [
+        ("digits/newer_losses", "repa", (32, 2, 2), 96),
+        ("digits/ablation_encoder", "frozen encoder", (96, 2, 2), None),
+    ],
+)
+def test_costs_are_those_of_the_studys_own_foundation_model(recipe, setting, shape, width, tmp_path):
+    config = load_config(recipe).model_copy(update={"output": tmp_path})
+    run = next(run for run in all_runs(config, ablation.settings(config)) if run.setting == setting)
+    latents = subject_of(run, list(shared_jobs(config).values())).latents
+    assert (latents.shape, latents.feature_dim) == (shape, width)

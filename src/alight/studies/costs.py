@@ -18,7 +18,7 @@ from typing import Annotated, NamedTuple
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from alight.config import PlanConfig, TrainTransformerConfig
+from alight.config import Job, PlanConfig, TrainTransformerConfig
 from alight.plan.inputs import Inputs
 from alight.plan.untrained import LatentShape, num_layers
 from alight.plan.workload import TransformerWorkload
@@ -55,12 +55,13 @@ class _Recorded(TypedDict):
     cost: Annotated[float, Field(gt=0, le=1e6)] | None
 
 
-def recorded_costs(folder: Path, runs: Sequence[Run]) -> dict[str, float]:
+def recorded_costs(folder: Path, runs: Sequence[Run], shared: Sequence[Job]) -> dict[str, float]:
     """The cost of a step of every setting: as recorded in the folder of the study, or measured and recorded there.
 
     Args:
         folder: of the study.
         runs: one of every setting, the unchanged one first.
+        shared: jobs that make the models of all runs, which need not be there yet.
 
     Returns:
         Multiples by the name of the setting; 1 where nothing about the training of the transformer differs. A setting
@@ -72,7 +73,7 @@ def recorded_costs(folder: Path, runs: Sequence[Run]) -> dict[str, float]:
     path = folder / FILE
     remedy = "Delete it; the study measures again."
     known = read_json(path, dict[str, _Recorded], remedy) if path.is_file() else {}
-    subjects = {run.setting: subject_of(run) for run in runs}
+    subjects = {run.setting: subject_of(run, shared) for run in runs}
     first, *others = subjects.values()
     record: dict[str, _Recorded] = {}
     measured: dict[str, float | None] = {digest(first, first): 1.0}
@@ -93,11 +94,11 @@ def step_at_equal_time(steps: int, cost: float) -> int:
     return steps if cost <= 1 + NEGLIGIBLE else max(int(steps / cost), 1)
 
 
-def subject_of(run: Run) -> Subject:
-    """The training of a run's transformer, with latents of the shape that it will have."""
+def subject_of(run: Run, shared: Sequence[Job]) -> Subject:
+    """The training of a run's transformer, with latents and features of the shapes that they will have."""
     job = run.jobs["transformer"]
     assert isinstance(job, TrainTransformerConfig)
-    inputs = Inputs(PlanConfig(), run.jobs.values())
+    inputs = Inputs(PlanConfig(), (*shared, *run.jobs.values()))
     latents, _ = inputs.latents(job.latents)
     return Subject(job, latents._replace(feature_dim=inputs.feature_dim(job)))
 

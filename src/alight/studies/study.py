@@ -95,7 +95,7 @@ def costs_of(config: GridStudyConfig, settings: Sequence[Setting], division: Div
     """
     check_output(config.output / "report", resolved(config), "report")
     firsts = list({run.setting: run for run in reversed(all_runs(config, settings))}.values())[::-1]
-    return division.call(recorded_costs, config.output, firsts)
+    return division.call(recorded_costs, config.output, firsts, list(shared_jobs(config).values()))
 
 
 def prepare(config: GridStudyConfig, shared: Mapping[str, Job], runs: Sequence[Run]) -> list[str]:
