@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from alight.config.recipes import load_config
 from alight.runtime.hardware import available_cores
 from alight.studies import frontier
 from alight.studies.grid import all_runs
+from alight.studies.workers import Workers
 from helpers import warm
 from helpers.jobs import finish, paragraphs
 from helpers.serving import wait_until
@@ -134,3 +136,13 @@ def test_workers_of_one_process_and_torchrun_are_one_too_many(recipe, tmp_path):
     (line,) = paragraphs(messages)
     assert "Leave out --jobs, or torchrun" in line
     assert os.listdir(tmp_path) == []
+
+
+def test_a_worker_that_is_gone_is_sent_no_signal(monkeypatch):
+    with Workers(["cpu"], 1) as workers:
+        with pytest.raises(BrokenProcessPool):
+            workers.call(os._exit, 1)
+        sent = []
+        monkeypatch.setattr(os, "kill", lambda *arguments: sent.append(arguments))
+        workers.terminate()
+    assert not sent

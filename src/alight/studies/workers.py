@@ -34,7 +34,7 @@ class Workers:
     def __init__(self, devices: Sequence[str], threads: int) -> None:
         self._threads, self._level = threads, logging.getLogger("alight").level
         self._free: SimpleQueue[tuple[str, ProcessPoolExecutor | None]] = SimpleQueue()
-        self._started: list[int] = []
+        self._started: dict[ProcessPoolExecutor, int] = {}  # and its process
         for device in devices:
             self._free.put((device, None))
 
@@ -58,6 +58,8 @@ class Workers:
             process = process or self._start(device)
             return process.submit(function, *arguments).result()
         except BrokenProcessPool:
+            if process is not None:
+                self._started.pop(process, None)  # another process may get its number
             process = None
             raise
         finally:
@@ -66,12 +68,12 @@ class Workers:
     def _start(self, device: str) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         process = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(device, self._threads, self._level))
-        self._started.append(process.submit(os.getpid).result())
+        self._started[process] = process.submit(os.getpid).result()
         return process
 
     def terminate(self) -> None:
         """Send all workers SIGTERM: a training in one of them finishes its step and saves, anything else ends."""
-        for process in self._started:
+        for process in self._started.values():
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
 
