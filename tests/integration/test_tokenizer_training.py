@@ -146,7 +146,9 @@ def test_fine_tuning_takes_over_everything_and_gives_new_latents(configure):
 def test_a_decoder_trained_alone_keeps_the_latents_and_their_statistics(configure):
     first = configure("first")
     before = train_tokenizer.run(first)
-    tuned = configure("tuned", init_from=str(first.output), train="decoder", alignment={"foundation": None})
+    demands = {"noise": 0.2, "continuity_weight": 1}  # of the decoder
+    alone = {"train": "decoder", "alignment": {"foundation": None}}
+    tuned = configure("tuned", init_from=str(first.output), regularisation=demands, **alone)
     after = train_tokenizer.run(tuned)
     one, two = load_file(first.output / WEIGHTS), load_file(tuned.output / WEIGHTS)
     for name in one:
@@ -158,6 +160,7 @@ def test_a_decoder_trained_alone_keeps_the_latents_and_their_statistics(configur
     assert after.facts["same_latents_as"] == [before.hash]
     assert (tuned.output / "projection.safetensors").is_file()
     assert {"mcos", "mdms"}.isdisjoint(log_of(tuned.output)[-1])
+    assert log_of(tuned.output)[-1]["continuity"] > 0
 
     latents = read_artifact(first.output, "tokenizer")  # stands for what was made with the first one
     object.__setattr__(latents, "inputs", {"tokenizer": before.hash})

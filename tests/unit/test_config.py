@@ -293,14 +293,15 @@ def test_settings_of_newer_latents_are_checked(section, values, complaint):
         validate(TrainTokenizerConfig, {section: values}, "test")
 
 
-def test_continuity_needs_two_channels_and_a_decoder_alone_needs_none_of_it():
+def test_continuity_needs_two_channels_and_a_decoder_alone_keeps_its_latents():
     given = {"model": {"latent_channels": 1}, "regularisation": {"continuity_weight": 1}}
     with pytest.raises(InputError, match="two channels or more"):
         validate(TrainTokenizerConfig, given, "test")
     alone = {"init_from": "t", "train": "decoder", "alignment": {"foundation": None}}
-    assert validate(TrainTokenizerConfig, alone | {"regularisation": {"noise_law": "normal"}}, "test").init_from == "t"
-    with pytest.raises(InputError, match="nothing can align or regularise"):
-        validate(TrainTokenizerConfig, alone | {"regularisation": {"continuity_weight": 1}}, "test")
+    demands = {"noise": 0.5, "continuity_weight": 1}  # of the decoder
+    assert validate(TrainTokenizerConfig, alone | {"regularisation": demands}, "test").regularisation.noise == 0.5
+    with pytest.raises(InputError, match="nothing can align them or make them equivariant"):
+        validate(TrainTokenizerConfig, alone | {"regularisation": {"equivariance_probability": 1}}, "test")
 
 
 def test_configurations_of_earlier_versions_lack_only_keys_that_are_off():

@@ -7,7 +7,7 @@ from alight.reporting.files import report_data
 from alight.reporting.page import render_page
 from alight.reporting.report import Report
 from alight.studies import ablation
-from alight.studies.costs import step_at_equal_time, subject_of
+from alight.studies.costs import recorded_costs, step_at_equal_time, subject_of
 from alight.studies.equal_time import equal_time_figures, equal_time_summary, equal_time_table
 from alight.studies.grid import all_runs, shared_jobs
 from alight.studies.results import LABELS, MEASURES, Results, columns
@@ -69,6 +69,16 @@ def test_a_setting_that_could_not_be_measured_is_left_out(results):
     conditions = {name: {} for name in results.settings}
     assert equal_time_table(results, conditions).columns == ["unchanged", "quick", "solver"]
     assert len(list(equal_time_figures(results, conditions, BEFORE))) == 1
+
+
+def test_a_cost_that_could_not_be_measured_is_measured_by_the_next_command(tmp_path, monkeypatch):
+    config = load_config("digits/newer_losses").model_copy(update={"output": tmp_path})
+    runs = all_runs(config, ablation.settings(config)[:2])[:2]
+    known = {"unchanged": 1.0}
+    for found in (None, 1.5, 9.0):
+        monkeypatch.setattr("alight.studies.costs.cost_of", lambda *subjects, found=found: found)
+        known |= {} if found is None else {"repa": 1.5}  # measured once
+        assert recorded_costs(tmp_path, runs, list(shared_jobs(config).values())) == known
 
 
 def test_the_second_table_is_part_of_page_and_file_only_where_there_is_one(results):

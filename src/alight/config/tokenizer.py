@@ -233,11 +233,6 @@ class LatentRegularisationConfig(Section):
             raise ValueError(f"continuity_angles {list(self.continuity_angles)} do not increase; sort them, each once")
         return self
 
-    @property
-    def enabled(self) -> bool:
-        """Tell if anything is asked of the latent."""
-        return any((self.equivariance_probability, self.noise, self.continuity_weight))
-
 
 class TokenizerPhaseConfig(Section):
     """One phase of the schedule; what is not given is as in the sections beside `stages`."""
@@ -362,9 +357,9 @@ class TrainTokenizerConfig(Job):
             raise ValueError("train 'decoder' keeps the latents of an existing tokenizer; name it in init_from")
         weights = [self.alignment.weight if self.alignment.foundation else 0.0]
         weights += [phase.alignment_weight or 0.0 for phase in self.stages]
-        if any(weights) or self.regularisation.enabled:
+        if any(weights) or self.regularisation.equivariance_probability:
             raise ValueError(
-                "train 'decoder' leaves the latents as they are, so nothing can align or regularise them; set "
-                "alignment.weight (and that of the stages) and regularisation to 0"
+                "train 'decoder' leaves the latents as they are, so nothing can align them or make them equivariant; "
+                "set alignment.weight (and that of the stages) and regularisation.equivariance_probability to 0"
             )
         return self

@@ -24,6 +24,13 @@ DIFFERENCE_GAIN = 4
 QUANTILES = 40  # of the curve over the images; few enough that it is drawn as it is
 
 
+ALIGNMENT_TERMS = {  # of the training log, by the names of the page
+    "mcos": "marginal cosine",
+    "mdms": "marginal distance matrix",
+    "gram": "Gram",
+    "pooled_cosine": "pooled cosine",
+    "patch_cosine": "cosine of patches",
+}
 TRAINING_LOSS = "The loss of training on these images, through the trained projection."
 MEASURES = {
     "reconstruction_psnr": Measure(
@@ -209,7 +216,8 @@ def tokenizer_curves(tokenizers: Sequence[EvaluatedTokenizer]) -> list[Curve]:
         (folder,) = folders.values()
         curves = [
             log_curve("Tokenizer: reconstruction", folder, {"l1": "L1 per pixel"}, log_y=True),
-            log_curve("Tokenizer: alignment", folder, {"mcos": "marginal cosine", "mdms": "marginal distance matrix"}),
+            log_curve("Tokenizer: alignment", folder, ALIGNMENT_TERMS),
+            log_curve("Tokenizer: continuity of the decoder", folder, {"continuity": "squared error"}),
         ]
     else:
         curves = [

@@ -176,19 +176,18 @@ def _open_projection(weights: dict[str, Tensor], foundation: str, settings: dict
 def _open_foundation(
     name: str | None, tokenizers: Sequence[EvaluatedTokenizer]
 ) -> tuple[FoundationModel | None, list[str]]:
+    """The model that is named, with its own output; else that of the first projection, with the layers of it."""
     aligned = [tokenizer.projection for tokenizer in tokenizers if tokenizer.projection is not None]
-    modes = {
-        projection.foundation: (projection.settings["foundation_input"], projection.settings.get("layers"))
-        for projection in aligned
-    }
-    if name is not None:
-        mode, layers = next((mode for known, mode in modes.items() if _same_model(known, name)), ("own", None))
-        return FoundationModel.from_pretrained(name, mode).with_layers(layers), []
-    if not modes:
+    if name is not None:  # one measure for all, so that tokenizers compare that were aligned with different layers
+        inputs = {projection.foundation: projection.settings["foundation_input"] for projection in aligned}
+        mode = next((mode for known, mode in inputs.items() if _same_model(known, name)), "own")
+        return FoundationModel.from_pretrained(name, mode), []
+    if not aligned:
         return None, []
-    name, (mode, layers) = next(iter(modes.items()))
+    name, settings = aligned[0].foundation, aligned[0].settings
     try:
-        return FoundationModel.from_pretrained(name, mode).with_layers(layers), []
+        foundation = FoundationModel.from_pretrained(name, settings["foundation_input"])
+        return foundation.with_layers(settings.get("layers")), []
     except InputError as error:
         return None, [f"The alignment was not measured. {error}"]
 

@@ -154,9 +154,12 @@ def remarks(
             mean = f"; over the others it is {rest.mean():.2f} dB" if len(rest) else ""
             notes.append(f"{name} reproduces {identical} images exactly, which makes its mean PSNR infinite{mean}.")
         if networks.foundation is not None and each.tokenizer.projection and "alignment_cosine" not in each.scores:
+            projection = each.tokenizer.projection
+            layers = projection.settings.get("layers")
+            of = f"layers {', '.join(map(str, layers))} of " if layers else ""
             notes.append(
-                f"The trained projection of {name} leads to {each.tokenizer.projection.foundation}, so it has no "
-                f"separate figures in the features of {networks.foundation.name}."
+                f"The trained projection of {name} leads to {of}{projection.foundation}, so it has no separate "
+                f"figures in the features of {networks.foundation.name}."
             )
     if networks.foundation is not None and len({each.tokenizer.shape for each in measured}) > 1:
         notes.append(

@@ -65,7 +65,7 @@ def recorded_costs(folder: Path, runs: Sequence[Run], shared: Sequence[Job]) -> 
 
     Returns:
         Multiples by the name of the setting; 1 where nothing about the training of the transformer differs. A setting
-        that cannot be measured is left out.
+        that cannot be measured is left out, and tried again by the next command.
 
     Raises:
         InputError: the record cannot be read.
@@ -77,7 +77,7 @@ def recorded_costs(folder: Path, runs: Sequence[Run], shared: Sequence[Job]) -> 
     first, *others = subjects.values()
     record: dict[str, _Recorded] = {}
     measured: dict[str, float | None] = {digest(first, first): 1.0}
-    measured |= {each["of"]: each["cost"] for each in known.values()}
+    measured |= {each["of"]: each["cost"] for each in known.values() if each["cost"] is not None}
     for setting, subject in subjects.items():
         of = digest(first, subject)
         if of not in measured:
