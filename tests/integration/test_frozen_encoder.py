@@ -10,7 +10,13 @@ from safetensors.torch import load_file
 
 from alight import LightningDiTPipeline, RepresentationAutoencoder
 from alight.artifacts import read_artifact
-from alight.config import ConvertConfig, ExportConfig, ExtractLatentsConfig, TrainTokenizerConfig
+from alight.config import (
+    ConvertConfig,
+    EvaluateTokenizerConfig,
+    ExportConfig,
+    ExtractLatentsConfig,
+    TrainTokenizerConfig,
+)
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
 from alight.doctor.round_trip import round_trip
@@ -18,7 +24,7 @@ from alight.interop.tokenizer_sources import open_tokenizer
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import unit_range
 from alight.sharing import export
-from alight.stages import convert, extract_latents, train_tokenizer
+from alight.stages import convert, evaluate_tokenizer, extract_latents, train_tokenizer
 from helpers.models import tiny_vit
 from helpers.runs import log_of
 from helpers.tiny_quickstart import TINY
@@ -180,6 +186,17 @@ def test_moments_of_features_are_refused(finished, tmp_path):
     )
     with pytest.raises(InputError, match="gives latents, not moments"):
         extract_latents.run(config)
+
+
+def test_images_of_another_size_are_refused_by_the_option(finished, tmp_path):
+    images = {"source": "digits", "size": 32}
+    tokenizer = finished / "tokenizer"
+    with pytest.raises(
+        InputError, match="images.size is 32, but .* for images of 16 pixels alone. Give --images.size 16"
+    ):
+        extract_latents.run(ExtractLatentsConfig(tokenizer=tokenizer, images=images, output=tmp_path / "latents"))
+    with pytest.raises(InputError, match="Give --images.size 16"):
+        evaluate_tokenizer.run(EvaluateTokenizerConfig(tokenizer=tokenizer, images=images, output=tmp_path / "report"))
 
 
 def test_a_published_folder_becomes_an_artifact_and_no_published_vae(finished, tmp_path):

@@ -245,7 +245,7 @@ def test_an_ablation_cumulates_and_trains_a_model_only_where_it_differs(tmp_path
 
 def test_every_use_of_a_foundation_model_is_of_the_studys_own(tmp_path):
     changes = {
-        "aligned": {},
+        "aligned": {"tokenizer.alignment.cosine_margin": 0.3},
         "frozen": {"tokenizer.alignment.weight": 0, "tokenizer.frozen_encoder.foundation": "own"},
         "repa": {"latents.features.foundation": "own", "transformer.representation": {"weight": 0.5, "block": 1}},
     }

@@ -361,6 +361,11 @@ def test_layers_that_do_not_exist_are_refused(layers):
         foundation.with_layers(layers)
 
 
+def test_a_model_of_one_layer_has_no_range_of_them():
+    with pytest.raises(InputError, match=r"which has 1\. Give 1\."):
+        FoundationModel(tiny_vit(num_hidden_layers=1), name="small").with_layers((2,))
+
+
 def test_the_identity_follows_the_layers_and_is_unchanged_without():
     foundation = FoundationModel(tiny_vit(**DEEP))
     plain = foundation.identity()

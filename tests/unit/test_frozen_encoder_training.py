@@ -56,6 +56,15 @@ def backward(networks, images, config, factor=None, regularisation=None):
     )
 
 
+def test_settings_that_a_frozen_encoder_makes_no_use_of_are_told():
+    assert tokenizer_networks.unused_settings(configure()) == []
+    assert tokenizer_networks.unused_settings(configure(reconstruction={"kl_weight": 0, "perceptual_weight": 0})) == []
+    both = configure(model={"latent_channels": 8}, reconstruction={"kl_weight": 1e-4, "perceptual_weight": 0})
+    assert tokenizer_networks.unused_settings(both) == ["model", "reconstruction.kl_weight"]
+    trained = configure(frozen_encoder={}, model={"latent_channels": 8})
+    assert tokenizer_networks.unused_settings(trained) == []
+
+
 def test_the_gradient_is_that_of_the_reconstruction_alone(images):
     config = configure()
     networks = networks_of(config)

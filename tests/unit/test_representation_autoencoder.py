@@ -351,6 +351,16 @@ def test_damaged_configurations_are_refused(changes, found, tmp_path):
         open_tokenizer_folder(tmp_path)
 
 
+def test_a_missing_description_of_the_encoder_is_named(tmp_path):
+    autoencoder().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["encoder_config"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="config.json lacks encoder_config"):
+        open_tokenizer_folder(tmp_path)
+
+
 def test_missing_weights_of_the_encoder_are_refused(tmp_path):
     autoencoder().save_pretrained(tmp_path)
     weights = load_file(tmp_path / WEIGHTS)

@@ -154,11 +154,19 @@ def train_through_nan(folder, bad_steps, **options):
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_applied(tmp_path):
-    with pytest.raises(InputError, match="gradient is not finite. It was not applied"):
+    with pytest.raises(
+        InputError, match="gradient is not finite. It was not applied, and the last good checkpoint is"
+    ):
         train_through_nan(tmp_path, {5})
     state, _ = load_latest_checkpoint(tmp_path)
     assert state["step"] == 4
     assert torch.isfinite(state["state"]["model"]["weight"]).all()
+
+
+def test_a_run_that_stops_before_its_first_checkpoint_names_none(tmp_path):
+    with pytest.raises(InputError, match=r"nothing was saved yet. Lower the learning rate \(optimizer.lr\)") as caught:
+        train_through_nan(tmp_path, {1})
+    assert "checkpoint" not in str(caught.value)
 
 
 def test_gradients_that_are_not_finite_are_skipped(tmp_path):

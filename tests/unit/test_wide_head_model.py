@@ -18,6 +18,7 @@ from alight.interop.reference import (
 )
 from alight.interop.transformer_sources import adopt_weights, architecture_of, open_transformer
 from alight.plan.untrained import LatentShape, shallower
+from alight.runtime.device import narrow_weights
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import seeded_initialisation
 from alight.training.optimizer import muon_matrices
@@ -102,6 +103,30 @@ def test_an_auxiliary_output_follows_a_narrow_block():
     assert velocity.shape == auxiliary.shape
     blocks = [model.blocks[1].attn.qkv.weight, model.wide_head.blocks[0].attn.qkv.weight]
     assert torch.autograd.grad(auxiliary.sum(), blocks, allow_unused=True) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "narrow", [lambda model: narrow_weights(model, "bf16"), lambda model: model.to(torch.bfloat16)]
+)
+def test_frequencies_of_time_stay_float32_in_narrow_weights(model, narrow):
+    embedding, t = model.time_embed, torch.rand(64, generator=torch.Generator().manual_seed(2))
+    torch.nn.init.normal_(embedding.frequencies, generator=torch.Generator().manual_seed(3))
+    seen: list[torch.Tensor] = []
+    embedding.linear_1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    wide = embedding(t)
+    narrow(model)
+    close = embedding(t)
+    assert embedding.linear_1.weight.dtype == torch.bfloat16
+    assert embedding.frequencies.dtype == torch.float32
+    assert torch.equal(seen[1], seen[0].to(torch.bfloat16))  # of the same angles
+    assert (close.float() - wide).abs().max() < 2**-6 * wide.abs().max()
+
+
+def test_frequencies_of_time_are_float32_in_a_narrow_folder(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    narrow = LightningDiT.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(narrow.time_embed.frequencies, model.time_embed.frequencies)
+    assert model.double().time_embed.frequencies.dtype == torch.float64
 
 
 def test_patches_of_several_cells_and_larger_latents():

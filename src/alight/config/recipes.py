@@ -210,7 +210,8 @@ def _joined(found: Sequence[Any]) -> list[Any]:
             joined.append(item)
         elif item is not words[place]:
             joined.append({**item, "loc": place, "msg": f"{item['msg']}, or {words[place]['ctx']['expected']}"})
-    return joined
+    parents = {item["loc"][:length] for item in joined for length in range(len(item["loc"]))}
+    return [item for item in joined if item["loc"] not in parents]  # a list without its bad elements may be too short
 
 
 def _complaint(kind: type[BaseModel], item: Any) -> str:

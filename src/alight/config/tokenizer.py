@@ -38,6 +38,7 @@ Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=12)]
 CHANNELS_PER_GROUP, MOST_GROUPS = 4, 32  # of the published network's normalisations
 SMALLEST_DISCRIMINATED = 32  # pixels along a side that the discriminator needs
 PROJECTOR_HEAD_WIDTH = 32  # of the attention in a projector with a block
+ALIGNMENT_TERMS = ("cosine", "distance", "gram", "pooled", "patch")
 
 Layers = Annotated[tuple[Positive, ...], Field(min_length=1, max_length=100)]
 Angle = Annotated[float, Field(gt=0, lt=180)]
@@ -192,6 +193,11 @@ class AlignmentConfig(Section):
         """Tell if the alignment loss takes part in training."""
         return self.foundation is not None and self.weight > 0
 
+    @property
+    def terms(self) -> dict[str, float]:
+        """The weights of the terms of the sum, by their keys."""
+        return {f"{name}_weight": getattr(self, f"{name}_weight") for name in ALIGNMENT_TERMS}
+
 
 class ReconstructionConfig(Section):
     """The reconstruction loss: L1, KL, and optionally LPIPS and a discriminator."""
@@ -320,6 +326,34 @@ class TrainTokenizerConfig(Job):
                 raise ValueError(f"stage {number} has an alignment_weight, but alignment.foundation names no model")
             if phase.adversarial_start_step is not None and not self.reconstruction.adversarial_weight:
                 raise ValueError(f"stage {number} starts a discriminator, but reconstruction.adversarial_weight is 0")
+        return self
+
+    @property
+    def aligning_foundation(self) -> str | None:
+        """The name of the foundation model, where any phase aligns with it."""
+        weight = self.alignment.weight
+        phases = [weight if phase.alignment_weight is None else phase.alignment_weight for phase in self.stages]
+        return self.alignment.foundation if any(phases or [weight]) else None
+
+    @model_validator(mode="after")
+    def _alignment_has_terms(self) -> Self:
+        if self.aligning_foundation is not None and not any(self.alignment.terms.values()):
+            raise ValueError(
+                f"alignment has a weight, but all of its terms have none: {', '.join(self.alignment.terms)} are 0; to "
+                "switch it off, set alignment.weight (and that of the stages) to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _built_before(self) -> Self:
+        if self.init_from is not None and not self.frozen_encoder.enabled:
+            fields = FrozenEncoderConfig.model_fields
+            given = [name for name in fields if getattr(self.frozen_encoder, name) != fields[name].default]
+            if given:
+                raise ValueError(
+                    "init_from names a tokenizer, whose encoder and decoder stay as they were built; leave "
+                    f"{', '.join(f'frozen_encoder.{name}' for name in given)} out"
+                )
         return self
 
     @model_validator(mode="after")

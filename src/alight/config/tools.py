@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from alight.config.base import (
     AtLeastOne,
@@ -29,10 +29,16 @@ from alight.options import (
     AUTO,
     MEAN_SOLVER,
     PUBLISHED_KAPPA,
+    SDE_SOLVERS,
     AcceleratorPart,
     FixedPrecision,
     Precision,
     require_solver,
+)
+
+_AUTO_SHIFT = (
+    "auto is none of the numbers that are tried; leave it out, and list its value, the root of 4096 / (channels * "
+    "height * width) of the latents, in timestep_shifts"
 )
 
 
@@ -65,6 +71,13 @@ class TuneConfig(FeatureNetworksConfig, Job):
     store: bool = True  # write the best settings into the pipeline, where from_pretrained finds them
     batch_size: Positive = 64
 
+    @field_validator("timestep_shifts", mode="before")
+    @classmethod
+    def _numbers_alone(cls, shifts: Any) -> Any:
+        if shifts == AUTO or (isinstance(shifts, list | tuple) and AUTO in shifts):
+            raise ValueError(_AUTO_SHIFT)
+        return shifts
+
     @model_validator(mode="after")
     def _something_to_try(self) -> Self:
         for solver in self.solvers:
@@ -74,9 +87,14 @@ class TuneConfig(FeatureNetworksConfig, Job):
                 "the solver mean takes no guidance; give guidance_scales and internal_scales of 1 with it"
             )
         if self.draw.sampling.timestep_shift == AUTO:
+            raise ValueError(f"draw.sampling.timestep_shift {_AUTO_SHIFT}")
+        last, warps = self.draw.sampling.last_time, any(warp is not None for warp in self.time_warps)
+        others = [solver for solver in self.solvers if solver in (*SDE_SOLVERS, MEAN_SOLVER)]
+        if last != 1 and (others or warps):
+            wrong = " and ".join([f"solvers {', '.join(others)}"] * bool(others) + ["time_warps"] * warps)
             raise ValueError(
-                "draw.sampling.timestep_shift auto is none of the numbers that are tried; leave it out, and list its "
-                "value, the root of 4096 / (channels * height * width) of the latents, in timestep_shifts"
+                f"last_time is for ODE solvers without a time_warp; leave out draw.sampling.last_time {last:g}, or "
+                f"{wrong}"
             )
         guidance = (self.guidance_scales, self.guidance_intervals, self.internal_scales, self.internal_intervals)
         if not all((*guidance, self.timestep_shifts, self.time_warps, self.solvers, self.kappas, self.steps)):
@@ -226,8 +244,10 @@ class DoctorConfig(Section):
 
     @model_validator(mode="after")
     def _images_and_tokenizer(self) -> Self:
-        if (self.images is None) != (self.tokenizer is None):
-            raise ValueError("a tokenizer is tried on images: give both images and tokenizer, or neither")
+        if self.tokenizer is not None and self.images is None:
+            raise ValueError("a tokenizer is tried on images; name them, too: --images FOLDER")
+        if self.images is not None and self.tokenizer is None:
+            raise ValueError("images are what a tokenizer is tried on; name it, too: --tokenizer FOLDER")
         return self
 
 

@@ -44,6 +44,17 @@ class WideHeadConfig(Section):
     num_heads: Size = 16  # attention heads of these blocks
 
     @model_validator(mode="after")
+    def _counted(self) -> Self:
+        fields = type(self).model_fields
+        sizes = [name for name in ("hidden_size", "num_heads") if getattr(self, name) != fields[name].default]
+        if self.num_layers is None and sizes:
+            raise ValueError(
+                f"{' and '.join(f'head.{name}' for name in sizes)} without head.num_layers makes no head; give "
+                "head.num_layers, 2 as published, or leave the sizes out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.num_layers is not None and self.hidden_size % (4 * self.num_heads):
             raise ValueError(

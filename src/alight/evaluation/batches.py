@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -44,6 +45,11 @@ def contiguous_share(count: int, batch_size: int, processes: Processes) -> tuple
 def in_steps(start: int, stop: int, step: int) -> list[range]:
     """The numbers from `start` to `stop`, in ranges of `step`."""
     return [range(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+
+def evenly_spread(total: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `total`, from the first to the last."""
+    return torch.linspace(0, total - 1, min(count, total)).round().int().tolist()
 
 
 def pixel_batches(

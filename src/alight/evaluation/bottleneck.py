@@ -14,7 +14,7 @@ import torch
 from alight.config import EvaluateConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.loading import open_dataset
-from alight.evaluation.batches import index_batches, load_batches
+from alight.evaluation.batches import evenly_spread, index_batches, load_batches
 from alight.evaluation.features import (
     FOUNDATION,
     GREY_PIXELS,
@@ -26,7 +26,7 @@ from alight.evaluation.features import (
 from alight.evaluation.generated import GeneratedImages
 from alight.evaluation.generation import Generation
 from alight.evaluation.label_figures import accuracy_of_known
-from alight.evaluation.reconstruction import evenly_spread, reconstruct
+from alight.evaluation.reconstruction import reconstruct
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks
 from alight.metrics.frechet import FeatureStatistics, frechet_distance
 from alight.runtime.errors import InputError

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 from alight.config import EvaluateConfig
 from alight.data.image_dataset import ImageDataset
-from alight.evaluation.batches import contiguous_share, in_steps
+from alight.evaluation.batches import contiguous_share, evenly_spread, in_steps
 from alight.evaluation.features import FeatureNetworks, ImageFeatures, gather_features, open_feature_networks
 from alight.evaluation.generated import GeneratedImages
 from alight.evaluation.label_figures import LabelScores, score_labels
 from alight.evaluation.real_images import RealImages, measure_reference, open_training_images
-from alight.evaluation.reconstruction import evenly_spread
 from alight.evaluation.reference_set import ReferenceSet, open_reference_set
 from alight.metrics.neighbours import NearestNeighbours
 from alight.runtime.console import progress_bar

@@ -6,12 +6,11 @@ latent, and classes that lie together.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from alight.config import EvaluateTokenizerConfig, MeasureTokenizerConfig
 from alight.data.image_dataset import ImageDataset
-from alight.evaluation.batches import load_batches
+from alight.evaluation.batches import evenly_spread, load_batches
 from alight.metrics.latent_geometry import decoder_drift, gram_agreement, neighbour_hits, perturbed
 from alight.models.tokenizer import Tokenizer
 from alight.runtime.pixels import unit_range
@@ -61,7 +60,7 @@ def geometry_rows(dataset: ImageDataset, config: MeasureTokenizerConfig) -> Geom
     """The measurement of the properties, where the configuration asks for them."""
     if not isinstance(config, EvaluateTokenizerConfig) or not config.geometry:
         return None
-    indices = torch.linspace(0, len(dataset) - 1, min(len(dataset), MEAN_IMAGES)).round().int().tolist()
+    indices = evenly_spread(len(dataset), MEAN_IMAGES)
     (pixels,) = load_batches(dataset, [indices], workers=0)
     return GeometryRows(unit_range(pixels).mean(0), config.seed)
 

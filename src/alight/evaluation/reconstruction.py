@@ -10,7 +10,7 @@ from torch import Tensor
 from alight.config import MeasureTokenizerConfig
 from alight.data.image_dataset import ImageDataset
 from alight.evaluation.alignment import LinearMap, alignment_scores
-from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
+from alight.evaluation.batches import evenly_spread, gather_batches, index_batches, load_batches, share_of
 from alight.evaluation.features import foundation_features
 from alight.evaluation.geometry import geometry_rows, take_geometry
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, applicable_projection
@@ -147,11 +147,6 @@ def statistics_warning(
     finally:
         vae.to("cpu")
     return None
-
-
-def evenly_spread(total: int, count: int) -> list[int]:
-    """At most `count` of the numbers below `total`, from the first to the last."""
-    return torch.linspace(0, total - 1, min(count, total)).round().int().tolist()
 
 
 def encode(vae: Tokenizer, images: Tensor, indices: Sequence[int], config: MeasureTokenizerConfig) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 from alight.config import EvaluateTokenizerConfig, ImagesConfig, MeasureTokenizerConfig
 from alight.data.decode import WHITE
 from alight.evaluation.assessment import F16D32
+from alight.evaluation.batches import evenly_spread
 from alight.evaluation.geometry import STEP
-from alight.evaluation.reconstruction import Measurements, evenly_spread
+from alight.evaluation.reconstruction import Measurements
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks
 from alight.models.foundation import FoundationModel
 from alight.reporting.pictures import comparison_strip

@@ -19,6 +19,7 @@ from alight.models.foundation_catalogue import IMAGENET_MEAN, IMAGENET_STD, allo
 from alight.models.foundation_loading import open_backbone
 from alight.runtime.console import log
 from alight.runtime.errors import InputError, one_line
+from alight.runtime.units import numbers_to
 
 Size = tuple[int, int]  # height, width
 
@@ -160,8 +161,8 @@ class FoundationModel(nn.Module):
             there = len(self.blocks)
             if missing := [number for number in layers if not 1 <= number <= there]:
                 raise InputError(
-                    f"alignment.layers asks for layer {missing[0]} of '{self.name}', which has {there}. Give numbers "
-                    f"from 1 to {there}."
+                    f"alignment.layers asks for layer {missing[0]} of '{self.name}', which has {there}. Give "
+                    f"{numbers_to(there)}."
                 )
         self.layers = tuple(layers) if layers is not None else None
         return self

@@ -183,12 +183,17 @@ class RepresentationAutoencoder(FeatureStatistics, AutoencoderRAE):
 
     @classmethod
     def check_before_building(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor], source: Any) -> None:
-        """Refuse a number of layers that no network has.
+        """Refuse a number of layers that no network has, and an encoder of its own without a description.
 
         Raises:
             InputError: names the field.
         """
         encoder = config.get("encoder_config")
+        if encoder is None and any(name.startswith("encoder.backbone.") for name in weights):
+            raise InputError(
+                f"{source} lacks encoder_config, which describes the encoder whose weights are there. Restore the "
+                "file that was saved with the weights."
+            )
         nested = encoder if isinstance(encoder, dict) else {}
         layers = [
             (name, value) for name, value in (*config.items(), *nested.items()) if name.endswith("hidden_layers")

@@ -45,7 +45,7 @@ from alight.plan.untrained import (
 )
 from alight.runtime.errors import InputError
 from alight.training.inputs import foundation_inputs
-from alight.training.tokenizer_networks import new_tokenizer, used_foundation
+from alight.training.tokenizer_networks import new_tokenizer
 from alight.training.transformer_networks import build_model
 
 JobT = TypeVar("JobT", bound=Job)
@@ -228,7 +228,7 @@ class Inputs:
         if is_complete(tokenizer):
             return read_artifact(tokenizer, "tokenizer", verify=False).facts.get("foundation")
         recipe = self.maker(tokenizer, TrainTokenizerConfig)
-        return used_foundation(recipe) if recipe is not None else None
+        return recipe.aligning_foundation if recipe is not None else None
 
     def reading(self, images: ImagesConfig, split: Split = "train") -> float:
         """Seconds to decode an image of a split, the mean of a few; 0 where they are not there yet."""

@@ -150,7 +150,7 @@ class TokenizerWorkload(Workload):
         # of an existing tokenizer, only the architecture matters
         started_from = config.init_from
         existing = inputs.tokenizer(started_from) if started_from is not None else inputs.new_tokenizer(config)
-        name = tokenizer_networks.used_foundation(config)
+        name = config.aligning_foundation
         foundation = inputs.foundation(name, config.alignment.foundation_input) if name is not None else None
         if foundation is not None:
             foundation.with_layers(config.alignment.layers)

@@ -1,4 +1,4 @@
-"""Bytes and durations as text."""
+"""Bytes, durations and ranges of numbers as text."""
 
 DAYS_FROM = 72 * 3600  # seconds
 
@@ -20,3 +20,8 @@ def duration(seconds: float) -> str:
         return f"{seconds / 86400:,.1f} days"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def numbers_to(last: int) -> str:
+    """The whole numbers that can be given, in words: "numbers from 1 to 3", or "1" alone."""
+    return f"numbers from 1 to {last}" if last > 1 else "1"

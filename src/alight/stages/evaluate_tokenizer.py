@@ -26,6 +26,7 @@ from alight.evaluation.tokenizer_report import (
 )
 from alight.evaluation.tokenizers import EvaluatedTokenizer, MetricNetworks, open_evaluated, open_metric_networks
 from alight.lineage import warn_of_other_squares
+from alight.models.tokenizer_folders import require_image_size
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.reporting.files import figure_lines, write_report, write_table
 from alight.reporting.report import Picture, Report, Stage
@@ -60,6 +61,8 @@ def run(config: EvaluateTokenizerConfig) -> Artifact:
         tokenizers = open_evaluated([config.tokenizer, *config.compare])
         if config.also_in_bf16:
             tokenizers = [each for tokenizer in tokenizers for each in (tokenizer, tokenizer.in_bf16())]
+        for tokenizer in tokenizers:
+            require_image_size(tokenizer.vae, config.images.size, tokenizer.artifact.path)
         if processes.is_main:
             for tokenizer in tokenizers:
                 warn_of_other_squares(tokenizer.artifact, config.images)

@@ -30,7 +30,7 @@ from alight.device_settings import ENCODED, joined, with_compilation
 from alight.lineage import warn_of_other_squares
 from alight.models.foundation import FoundationModel
 from alight.models.tokenizer import Tokenizer
-from alight.models.tokenizer_folders import open_tokenizer_folder
+from alight.models.tokenizer_folders import open_tokenizer_folder, require_image_size
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.runtime.ahead import on_device
 from alight.runtime.background import BackgroundWork
@@ -94,6 +94,7 @@ def extract(config: ExtractLatentsConfig, tokenizer: Artifact, processes: Proces
         raise InputError(
             f"The encoder of {config.tokenizer} is frozen and gives latents, not moments. Take --posterior sample."
         )
+    require_image_size(vae, config.images.size, config.tokenizer)
     narrow_weights(vae, config.tokenizer_weights)
     order_for_convolutions(vae)
     if config.statistics == "tokenizer" and not vae.has_latents_statistics:

@@ -43,6 +43,7 @@ from alight.training.tokenizer_networks import (
     compile_networks,
     load_foundation,
     load_lpips,
+    unused_settings,
     used_models,
 )
 from alight.training.tokenizer_schedule import TokenizerPhase, phase_at, tokenizer_schedule
@@ -162,6 +163,8 @@ def announce(config: TrainTokenizerConfig, schedule: list[TokenizerPhase], image
     )
     for phase in schedule:
         log.info("tokenizer: %s.", phase.describe())
+    if unused := unused_settings(config):
+        log.info("tokenizer: a frozen encoder makes no use of %s.", " and ".join(unused))
 
 
 def build_optimizers(networks: TokenizerNetworks, config: OptimizerConfig) -> dict[str, torch.optim.Optimizer]:

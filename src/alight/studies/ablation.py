@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alight.artifacts import Artifact
@@ -11,7 +11,7 @@ from alight.metrics.intervals import Interval
 from alight.reporting.report import Comparison, Conditions, Curve, Figure
 from alight.runtime.errors import InputError
 from alight.studies.equal_time import equal_time_figures, equal_time_summary, equal_time_table
-from alight.studies.grid import Setting, repetitions, typical_jobs
+from alight.studies.grid import Setting, changed, repetitions, typical_jobs
 from alight.studies.results import LABELS, MEASURES, OBSERVER, PSNR, Results, columns, figure, in_words
 from alight.studies.study import Study, carry_out_study
 
@@ -42,19 +42,41 @@ def settings(config: AblationStudyConfig) -> list[Setting]:
     """The arrow as it is, every change alone, and the cumulated ones.
 
     Raises:
-        InputError: there are no changes, or two of one name.
+        InputError: there are no changes, or two of one name; or a setting changes nothing.
     """
     if not config.alone and not config.cumulated:
         raise InputError("An ablation needs changes: 'alone' or 'cumulated', as in digits/ablation_tokenizer.")
     if twice := ({BASELINE, *config.alone} & set(config.cumulated)) | ({BASELINE} & set(config.alone)):
         raise InputError(f"Two settings are called {', '.join(sorted(twice))}; every change needs a name of its own.")
-    found = [Setting(BASELINE, {}, config.seeds)]
-    found += [Setting(name, changes, config.seeds) for name, changes in config.alone.items()]
+    if empty := [name for name, changes in (*config.alone.items(), *config.cumulated.items()) if not changes]:
+        raise InputError(f"The setting '{empty[0]}' has no changes. Give it some, or leave it out.")
+    unchanged = Setting(BASELINE, {}, config.seeds)
+    alone = [Setting(name, changes, config.seeds) for name, changes in config.alone.items()]
+    cumulated: list[Setting] = []
     together: dict[str, Any] = {}
     for name, changes in config.cumulated.items():
         together = {**together, **changes}
-        found.append(Setting(name, together, config.seeds))
-    return found
+        cumulated.append(Setting(name, together, config.seeds))
+    for column in (alone, cumulated):  # the first of the cumulated ones may be among those alone
+        require_different(config, [unchanged, *column])
+    return [unchanged, *alone, *cumulated]
+
+
+def require_different(config: AblationStudyConfig, compared: Sequence[Setting]) -> None:
+    """Refuse settings that are what an earlier one is, whose difference from it would be none.
+
+    Raises:
+        InputError: names both; or a change names no key, or has a value that does not fit.
+    """
+    earlier: list[tuple[str, AblationStudyConfig]] = []
+    for setting in compared:
+        own = changed(config, setting)
+        if (same := next((name for name, each in earlier if each == own), None)) is not None:
+            raise InputError(
+                f"The setting '{setting.name}' is the same as '{same}': its changes give what is there already. "
+                "Change something else, or leave it out."
+            )
+        earlier.append((setting.name, own))
 
 
 class AblationStudy(Study):

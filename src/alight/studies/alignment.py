@@ -9,6 +9,7 @@ from alight.config import AlignmentStudyConfig, Job
 from alight.outputs import check_output
 from alight.runtime.console import log
 from alight.runtime.units import duration
+from alight.studies.feasibility import require_fit
 
 STAGES = {
     "foundation": "alight.stages.train_foundation",
@@ -46,6 +47,7 @@ def wire(config: AlignmentStudyConfig) -> dict[str, Job]:
 
     foundation = str(folders["foundation"])
     aligned = config.tokenizer.alignment.model_copy(update={"foundation": foundation})
+    require_fit(config.tokenizer.model_copy(update={"alignment": aligned}), config.foundation, "The recipe")
     plain = aligned.model_copy(update={"foundation": None})
     compared: tuple[Path, ...] = (folders["plain"],)
     return {

@@ -13,6 +13,7 @@ from alight.config import GridStudyConfig, Job
 from alight.config.recipes import override, validate
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import derive_seed
+from alight.studies.feasibility import require_fit
 
 Config = TypeVar("Config", bound=GridStudyConfig)
 MODULES = {  # the stage of every job, by the first word of its name
@@ -97,12 +98,14 @@ def all_runs(
         further_steps: by setting, one more step after which samples of the transformer are measured.
 
     Raises:
-        InputError: a change names no key, or has a value that does not fit; or settings are measured after different
-            steps.
+        InputError: a change names no key, or has a value that does not fit; a setting asks for more than the study's
+            own foundation model has; or settings are measured after different steps.
     """
     most = max(setting.seeds for setting in settings)
     configs = {UNCHANGED: config} | {setting.name: changed(config, setting) for setting in settings}
     for name, each in configs.items():
+        if each.public_foundation is None and name in {setting.name for setting in settings}:
+            require_fit(each.tokenizer, config.foundation, f"The setting '{name}'")
         if each.measured_steps != config.measured_steps:
             raise InputError(
                 f"The setting '{name}' changes the steps after which samples are measured, but a study compares after "

@@ -18,6 +18,7 @@ from alight.outputs import STARTED, check_output, claimed_output, writing_folder
 from alight.runtime.console import log
 from alight.runtime.files import file_hash
 from alight.runtime.units import duration
+from alight.studies.feasibility import require_fit
 
 StageConfig = Job | ConvertConfig
 STAGES = {
@@ -85,6 +86,8 @@ def wire(config: QuickstartConfig) -> dict[str, StageConfig]:
     else:
         if config.public_foundation is None:
             plan["foundation"] = joined(config.foundation, "foundation")
+            aligned = config.tokenizer.model_copy(update={"alignment": alignment})
+            require_fit(aligned, config.foundation, "The recipe")
         frozen = config.tokenizer.frozen_encoder
         if frozen.enabled:
             frozen = frozen.model_copy(update={"foundation": foundation})

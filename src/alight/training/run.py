@@ -196,10 +196,12 @@ class TrainingRun:
         policy, limit = self.training.on_non_finite, self.training.max_non_finite
         if policy == "stop" or self._non_finite >= limit:
             again = f" for the {self._non_finite}. time" if self._non_finite > 1 else ""
+            newest, _ = self._newest()
+            kept = f"the last good checkpoint is in {self.folder}" if newest is not None else "nothing was saved yet"
             raise InputError(
-                f"The gradient is not finite{again}. It was not applied, and the last good checkpoint is in "
-                f"{self.folder}. Lower optimizer.lr, set optimizer.max_grad_norm to 1.0, train in fp32, or go on "
-                "without such steps by training.on_non_finite skip or rollback."
+                f"The gradient is not finite{again}. It was not applied, and {kept}. Lower the learning rate "
+                "(optimizer.lr), set optimizer.max_grad_norm to 1.0, train in fp32, or go on without such steps by "
+                "training.on_non_finite skip or rollback."
             )
         if policy == "rollback":
             newest, _ = self._newest()

@@ -19,6 +19,7 @@ from alight.models.pretrained import read_safetensors
 from alight.models.principal_components import start_from_principal_components
 from alight.models.representation_autoencoder import RepresentationAutoencoder
 from alight.models.tokenizer import Tokenizer
+from alight.models.tokenizer_folders import require_image_size
 from alight.models.vavae import VAVAE
 from alight.runtime.device import compile_blocks
 from alight.runtime.errors import InputError
@@ -94,16 +95,12 @@ def require_frozen(config: TrainTokenizerConfig, vae: Tokenizer) -> None:
     Raises:
         InputError: names the setting.
     """
-    if used_foundation(config) is not None or config.regularisation.equivariance_probability:
+    if config.aligning_foundation is not None or config.regularisation.equivariance_probability:
         raise InputError(
             f"The tokenizer in {config.init_from} has a frozen encoder, whose latents no loss can change. Set "
             "alignment.weight (and that of the stages) and regularisation.equivariance_probability to 0."
         )
-    if config.images.size != vae.config.sample_size:
-        raise InputError(
-            f"images.size is {config.images.size}, but the decoder of the tokenizer in {config.init_from} is made for "
-            f"images of {vae.config.sample_size} pixels alone."
-        )
+    require_image_size(vae, config.images.size, config.init_from)
 
 
 def same_architecture(vae: Tokenizer, model: TokenizerModelConfig) -> bool:
@@ -117,23 +114,14 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in weights.items()}
 
 
-def used_foundation(config: TrainTokenizerConfig) -> str | None:
-    """The name of the foundation model, where any phase aligns with it."""
-    given = [
-        config.alignment.weight if phase.alignment_weight is None else phase.alignment_weight
-        for phase in config.stages
-    ]
-    return config.alignment.foundation if any(given or [config.alignment.weight]) else None
-
-
 def used_models(config: TrainTokenizerConfig) -> str | None:
     """The name of the one foundation model that a tokenizer is made from: of its alignment, or its encoder."""
-    return used_foundation(config) or config.frozen_encoder.foundation
+    return config.aligning_foundation or config.frozen_encoder.foundation
 
 
 def load_foundation(config: TrainTokenizerConfig) -> FoundationModel | None:
     """Load the foundation model of the alignment; None where there is no alignment."""
-    name = used_foundation(config)
+    name = config.aligning_foundation
     if name is None:
         return None
     alignment = config.alignment
@@ -200,6 +188,16 @@ def new_tokenizer(config: TrainTokenizerConfig, encoder: FoundationModel | None 
         return VAVAE.build(**config.model.architecture, sample_size=config.images.size)
     encoder = encoder or FoundationModel.from_pretrained(frozen.foundation)
     return RepresentationAutoencoder.build(encoder, config.images.size, **frozen.decoder)
+
+
+def unused_settings(config: TrainTokenizerConfig) -> list[str]:
+    """The keys that were given and that a frozen encoder makes no use of."""
+    if not config.frozen_encoder.enabled:
+        return []
+    default, kl_weight = TokenizerModelConfig(), config.reconstruction.kl_weight
+    usual = type(config.reconstruction).model_fields["kl_weight"].default
+    model = config.model.model_dump(mode="json") != default.model_dump(mode="json")
+    return ["model"] * model + ["reconstruction.kl_weight"] * (kl_weight not in (0, usual))
 
 
 def begin_encoder(vae: Tokenizer, dataset: ImageDataset, config: TrainTokenizerConfig) -> None:

@@ -25,6 +25,7 @@ from alight.flow import (
 from alight.models.lightning_dit import LightningDiT
 from alight.options import AUTO, Precision
 from alight.runtime.device import attention_kernel, autocast, full_float32
+from alight.runtime.errors import InputError
 from alight.runtime.seeding import noise_of_batch, random_stream
 from alight.training.shortage import of_transformer
 from alight.training.token_alignment import TappedForward, TokenAlignment
@@ -112,17 +113,26 @@ def draw_times(flow: FlowConfig, step: int, count: int, generator: torch.Generat
     interval = time_interval(PATHS[flow.path](), flow.prediction)
     distribution = "uniform" if late else flow.time_sampling
     truncated = distribution != "uniform" and flow.first_time > 0
-    return sample_timesteps(
-        count,
-        distribution,
-        flow.logit_normal_mean,
-        flow.logit_normal_std,
-        low=interval.start if truncated else max(interval.start, flow.first_time),
-        high=interval.end,
-        shift=resolve_shift(flow.timestep_shift),
-        truncate=(flow.first_time, 1.0) if truncated else None,
-        generator=generator,
-    )
+    try:
+        return sample_timesteps(
+            count,
+            distribution,
+            flow.logit_normal_mean,
+            flow.logit_normal_std,
+            low=interval.start if truncated else max(interval.start, flow.first_time),
+            high=interval.end,
+            shift=resolve_shift(flow.timestep_shift),
+            truncate=(flow.first_time, 1.0) if truncated else None,
+            generator=generator,
+        )
+    except InputError as error:
+        if not truncated:
+            raise
+        raise InputError(
+            f"flow.first_time {flow.first_time} leaves hardly any of the times that flow.logit_normal_mean "
+            f"{flow.logit_normal_mean:g} and logit_normal_std {flow.logit_normal_std:g} give. Lower it; 0.001 is "
+            "published."
+        ) from error
 
 
 def draw_steps(flow: FlowConfig, step: int, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
