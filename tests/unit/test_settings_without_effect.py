@@ -57,7 +57,7 @@ def test_an_automatic_shift_among_the_listed_ones_is_explained_as_elsewhere(valu
     message = refused(TuneConfig, values)
     elsewhere = refused(TuneConfig, {"draw": {"sampling": {"timestep_shift": "auto"}}})
     assert message.partition("auto is")[2] == elsewhere.partition("auto is")[2] != ""
-    assert "timestep_shifts: auto is none of the numbers" in message
+    assert "timestep_shifts auto is none of the numbers" in message
 
 
 # --- tokenizers and transformers ----------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from alight.config.base import (
     AtLeastOne,
@@ -36,11 +36,6 @@ from alight.options import (
     require_solver,
 )
 
-_AUTO_SHIFT = (
-    "auto is none of the numbers that are tried; leave it out, and list its value, the root of 4096 / (channels * "
-    "height * width) of the latents, in timestep_shifts"
-)
-
 
 class TuneConfig(FeatureNetworksConfig, Job):
     """Try sampling settings on the same noise and labels, and find the best for every cost.
@@ -59,7 +54,7 @@ class TuneConfig(FeatureNetworksConfig, Job):
     guidance_intervals: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 1.0), (0.1, 1.0), (0.2, 1.0))
     internal_scales: tuple[GuidanceScale, ...] = (1.0,)  # of a transformer with an auxiliary output: 1.0 1.2 1.4 1.7
     internal_intervals: tuple[tuple[Fraction, Fraction], ...] = ((0.0, 1.0),)
-    timestep_shifts: tuple[TimestepShift, ...] = (1.0, 0.5, 0.3)
+    timestep_shifts: tuple[TimestepShift | Literal["auto"], ...] = (1.0, 0.5, 0.3)  # auto is refused: give its value
     time_warps: tuple[TimeWarp | None, ...] = (None,)  # in place of the shifts; None = the shifts
     solvers: tuple[str, ...] = ("euler", "heun")
     kappas: tuple[Fraction, ...] = (PUBLISHED_KAPPA,)  # of ucgm alone
@@ -71,13 +66,6 @@ class TuneConfig(FeatureNetworksConfig, Job):
     store: bool = True  # write the best settings into the pipeline, where from_pretrained finds them
     batch_size: Positive = 64
 
-    @field_validator("timestep_shifts", mode="before")
-    @classmethod
-    def _numbers_alone(cls, shifts: Any) -> Any:
-        if shifts == AUTO or (isinstance(shifts, list | tuple) and AUTO in shifts):
-            raise ValueError(_AUTO_SHIFT)
-        return shifts
-
     @model_validator(mode="after")
     def _something_to_try(self) -> Self:
         for solver in self.solvers:
@@ -86,8 +74,13 @@ class TuneConfig(FeatureNetworksConfig, Job):
             raise ValueError(
                 "the solver mean takes no guidance; give guidance_scales and internal_scales of 1 with it"
             )
-        if self.draw.sampling.timestep_shift == AUTO:
-            raise ValueError(f"draw.sampling.timestep_shift {_AUTO_SHIFT}")
+        one, listed = self.draw.sampling.timestep_shift == AUTO, AUTO in self.timestep_shifts
+        if one or listed:
+            name = "draw.sampling.timestep_shift" if one else "timestep_shifts"
+            raise ValueError(
+                f"{name} auto is none of the numbers that are tried; leave it out, and list its value, the root of "
+                "4096 / (channels * height * width) of the latents, in timestep_shifts"
+            )
         last, warps = self.draw.sampling.last_time, any(warp is not None for warp in self.time_warps)
         others = [solver for solver in self.solvers if solver in (*SDE_SOLVERS, MEAN_SOLVER)]
         if last != 1 and (others or warps):
