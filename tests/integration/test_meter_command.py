@@ -90,7 +90,34 @@ def test_mistakes(refused, root, tmp_path):
     assert "not both" in refused("latents", "meter", *both, *out)
     assert "holds no runs of a study" in refused("latents", "meter", "--study", tmp_path / "other", *out)
     assert "multiple of 4 * num_heads" in refused("latents", "meter", "--probe.num-heads", 3, *out)
+    digits = ("--images.source", "digits", *out)
+    grown = refused("latents", "meter", root / "one", *digits, "--images.size", 32)
+    assert "trained on images of 16 pixels, and images.size is 32" in grown
+    of_tokenizer = refused("latents", "meter", root / "one", "--foundation", root / "two", *digits)
+    assert "two holds a tokenizer, not a foundation" in of_tokenizer
+    without = refused("latents", "meter", root / "one", *digits, "--rank-by", "gram_agreement")
+    assert "it needs a foundation model. Give one (--foundation)" in without
+    study = ("--study", tmp_path, *out)
+    assert "leave --images out" in refused("latents", "meter", *study, "--images.size", 32)
+    assert "leave --rank-by out" in refused("latents", "meter", *study, "--rank-by", "density_cv")
+    short = refused("latents", "meter", root / "one", *digits, *QUICK, "--minutes", 1e-7)
+    assert "lower probe.steps and count" in short
     assert not (tmp_path / "meter").exists()
+
+
+def test_a_probe_that_diverges_leaves_the_order_to_another_figure(alight, root, tmp_path):
+    options = ("--images.source", "digits", "--output", tmp_path / "meter", *QUICK, "--probe.lr", 1e10)
+    options = (*options, "--probe.steps", 30, "--density-runs", 0)
+    result = alight("latents", "meter", root / "one", root / "two", *options, "--json")
+    assert result.returncode == 0, result.stderr
+    assert "Lower probe.lr, which is 1e+10" in result.stderr
+    data = json.loads(result.stdout)
+    assert data["by"] == "ambiguity_bound"
+    assert "probe_loss" not in data["figures"]["one"]
+    notes = json.loads((tmp_path / "meter" / "report.json").read_text())["notes"]
+    assert any(
+        "because not all have the figure probe_loss that was to decide. The probe div" in note for note in notes
+    )
 
 
 @pytest.fixture(scope="module")
