@@ -69,9 +69,7 @@ class InspectLatentsConfig(Section):
 class MeterImagesConfig(ImagesConfig):
     """Images that latents are measured on; their size is that of the tokenizers, where it is on record."""
 
-    size: Annotated[int, Field(ge=0, le=65_536)] = (
-        0  # side of the square in pixels; 0 = that of the tokenizers, needed where none is on record
-    )
+    size: Annotated[int, Field(ge=0, le=65_536)] = 0  # side of the square in pixels; 0 = that of the tokenizers
 
 
 class ProbeConfig(Section):
@@ -114,7 +112,5 @@ class MeterLatentsConfig(Job):
     interpolation: Literal["spherical", "linear"] = "spherical"  # way to the points halfway between latents
     posterior_time: Annotated[float, Field(gt=0, lt=1)] = 0.3  # of the ambiguity by other latents; 1 is data
     draws: Annotated[int, Field(ge=20, le=10_000)] = 200  # sets of images drawn anew, for the intervals
-    minutes: PositiveReal = (
-        60.0  # for all figures; the most expensive that do not decide are left out where they do not fit
-    )
+    minutes: PositiveReal = 60.0  # for all figures; where they do not fit, the most expensive are left out first
     batch_size: Positive = 64
