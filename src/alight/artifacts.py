@@ -29,6 +29,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import segmented_hash, write_text
 
 MANIFEST = "alight.json"
+PLURAL = ("latents", "samples")  # kinds of artifacts
 STARTED = "started.json"  # names the kind of artifact that an unfinished folder is going to be
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"  # of a model, as diffusers has it
 PROJECTION_FILE, DISCRIMINATOR_FILE = "projection.safetensors", "discriminator.safetensors"  # beside a tokenizer
@@ -140,11 +141,20 @@ class Artifact:
         """
         expected = self.inputs.get(other.kind)
         if expected and expected not in (other.hash, *other.facts.get("same_latents_as", ())):
-            raise InputError(
-                f"The {self.kind} in {self.path} was made with another {other.kind} ({expected[:12]}) than the one in "
-                f"{other.path} ({other.hash[:12]}). Give the {other.kind} that it was made with, or make the "
-                f"{self.kind} again from this one."
+            were, they = ("were", "they were") if self.kind in PLURAL else ("was", "it was")
+            another, one, this = (
+                ("other", "those", "these") if other.kind in PLURAL else ("another", "the one", "this one")
             )
+            raise InputError(
+                f"The {self.kind} in {self.path} {were} made with {another} {other.kind} ({expected[:12]}) than {one} "
+                f"in {other.path} ({other.hash[:12]}). Give the {other.kind} that {they} made with, or make the "
+                f"{self.kind} again from {this}."
+            )
+
+
+def a_kind(kind: str) -> str:
+    """A kind with its article, for sentences."""
+    return kind if kind in PLURAL else f"a {kind}"
 
 
 def sample_path(folder: Path, number: int) -> Path:
@@ -183,7 +193,9 @@ def read_artifact(folder: Path, kind: str, verify: bool = True) -> Artifact:
         )
     artifact = read_manifest(folder)
     if artifact.kind != kind:
-        raise InputError(f"{folder} holds a {artifact.kind}, not a {kind}. Check which folder you meant to give.")
+        raise InputError(
+            f"{folder} holds {a_kind(artifact.kind)}, not {a_kind(kind)}. Check which folder you meant to give."
+        )
     if verify:
         verify_files(artifact)
     return artifact

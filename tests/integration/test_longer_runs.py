@@ -195,7 +195,7 @@ def test_a_finished_run_says_that_nothing_was_done(kind, log_text):
 def test_a_finished_run_of_other_inputs_is_not_kept_in_silence(kind):
     kind.train("run", 2)
     change_inputs(kind)
-    with pytest.raises(InputError, match="made from inputs that have changed since: the images|was made with another"):
+    with pytest.raises(InputError, match="made from inputs that have changed since: the images|was made with other"):
         kind.train("run", 2)
 
 

@@ -21,7 +21,7 @@ QUICK = (
 
 def write_tokenizer(folder, seed, size=16, **options):
     """A tokenizer artifact as training leaves it, but untrained."""
-    vae = tiny_tokenizer(seed, block_out_channels=(16, 16, 16), **options)
+    vae = tiny_tokenizer(seed, **{"block_out_channels": (16, 16, 16)} | options)
     with writing_folder(folder) as staging:
         vae.save_pretrained(staging)
         images = ImagesConfig(**IMAGES | {"size": size}).model_dump(mode="json")
@@ -90,19 +90,47 @@ def test_mistakes(refused, root, tmp_path):
     assert "not both" in refused("latents", "meter", *both, *out)
     assert "holds no runs of a study" in refused("latents", "meter", "--study", tmp_path / "other", *out)
     assert "multiple of 4 * num_heads" in refused("latents", "meter", "--probe.num-heads", 3, *out)
+    digits = ("--images.source", "digits", *out)
+    grown = refused("latents", "meter", root / "one", *digits, "--images.size", 32)
+    assert "trained on images of 16 pixels, and images.size is 32" in grown
+    of_tokenizer = refused("latents", "meter", root / "one", "--foundation", root / "two", *digits)
+    assert "two holds a tokenizer, not a foundation" in of_tokenizer
+    without = refused("latents", "meter", root / "one", *digits, "--rank-by", "gram_agreement")
+    assert "it needs a foundation model. Give one (--foundation)" in without
+    study = ("--study", tmp_path, *out)
+    assert "leave --images out" in refused("latents", "meter", *study, "--images.size", 32)
+    assert "leave --rank-by out" in refused("latents", "meter", *study, "--rank-by", "density_cv")
+    short = refused("latents", "meter", root / "one", *digits, *QUICK, "--minutes", 1e-7)
+    assert "lower probe.steps and count" in short
     assert not (tmp_path / "meter").exists()
+
+
+def test_a_probe_that_diverges_leaves_the_order_to_another_figure(alight, root, tmp_path):
+    options = ("--images.source", "digits", "--output", tmp_path / "meter", *QUICK, "--probe.lr", 1e10)
+    options = (*options, "--probe.steps", 30, "--density-runs", 0)
+    result = alight("latents", "meter", root / "one", root / "two", *options, "--json")
+    assert result.returncode == 0, result.stderr
+    assert "Lower probe.lr, which is 1e+10" in result.stderr
+    data = json.loads(result.stdout)
+    assert data["by"] == "ambiguity_bound"
+    assert "probe_loss" not in data["figures"]["one"]
+    notes = json.loads((tmp_path / "meter" / "report.json").read_text())["notes"]
+    assert any(
+        "because not all have the figure probe_loss that was to decide. The probe div" in note for note in notes
+    )
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study of three settings and two seeds as it lies on the disk, with generation as the test decides."""
+    """A study of three settings and two seeds, and a fourth of another grid, with generation as the test decides."""
     folder = tmp_path_factory.mktemp("study") / "ablation"
     accuracies = {("plain", 0): 0.5, ("wide", 0): 0.6, ("odd", 0): 0.7, ("plain", 1): 0.55, ("wide", 1): 0.5}
-    accuracies[("odd", 1)] = 0.8
+    accuracies |= {("odd", 1): 0.8, ("coarse", 0): 0.9}
     images = ImagesConfig(**IMAGES).model_dump(mode="json")
     for number, ((setting, seed), accuracy) in enumerate(accuracies.items()):
         run = folder / "runs" / f"{setting}-seed{seed}"
-        write_tokenizer(run / "tokenizer", number, latent_channels=8 if setting == "wide" else 4)
+        options = {"block_out_channels": (16,) * 4} if setting == "coarse" else {}
+        write_tokenizer(run / "tokenizer", number, latent_channels=8 if setting == "wide" else 4, **options)
         with writing_folder(run / "transformer") as staging:
             write_manifest(staging, "transformer", {"seed": seed, "flow": {}}, "x" * 64)
         for step in (5, 10):
@@ -137,6 +165,9 @@ def test_a_study_says_which_figures_predict(alight, study, tmp_path):
         distance = found[(figure, "frechet_distance_observer", "pooled", "spearman")]
         assert distance["value"] == pytest.approx(found[key]["value"])  # as the test has written them
     report = json.loads((output / "report.json").read_text())
+    assert len(runs) == 6
+    assert "another grid than 4 x 4, that of most settings: coarse, seed 0 (2 x 2)" in result.stderr
+    assert any("coarse, seed 0 (2 x 2)" in note for note in report["notes"])
     assert "Label accuracy against probe loss" in [curve["title"] for curve in report["results"]]
     assert len(report["comparison"]["columns"]) == 4
     assert report["probe_loss_generated_label_accuracy_pooled_spearman"] == pytest.approx(

@@ -127,7 +127,7 @@ def test_samples_need_the_tokenizer_of_the_latents(latents, tokenizer, tmp_path)
     with writing_folder(other) as staging:
         VAVAE.from_pretrained(tokenizer).save_pretrained(staging)
         write_manifest(staging, "tokenizer", {}, "o" * 64)
-    with pytest.raises(InputError, match="was made with another tokenizer"):
+    with pytest.raises(InputError, match="were made with another tokenizer"):
         train_transformer.run(configure(latents, tmp_path, samples_every=1, samples_tokenizer=other))
     assert not list((tmp_path / "training").glob("*"))
 

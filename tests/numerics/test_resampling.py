@@ -49,6 +49,24 @@ def test_figures_without_spread_are_certain_or_equal():
     assert Resampled(0, draws).probability_below(Resampled(0, draws)) == 0.5
 
 
+def test_figures_that_are_equal_up_to_rounding_count_half_for_each_side():
+    """Without that, a difference of 1e-9 with hardly any spread would be certain."""
+    first = mean_of(1 + np.random.default_rng(0).random(300))
+    second = Resampled(first.value * (1 + 1e-9), first.draws * (1 + 1e-9))
+    assert first.probability_below(second) == 0.5
+    assert second.probability_below(first) == 0.5
+    third = Resampled(first.value * (1 + 1e-5), first.draws * (1 + 1e-5))
+    assert first.probability_below(third) > 0.99
+
+
+def test_ties_in_some_draws_are_in_the_middle():
+    """Three of four draws tie up to rounding, and one favours the first: 3/8 + 1/4, by normal theory Phi(0.5)."""
+    first = Resampled(1.0, np.ones(400))
+    second = Resampled(1.25, 1 + np.tile([1e-9, -1e-9, 1e-9, 1.0], 100))
+    assert first.probability_below(second) == pytest.approx(3 / 8 + 1 / 4, abs=0.1)
+    assert first.probability_below(second) + second.probability_below(first) == pytest.approx(1)
+
+
 def test_rank_correlations_of_a_counted_example():
     """Ranks 1 2 3 4 against 1 3 2 4: Spearman 1 - 6 * 2 / 60, Kendall (5 - 1) / 6."""
     pairs = [(1.0, 10.0), (2.0, 30.0), (3.0, 20.0), (4.0, 40.0)]

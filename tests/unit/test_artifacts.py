@@ -48,7 +48,7 @@ def test_wrong_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match="not a finished tokenizer"):
         read_artifact(tmp_path, "tokenizer")
     make(tmp_path / "latents", kind="latents")
-    with pytest.raises(InputError, match="holds a latents, not a tokenizer"):
+    with pytest.raises(InputError, match="holds latents, not a tokenizer"):
         read_artifact(tmp_path / "latents", "tokenizer")
     (tmp_path / "latents" / MANIFEST).write_text("{")
     with pytest.raises(InputError, match="cannot be read"):

@@ -1,18 +1,25 @@
 """The order of a meter, the latents that it refuses, and its plan."""
 
+import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from alight.config import MeterLatentsConfig, ProbeConfig
+from alight.config import ImagesConfig, MeterLatentsConfig, ProbeConfig
 from alight.evaluation import latent_meter, meter_plan
 from alight.evaluation.latent_meter import FAMILIES, FIGURES_OF, Meter, Metered, Networks, measure
+from alight.evaluation.meter_decider import require_measurable, require_options
 from alight.evaluation.meter_plan import plan
-from alight.evaluation.meter_report import MEASURES, answer_of, order_of, table_text
+from alight.evaluation.meter_report import MEASURES, absences, answer_of, notes_of, order_of, replaced_by, table_text
 from alight.evaluation.meter_subjects import Subject, normalised, open_subjects
+from alight.evaluation.study_meter import of_one_grid
+from alight.evaluation.study_runs import StudyRun
+from alight.evaluation.velocity_probe import HeldOutErrors
+from alight.metrics.image_covariance import ImageCovariance
 from alight.metrics.resampling import Resampled
 from alight.options import MeterFigure, names_of
 from alight.runtime.errors import InputError
@@ -91,26 +98,50 @@ def test_whole_latents_need_many_images():
     assert "whole_ambiguity_bound" in measure(meter, subject(count=80), ["covariance"]).figures
 
 
-def test_a_plan_leaves_out_the_most_expensive_but_not_what_decides():
-    config = MeterLatentsConfig(draws=20, minutes=1e-9)
-    meter = Meter(config, None, Networks(), CPU)
-    found = plan(meter, subject(), 3)
-    assert found.families == ["probe"]
-    assert {"covariance", "other latents", "density"} <= set(found.left_out)
-    assert "left out, to end within 1e-09 minutes" in str(found)
-    whole = plan(Meter(config.model_copy(update={"minutes": 60.0}), None, Networks(), CPU), subject(), 3)
-    assert not whole.left_out
-    assert set(whole.families) == {"covariance", "other latents", "density", "probe"}
+def planned(monkeypatch, limit, count=1, **options):
+    """The plan for families of 1, 5, 8 and 50 seconds, to end within so many seconds."""
+    costs = {"covariance": 1.0, "drift": 5.0, "density": 8.0, "probe": 50.0}
+    monkeypatch.setattr(meter_plan, "estimates", lambda meter, subject: iter(costs.items()))
+    config = MeterLatentsConfig(minutes=limit / 60, **options)
+    return plan(Meter(config, None, Networks(), CPU), subject(), count)
+
+
+def test_a_plan_leaves_out_the_most_expensive_but_not_what_decides(monkeypatch):
+    found = planned(monkeypatch, 60)
+    assert (found.families, found.left_out) == (["covariance", "drift", "probe"], ["density"])
+    assert "left out, to end within 1 minutes: density" in str(found)
+    assert planned(monkeypatch, 64).left_out == []
+    assert planned(monkeypatch, 20, rank_by="density_cv").families == ["covariance", "drift", "density"]
+    assert planned(monkeypatch, 20, study=Path("study")).left_out == ["probe"]
+
+
+def test_a_figure_that_decides_and_does_not_fit_is_refused(monkeypatch):
+    """Leaving out all others would not end within the time, either."""
+    with pytest.raises(
+        InputError, match=r"'probe', which decides .* Give more --minutes, or lower probe.steps and count"
+    ):
+        planned(monkeypatch, 49)
+    with pytest.raises(InputError, match="about 1 min 40 s for 2 tokenizers, and minutes is 1"):
+        planned(monkeypatch, 60, count=2)
+    with pytest.raises(InputError, match="the cheapest, 'covariance'"):
+        planned(monkeypatch, 0.5, study=Path("study"))
+
+
+def test_the_estimates_are_those_of_the_figures_that_there_can_be():
+    found = plan(Meter(MeterLatentsConfig(draws=20), None, Networks(), CPU), subject(), 3)
+    assert not found.left_out
+    assert set(found.families) == {"covariance", "other latents", "density", "probe"}
 
 
 def test_the_plan_takes_no_covariance_that_the_meter_does_not_take(monkeypatch):
     widths = []
 
-    def spectrum(vectors):
-        widths.append(vectors.shape[1])
-        return np.ones(vectors.shape[1])
+    class Recorded(ImageCovariance):
+        def spectrum(self, chosen):
+            widths.append(self.latents.shape[1])
+            return super().spectrum(chosen)
 
-    monkeypatch.setattr(meter_plan, "covariance_spectrum", spectrum)
+    monkeypatch.setattr(meter_plan, "ImageCovariance", Recorded)
     meter = Meter(MeterLatentsConfig(draws=20, density_runs=0, probe=ProbeConfig(steps=0)), None, Networks(), CPU)
     plan(meter, subject(count=79), 1)
     assert widths == [4]
@@ -118,12 +149,93 @@ def test_the_plan_takes_no_covariance_that_the_meter_does_not_take(monkeypatch):
     assert widths == [4, 4, 16]
 
 
-def test_a_figure_that_cannot_be_there_keeps_another_in_the_plan():
-    config = MeterLatentsConfig(draws=20, minutes=1e-9, rank_by="gram_agreement")
-    found = plan(Meter(config, None, Networks(), CPU), subject(), 2)
-    assert found.families == ["probe"]
+def test_a_figure_that_cannot_be_there_keeps_another_in_the_plan(monkeypatch):
+    assert planned(monkeypatch, 52, rank_by="gram_agreement").families == ["covariance", "probe"]
     with pytest.raises(InputError, match="more --minutes"):
         order_of([metered("a", probe_loss=0.5), metered("b", decoder_drift=0.5)], "probe_loss")
+
+
+def test_a_probe_that_diverges_has_no_figure():
+    """Another figure then decides, and the reason is told wherever the order is."""
+    config = MeterLatentsConfig(probe=ProbeConfig(steps=30, hidden_size=16, num_layers=1, lr=1e10), draws=20)
+    meter = Meter(config, None, Networks(), CPU)
+    measured = [measure(meter, subject(name, seed=seed), ["covariance", "probe"]) for seed, name in enumerate("ab")]
+    assert "probe_loss" not in measured[0].figures
+    assert re.search(r"diverged.* Lower probe.lr, which is 1e\+10", measured[0].absent["probe"])
+    order = order_of(measured, config.rank_by)
+    assert order.figure == "ambiguity_bound"
+    replaced = replaced_by(measured, order, config.rank_by)
+    assert "not all have the figure probe_loss" in replaced
+    assert "Lower probe.lr" in replaced
+    assert any("Not measured: probe loss" in note for note in notes_of(measured, order, config))
+
+
+@pytest.mark.parametrize(
+    ("probe", "there"), [(1.9, True), (2.1, False), (math.nan, False), (math.inf, False), (0.5, True)]
+)
+def test_the_error_of_a_probe_is_believed_up_to_twice_that_of_doing_nothing(monkeypatch, probe, there):
+    monkeypatch.setattr(latent_meter, "train_probe", lambda *_: None)
+    errors = HeldOutErrors(np.full(40, probe), np.ones(40))
+    monkeypatch.setattr(latent_meter, "held_out_errors", lambda *_: errors)
+    found = measure(Meter(MeterLatentsConfig(draws=20), None, Networks(), CPU), subject(), ["probe"])
+    assert ("probe_loss" in found.figures) == there
+    assert ("probe" in found.absent) != there
+
+
+@pytest.mark.parametrize("bad", [Resampled(math.nan, np.zeros(9)), Resampled(1.0, np.asarray([1.0, math.inf]))])
+def test_figures_that_are_not_finite_are_left_out_alone(monkeypatch, bad):
+    good = Resampled(0.5, np.full(9, 0.5))
+    family = {"density": lambda *_: {"density_cv": good, "density_gini": bad}}
+    monkeypatch.setattr(latent_meter, "FAMILIES", family)
+    found = measure(Meter(MeterLatentsConfig(), None, Networks(), CPU), subject(), ["density"])
+    assert list(found.figures) == ["density_cv"]
+    assert absences([found]) == ["Not measured: density gini. On these latents it is not a finite number."]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank_by": "gram_agreement"}, "by gram_agreement: .*--foundation"),
+        ({"rank_by": "decoder_drift", "latents": ["a"]}, "no decoder .*Leave --latents out"),
+        ({"rank_by": "density_cv", "density_runs": 0}, "--density-runs 1 or more"),
+        ({"rank_by": "density_gini", "count": 90}, "more than 90 images.*--count"),
+    ],
+)
+def test_a_deciding_figure_without_its_option_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        require_options(MeterLatentsConfig(**options))
+
+
+@pytest.mark.parametrize(
+    ("figure", "count", "message"),
+    [
+        ("whole_ambiguity_bound", 79, "a has latents of 16 numbers, which need 80 images, and there are 79"),
+        ("density_cv", 90, "a has 90"),
+        ("neighbour_accuracy", 200, "images of a have one class, or none"),
+    ],
+)
+def test_a_deciding_figure_that_these_latents_cannot_have_is_refused(figure, count, message):
+    config = MeterLatentsConfig(rank_by=figure)
+    with pytest.raises(InputError, match=message):
+        require_measurable(config, [subject(count=count)])
+    require_measurable(MeterLatentsConfig(), [subject(count=count)])
+    require_measurable(MeterLatentsConfig(rank_by="whole_ambiguity_bound"), [subject(count=80)])
+
+
+def test_runs_on_another_grid_than_most_settings_are_left_out():
+    def run(setting, seed):
+        return StudyRun(setting, seed, Path(setting), setting, ImagesConfig(), {}, {})
+
+    runs = [run("odd", 0), *(run(setting, seed) for setting in "abc" for seed in (0, 1))]
+    subjects = [subject(f"{each.setting}, seed {each.seed}", shape=(4, 2, 2)) for each in runs]
+    assert of_one_grid(runs, subjects) == (runs, subjects, [])
+    subjects[0] = subject("odd, seed 0", shape=(4, 1, 1))
+    kept, whose, notes = of_one_grid(runs, subjects)
+    assert kept == runs[1:]
+    assert [each.name for each in whose] == [each.name for each in subjects[1:]]
+    assert "another grid than 2 x 2, that of most settings: odd, seed 0 (1 x 1)." in notes[0]
+    with pytest.raises(InputError, match="fewer than 3 settings lie on one grid"):
+        of_one_grid(runs[:5], subjects[:5])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +276,9 @@ def test_latents_that_do_not_compare_are_refused(tmp_path):
     grid = write(tmp_path / "latents.pt", torch.randn(50, 4, 2, 2))
     with pytest.raises(InputError, match="different grids"):
         opened(vectors, grid)
-    with pytest.raises(InputError, match="compared with itself"):
+    with pytest.raises(InputError, match="There are no latents .*nosuch"):
+        opened(tmp_path / "nosuch")
+    with pytest.raises(InputError, match="compared with itself; give it once"):
         opened(vectors, vectors)
     copy = tmp_path / "copy.pt"
     copy.write_bytes(vectors.read_bytes())

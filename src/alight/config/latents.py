@@ -67,7 +67,7 @@ class InspectLatentsConfig(Section):
 
 
 class MeterImagesConfig(ImagesConfig):
-    """Images that latents are measured on; their size may be left to the tokenizers."""
+    """Images that latents are measured on; their size is that of the tokenizers, where it is on record."""
 
     size: Annotated[int, Field(ge=0, le=65_536)] = 0  # side of the square in pixels; 0 = that of the tokenizers
 
@@ -80,7 +80,7 @@ class ProbeConfig(Section):
     num_heads: Positive = 2
     steps: NonNegative = 600  # of training, the same for all; 0 = no probe
     batch_size: Positive = 128
-    lr: PositiveReal = 2e-3
+    lr: PositiveReal = 2e-3  # lower it if the probe diverges
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -105,12 +105,12 @@ class MeterLatentsConfig(Job):
     posterior: Posterior = "sample"  # as 'alight latents extract' stores
     foundation: Source | None = None  # folder or hub id: also measure if latents relate as its features do
     observer: Source | None = None  # compares midpoints with images; None = the foundation model, else grey pixels
-    rank_by: MeterFigure = "probe_loss"  # the figure that decides on the order
+    rank_by: MeterFigure = "probe_loss"  # the figure that decides on the order; not for a study
     probe: ProbeConfig = ProbeConfig()
     density_runs: NonNegative = 1  # t-SNE maps that the density figures are averaged over, 10 in the paper; 0 = none
     perturbation: PositiveReal = 0.5  # size of the step in the latent, relative to it, for the drift of the decoder
     interpolation: Literal["spherical", "linear"] = "spherical"  # way to the points halfway between latents
     posterior_time: Annotated[float, Field(gt=0, lt=1)] = 0.3  # of the ambiguity by other latents; 1 is data
     draws: Annotated[int, Field(ge=20, le=10_000)] = 200  # sets of images drawn anew, for the intervals
-    minutes: PositiveReal = 60.0  # for all figures; the most expensive ones are left out where they do not fit
+    minutes: PositiveReal = 60.0  # for all figures; where they do not fit, the most expensive are left out first
     batch_size: Positive = 64

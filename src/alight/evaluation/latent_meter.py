@@ -4,6 +4,7 @@
 latents at hand gives the reason instead.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,11 @@ from alight.evaluation.meter_subjects import MeteredImages, Subject
 from alight.evaluation.velocity_probe import held_out_errors, train_probe
 from alight.metrics.features import FeatureExtractor, GreyPixels
 from alight.metrics.frechet import FeatureStatistics, frechet_distance
+from alight.metrics.image_covariance import ImageCovariance
 from alight.metrics.latent_figures import (
     DENSITY_VECTORS,
     PERPLEXITY,
     Array,
-    covariance_spectrum,
     gini,
     latent_map,
     latent_vectors,
@@ -40,7 +41,9 @@ from alight.runtime.seeding import derive_seed, random_stream
 
 IMAGES_PER_DIMENSION = 5  # below which the covariance of whole latents is mostly noise
 HELD_OUT = 5  # one in so many latents is kept from the probe
+DIVERGED = 2.0  # times the error without structure, from which a probe has learned nothing but to fail
 WIDE, WIDE_DRAWS = 128, 20  # features, from which Frechet distances are slow, and their draws
+NOT_FINITE = "On these latents it is not a finite number."
 FALLBACK = ("probe_loss", "density_cv", "ambiguity_bound")  # which decide where the wanted figure is not there
 Found = dict[str, Resampled]
 
@@ -112,17 +115,15 @@ class Meter:
 def covariance(meter: Meter, subject: Subject) -> Found:
     """The bounds that the covariance alone gives, of channels and, with enough images, of whole latents."""
     images, channels = subject.latents.shape[:2]
-    by_image = subject.latents.flatten(2).transpose(1, 2).double().numpy()  # (N, n, C)
 
-    def between_channels(chosen: np.ndarray) -> float:
-        return ambiguity_bound(covariance_spectrum(by_image[chosen].reshape(-1, channels))) / WITHOUT_STRUCTURE
+    def bound_of(latents: Tensor) -> Resampled:
+        found = ImageCovariance(latents.numpy())
+        return meter.resampled(lambda chosen: ambiguity_bound(found.spectrum(chosen)) / WITHOUT_STRUCTURE, images)
 
-    found = {"ambiguity_bound": meter.resampled(between_channels, images)}
-    whole = subject.latents.flatten(1).double().numpy()
-    if images >= IMAGES_PER_DIMENSION * whole.shape[1] and whole.shape[1] > channels:
-        found["whole_ambiguity_bound"] = meter.resampled(
-            lambda chosen: ambiguity_bound(covariance_spectrum(whole[chosen])) / WITHOUT_STRUCTURE, images
-        )
+    found = {"ambiguity_bound": bound_of(subject.latents.flatten(2))}
+    numbers = subject.latents[0].numel()
+    if images >= IMAGES_PER_DIMENSION * numbers and numbers > channels:
+        found["whole_ambiguity_bound"] = bound_of(subject.latents.reshape(images, numbers, 1))
     return found
 
 
@@ -135,7 +136,11 @@ def posterior(meter: Meter, subject: Subject) -> Found:
 
 
 def probe(meter: Meter, subject: Subject) -> Found:
-    """The error of a small LightningDiT on latents that it has not seen."""
+    """The error of a small LightningDiT on latents that it has not seen.
+
+    Raises:
+        InputError: there is no probe, or its training diverged.
+    """
     config, seed = meter.config.probe, meter.config.seed
     if config.steps == 0:
         raise InputError("The probe has no steps.")
@@ -143,6 +148,12 @@ def probe(meter: Meter, subject: Subject) -> Found:
     kept = order[: max(len(order) // HELD_OUT, 1)]
     network = train_probe(subject.latents[order[len(kept) :]], config, seed, meter.device)
     errors = held_out_errors(network, subject.latents[kept], config.batch_size, seed, meter.device)
+    share = float(errors.probe.sum() / errors.trivial.sum())
+    if not share <= DIVERGED:  # nor is not-a-number
+        size = f"{share:.3g} times that without structure" if math.isfinite(share) else "not finite"
+        raise InputError(
+            f"The probe diverged, and its error on held-out latents is {size}. Lower probe.lr, which is {config.lr:g}."
+        )
 
     def ratio(chosen: np.ndarray) -> float:
         return float(errors.probe[chosen].sum() / errors.trivial[chosen].sum())
@@ -273,6 +284,7 @@ FIGURES_OF = {  # family -> its figures
     "density": ("density_cv", "density_gini", "density_entropy"),
     "probe": ("probe_loss",),
 }
+FAMILY_OF = {figure: family for family, figures in FIGURES_OF.items() for figure in figures}
 
 
 @dataclass
@@ -282,7 +294,7 @@ class Metered:
     Attributes:
         subject: measured.
         figures: by name.
-        absent: family -> the reason why it has no figures.
+        absent: family, or a single figure of one -> the reason why it is not there.
         seconds: by family.
     """
 
@@ -293,14 +305,16 @@ class Metered:
 
 
 def measure(meter: Meter, subject: Subject, families: Sequence[str] = tuple(FAMILIES)) -> Metered:
-    """Measure the figures of some families."""
+    """Measure the figures of some families; one that is not finite is left out."""
     result = Metered(subject)
     if subject.vae is not None:
         subject.vae.to(meter.device)
     for name in families:
         started = time.perf_counter()
         try:
-            result.figures |= FAMILIES[name](meter, subject)
+            found = FAMILIES[name](meter, subject)
+            result.figures |= {figure: value for figure, value in found.items() if value.finite}
+            result.absent |= {figure: NOT_FINITE for figure, value in found.items() if not value.finite}
         except InputError as error:
             result.absent[name] = str(error)
         result.seconds[name] = time.perf_counter() - started

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from alight.config import MeterLatentsConfig
-from alight.evaluation.latent_meter import FALLBACK, FIGURES_OF, Meter, Metered
-from alight.metrics.resampling import Resampled
+from alight.evaluation.latent_meter import FALLBACK, FAMILY_OF, FIGURES_OF, Meter, Metered
+from alight.metrics.resampling import EQUAL, Resampled
 from alight.reporting.report import Answer, Comparison, Conditions, Figure, Measure
 from alight.runtime.errors import InputError
 
@@ -85,7 +85,7 @@ def order_of(measured: Sequence[Metered], rank_by: str) -> Order:
     if not shared:
         raise InputError(
             f"No figure was measured of all: {rank_by} does not exist for each of them, and there was no time for the "
-            "others. Give more --minutes, or another --rank-by."
+            f"others. {_why(measured, rank_by)}Give more --minutes, or another --rank-by."
         )
     figure = next(name for name in (rank_by, *FALLBACK, *shared) if name in shared)
     costs = [_cost(each.figures[figure], figure) for each in measured]
@@ -102,9 +102,13 @@ def _cost(figure: Resampled, name: str) -> Resampled:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 1 on; equal values share the mean of theirs."""
+    """Ranks from 1 on; values that are equal up to rounding share the mean of theirs."""
     array = np.asarray(values)
-    return [float((array < value).sum() + ((array == value).sum() + 1) / 2) for value in values]
+    same = [np.isclose(array, value, rtol=EQUAL, atol=0) for value in values]
+    return [
+        float(((array < value) & ~equal).sum() + (equal.sum() + 1) / 2)
+        for value, equal in zip(values, same, strict=True)
+    ]
 
 
 def conditions_of(meter: Meter, each: Metered) -> dict[str, Conditions]:
@@ -146,12 +150,11 @@ def conditions_of(meter: Meter, each: Metered) -> dict[str, Conditions]:
 
 def figures_of(meter: Meter, each: Metered) -> list[Figure]:
     """The figures of one tokenizer with their intervals, in the order of the table of measures."""
-    family = {name: family for family, names in FIGURES_OF.items() for name in names}
     conditions = conditions_of(meter, each)
     figures = []
     for name, measure in MEASURES.items():
         if (found := each.figures.get(name)) is not None:
-            figure = measure.figure(name, found.value, conditions[family[name]])
+            figure = measure.figure(name, found.value, conditions[FAMILY_OF[name]])
             figures.append(replace(figure, headline=False, interval=found.interval))
     return figures
 
@@ -240,13 +243,12 @@ def _places(measured: Sequence[Metered], name: str) -> list[int]:
 
 def table_text(measured: Sequence[Metered], order: Order, seconds: Mapping[str, float]) -> str:
     """One table for the terminal: figures with half of their interval, seconds, ranks."""
-    family = {name: family for family, names in FIGURES_OF.items() for name in names}
     rows = [["", *(each.subject.name for each in measured), "seconds"]]
     for name, measure in MEASURES.items():
         if any(name in each.figures for each in measured):
             cells = [_cell(each.figures.get(name), measure) for each in measured]
-            first = FIGURES_OF[family[name]][0] == name
-            rows.append([measure.label, *cells, f"{seconds[family[name]]:.1f}" if first else ""])
+            family = FAMILY_OF[name]
+            rows.append([measure.label, *cells, f"{seconds[family]:.1f}" if FIGURES_OF[family][0] == name else ""])
     ranks = [str(order.places.index(number) + 1) for number in range(len(measured))]
     rows.append([f"rank by {MEASURES[order.figure].label.lower()}", *ranks, ""])
     rows.append([f"mean rank of {len(order.ranked)}", *(f"{rank:.1f}" for rank in order.mean_ranks), ""])
@@ -268,22 +270,40 @@ def _cell(figure: Resampled | None, measure: Measure) -> str:
     return f"{figure.value:.{measure.digits}f} ± {half:.{measure.digits}f}"
 
 
-def notes_of(measured: Sequence[Metered], order: Order, config: MeterLatentsConfig) -> list[str]:
-    """Absent figures with their reasons, and the limits of the others."""
-    notes = []
-    if order.figure != config.rank_by:
-        notes.append(
-            f"The order is by {MEASURES[order.figure].label.lower()}, because not all have the figure "
-            f"{config.rank_by} that was to decide."
-        )
+def replaced_by(measured: Sequence[Metered], order: Order, rank_by: str) -> str | None:
+    """The note that another figure decides than the one that was to; None where it does."""
+    if order.figure == rank_by:
+        return None
+    return (
+        f"The order is by {MEASURES[order.figure].label.lower()}, because not all have the figure {rank_by} that was "
+        f"to decide. {_why(measured, rank_by)}"
+    ).rstrip()
+
+
+def _why(measured: Sequence[Metered], name: str) -> str:
+    """The reasons why a figure is not there, each once, with a space behind."""
+    found = [each.absent.get(name) or each.absent.get(FAMILY_OF[name]) for each in measured]
+    return "".join(f"{reason} " for reason in dict.fromkeys(found) if reason)
+
+
+def absences(measured: Sequence[Metered]) -> list[str]:
+    """A note for every absent figure with its reason."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for each in measured:
-        for family, reason in each.absent.items():
-            reasons.setdefault((family, reason), []).append(each.subject.name)
-    for (family, reason), names in reasons.items():
+        for name, reason in each.absent.items():
+            reasons.setdefault((name, reason), []).append(each.subject.name)
+    notes = []
+    for (name, reason), names in reasons.items():
         whose = "" if len(names) == len(measured) else f" of {', '.join(names)}"
-        labels = " and ".join(MEASURES[name].label.lower() for name in FIGURES_OF[family][:1])
-        notes.append(f"Not measured: {labels}{whose}. {reason}")
+        figure = FIGURES_OF[name][0] if name in FIGURES_OF else name
+        notes.append(f"Not measured: {MEASURES[figure].label.lower()}{whose}. {reason}")
+    return notes
+
+
+def notes_of(measured: Sequence[Metered], order: Order, config: MeterLatentsConfig) -> list[str]:
+    """Absent figures with their reasons, and the limits of the others."""
+    replaced = replaced_by(measured, order, config.rank_by)
+    notes = [*([replaced] if replaced else []), *absences(measured)]
     if any("whole_ambiguity_bound" not in each.figures for each in measured):
         notes.append(
             "The bound of whole latents needs five images for every number of a latent, and latents of more than one "

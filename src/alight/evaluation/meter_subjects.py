@@ -149,12 +149,17 @@ def trained_size(tokenizer: OpenTokenizer) -> int | None:
 
 
 def open_metered_images(config: MeterLatentsConfig, tokenizers: Sequence[OpenTokenizer]) -> MeteredImages:
-    """The images of a split, as large as those that the tokenizers were trained on unless a size is given.
+    """The images of a split, as large as those that the tokenizers were trained on.
 
     Raises:
-        InputError: there are none, or no size is known.
+        InputError: there are none, no size is known, or another one is given than that of the training.
     """
     known = [size for each in tokenizers if (size := trained_size(each)) is not None]
+    if config.study is None and config.images.size and known and config.images.size != known[0]:
+        raise InputError(
+            f"The tokenizers were trained on images of {known[0]} pixels, and images.size is {config.images.size}, "
+            f"where their latents say little. Leave it out, or give --images.size {known[0]}."
+        )
     size = config.images.size or next(iter(known), None)
     if size is None:
         raise InputError(
@@ -189,6 +194,11 @@ def stored_latents(name: str, path: Path, config: MeterLatentsConfig) -> Subject
     Raises:
         InputError: there is neither, or the file holds something else.
     """
+    if not path.exists():
+        raise InputError(
+            f"There are no latents {path}. Check the path, or make them with 'alight latents extract'; a file of "
+            "published latent vectors (.pt) can be given, too."
+        )
     if path.is_dir():
         artifact = read_artifact(path, "latents")
         dataset = LatentDataset(path)
@@ -221,7 +231,7 @@ def open_subjects(config: MeterLatentsConfig, device: torch.device) -> tuple[lis
             "--latents, or a finished --study."
         )
     if twice := [str(path) for path in paths if paths.count(path) > 1]:
-        raise InputError(f"{min(twice)} would be compared with itself; give each tokenizer once.")
+        raise InputError(f"{min(twice)} would be compared with itself; give it once.")
     opened, names = open_tokenizers(config), [each.removesuffix("/tokenizer") for each in short_names(paths)]
     images = open_metered_images(config, opened) if opened else None
     subjects = []
@@ -246,4 +256,4 @@ def require_one_grid(subjects: Sequence[Subject]) -> None:
         )
     hashes = [subject.hash for subject in subjects]
     if same := [subject.name for subject in subjects if hashes.count(subject.hash) > 1]:
-        raise InputError(f"{' and '.join(same[:2])} are the same; give each tokenizer once.")
+        raise InputError(f"{' and '.join(same[:2])} are the same; give one of them.")

@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,9 +15,9 @@ from alight.artifacts import library_versions
 from alight.config import MeterImagesConfig, MeterLatentsConfig
 from alight.evaluation.latent_meter import Meter, Metered, measure, open_networks, seconds_of
 from alight.evaluation.meter_plan import plan
-from alight.evaluation.meter_report import MEASURES
-from alight.evaluation.meter_subjects import encode_images, open_metered_images
-from alight.evaluation.study_runs import TARGETS, StudyRun, read_runs
+from alight.evaluation.meter_report import MEASURES, absences
+from alight.evaluation.meter_subjects import MeteredImages, Subject, encode_images, open_metered_images
+from alight.evaluation.study_runs import FEWEST_SETTINGS, TARGETS, StudyRun, read_runs
 from alight.interop.tokenizer_sources import open_tokenizer
 from alight.metrics.resampling import (
     FEWEST_SEEDS,
@@ -62,21 +64,68 @@ def meter_study(config: MeterLatentsConfig, device: torch.device) -> tuple[Repor
     started = time.perf_counter()
     runs = read_runs(config.study)
     config = as_in_study(config, runs)
-    meter, measured = Meter(config, None, open_networks(config, device), device), list[Metered]()
-    families: Sequence[str] = ()
-    for run in progress_bar(runs, desc="meter", unit="tokenizer"):
-        opened = open_tokenizer(run.tokenizer)
-        if meter.images is None:
-            meter.images = open_metered_images(config, [opened])
-        subject = encode_images(f"{run.setting}, seed {run.seed}", opened, meter.images, config, device)
-        if not measured:
-            planned = plan(meter, subject, len(runs))
-            log.info("Plan for %d tokenizers: %s.", len(runs), planned)
-            families = planned.families
-        measured.append(measure(meter, subject, families))
+    networks = open_networks(config, device)
+    subjects, images = subjects_of(config, runs, device)
+    runs, subjects, notes = of_one_grid(runs, subjects)
+    meter = Meter(config, images, networks, device)
+    planned = plan(meter, subjects[0], len(runs))
+    log.info("Plan for %d tokenizers: %s.", len(runs), planned)
+    for note in notes:
+        log.warning(note)
+    bar = progress_bar(subjects, desc="meter", unit="tokenizer")
+    measured = [measure(meter, subject, planned.families) for subject in bar]
+    if planned.left_out:
+        notes.append(f"Left out, to end within {planned.minutes:g} minutes: {', '.join(planned.left_out)}.")
     found = correlations(config, runs, measured)
     report = describe(config, runs, measured, found, time.perf_counter() - started)
+    report = replace(report, notes=[*report.notes, *notes])
     return report, text_of(found), data_of(runs, measured, found)
+
+
+def subjects_of(
+    config: MeterLatentsConfig, runs: Sequence[StudyRun], device: torch.device
+) -> tuple[list[Subject], MeteredImages]:
+    """The latents of every run's tokenizer, and the images that they are of."""
+    subjects, images = list[Subject](), None
+    for run in progress_bar(runs, desc="encode", unit="tokenizer"):
+        opened = open_tokenizer(run.tokenizer)
+        images = images or open_metered_images(config, [opened])
+        subjects.append(encode_images(f"{run.setting}, seed {run.seed}", opened, images, config, device))
+    assert images is not None
+    return subjects, images
+
+
+def of_one_grid(
+    runs: Sequence[StudyRun], subjects: Sequence[Subject]
+) -> tuple[list[StudyRun], list[Subject], list[str]]:
+    """The runs whose latents lie on the grid of most settings, with a note that names the others.
+
+    Figures of a position do not compare between grids.
+
+    Raises:
+        InputError: fewer than three settings have one grid.
+    """
+    settings = {(run.setting, subject.shape[1:]): None for run, subject in zip(runs, subjects, strict=True)}
+    grid, _ = Counter(grid for _, grid in settings).most_common(1)[0]
+    kept = [number for number, subject in enumerate(subjects) if subject.shape[1:] == grid]
+    others = [f"{subject.name} ({_grid(subject)})" for subject in subjects if subject.shape[1:] != grid]
+    if len({runs[number].setting for number in kept}) < FEWEST_SETTINGS:
+        raise InputError(
+            f"The latents of fewer than {FEWEST_SETTINGS} settings lie on one grid ({', '.join(others)}, and others "
+            f"{_grid(subjects[kept[0]])}), and figures of a position do not compare between grids. Give a study of "
+            "tokenizers of one grid; channels may differ."
+        )
+    notes = []
+    if others:
+        notes.append(
+            f"Left out, because their latents lie on another grid than {_grid(subjects[kept[0]])}, that of most "
+            f"settings: {', '.join(others)}. Figures of a position do not compare between grids."
+        )
+    return [runs[number] for number in kept], [subjects[number] for number in kept], notes
+
+
+def _grid(subject: Subject) -> str:
+    return " x ".join(map(str, subject.shape[1:]))
 
 
 def as_in_study(config: MeterLatentsConfig, runs: Sequence[StudyRun]) -> MeterLatentsConfig:
@@ -147,7 +196,7 @@ def describe(
         stages=[Stage("encoding", seconds - sum(times.values())), *(Stage(*each) for each in times.items())],
         configuration={"meter": config.model_dump(mode="json")},
         versions=library_versions(),
-        notes=notes_of(runs),
+        notes=[*notes_of(runs), *absences(measured)],
     )
 
 

@@ -12,6 +12,7 @@ from alight.config.recipes import validate
 from alight.runtime.errors import InputError
 from alight.runtime.reading import read_json_object
 
+FEWEST_SETTINGS = 3  # that have a rank correlation
 RUNS, REPORT = "runs", "report.json"
 FOLDER = re.compile(r"(.+)-seed(\d+)")
 TARGETS = {  # figures of generation in the last report of a run -> (name, sign that makes more better)
@@ -62,7 +63,7 @@ def read_runs(study: Path) -> list[StudyRun]:
         )
     every = [run for folder in folders for run in _run(folder, max(steps))]
     runs = list({run.hash: run for run in reversed(every)}.values())  # one of those that agree to the last bit
-    if len({run.setting for run in runs}) < 3:
+    if len({run.setting for run in runs}) < FEWEST_SETTINGS:
         raise InputError(
             f"{study} has finished runs of {len({run.setting for run in runs})} settings with a tokenizer of their "
             "own, and a rank correlation needs three. Let the study end, or give one with more tokenizers."

@@ -9,6 +9,7 @@ from scipy import stats
 
 from alight.metrics.intervals import LEVEL
 
+EQUAL = 1e-6  # relative difference, up to which two figures are equal but for rounding
 FEWEST_SEEDS = 4  # from which whole seeds, drawn anew, give an interval; of fewer it would be far too narrow
 Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -27,6 +28,11 @@ class Resampled:
     draws: Array
 
     @property
+    def finite(self) -> bool:
+        """True if neither the value nor a draw is infinite or not a number."""
+        return bool(np.isfinite(self.value) and np.isfinite(self.draws).all())
+
+    @property
     def error(self) -> float:
         """The standard error."""
         return float(np.std(self.draws, ddof=1))
@@ -38,12 +44,21 @@ class Resampled:
         return self.value - half, self.value + half
 
     def probability_below(self, other: "Resampled") -> float:
-        """The probability that another set of images would give this figure below the other, as these do or not."""
-        difference = other.value - self.value
-        error = float(np.std(other.draws - self.draws, ddof=1))
+        """The probability that another set of images would give this figure below the other, as these do or not.
+
+        Values and draws that are equal up to rounding count half for each side.
+        """
+        difference = float(beyond_rounding(np.asarray(self.value), np.asarray(other.value)))
+        error = float(np.std(beyond_rounding(self.draws, other.draws), ddof=1))
         if error == 0:
             return 0.5 if difference == 0 else float(difference > 0)
         return float(stats.norm.cdf(difference / error))
+
+
+def beyond_rounding(first: Array, second: Array) -> Array:
+    """The second less the first, and 0 where they are equal up to rounding."""
+    difference = np.asarray(second - first)
+    return np.where(np.abs(difference) <= EQUAL * np.maximum(np.abs(first), np.abs(second)), 0.0, difference)
 
 
 def resample(

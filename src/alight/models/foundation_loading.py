@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 from typing_extensions import TypedDict
 
-from alight.artifacts import verify_folder
+from alight.artifacts import is_complete, read_artifact, verify_folder
 from alight.models.foundation_catalogue import IMAGENET_MEAN, IMAGENET_STD, FoundationRow, find_row, known_names
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
@@ -63,6 +63,8 @@ def open_backbone(name: str) -> OpenedBackbone:
     if name.startswith(TIMM):
         return _open_timm(name.removeprefix(TIMM))
     if Path(name).is_dir():
+        if is_complete(Path(name)):  # an artifact, which says what it is
+            read_artifact(Path(name), "foundation", verify=False)
         return _open_transformers(name, name, None)
     row = find_row(name)
     if row is not None:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from alight.artifacts import library_versions, write_manifest
-from alight.config import MeterLatentsConfig
+from alight.config import MeterImagesConfig, MeterLatentsConfig
 from alight.device_settings import joined
 from alight.evaluation.latent_meter import Meter, Metered, measure, open_networks, seconds_of
+from alight.evaluation.meter_decider import require_measurable, require_options
 from alight.evaluation.meter_plan import Plan, plan
 from alight.evaluation.meter_report import (
     Order,
@@ -22,6 +23,7 @@ from alight.evaluation.meter_report import (
     numbered,
     order_of,
     rank_figures,
+    replaced_by,
     table_text,
 )
 from alight.evaluation.meter_subjects import open_subjects
@@ -57,8 +59,8 @@ def run(config: MeterLatentsConfig) -> MeterResult:
         InputError: on unusable tokenizers, latents, images or networks, latents that do not compare, or an output
             folder that holds something else.
     """
-    if config.study is not None and (config.tokenizers or config.latents):
-        raise InputError("A study brings its own tokenizers; give --study, or tokenizers and latents, not both.")
+    if config.study is not None:
+        require_study_alone(config)
     resolved = config.model_dump(mode="json")
     with (
         claimed_output(config.output, "report", resolved, renew=True),
@@ -77,11 +79,31 @@ def run(config: MeterLatentsConfig) -> MeterResult:
     return MeterResult(config.output, text, data)
 
 
+def require_study_alone(config: MeterLatentsConfig) -> None:
+    """Refuse options beside a study that would have no effect.
+
+    Raises:
+        InputError: names them.
+    """
+    if config.tokenizers or config.latents:
+        raise InputError("A study brings its own tokenizers; give --study, or tokenizers and latents, not both.")
+    if config.images != MeterImagesConfig():
+        raise InputError("A study is measured on its own images; leave --images out beside --study.")
+    if config.rank_by != MeterLatentsConfig().rank_by:
+        raise InputError(
+            "With a study no figure decides, since all are compared with its samples; leave --rank-by out beside "
+            "--study."
+        )
+
+
 def meter_tokenizers(config: MeterLatentsConfig, device: torch.device) -> tuple[Report, str, dict[str, Any]]:
     """Measure tokenizers and stored latents: the report, its text and its data."""
     started = time.perf_counter()
+    if config.tokenizers or config.latents:
+        require_options(config)
     networks = open_networks(config, device)
     subjects, images = open_subjects(config, device)
+    require_measurable(config, subjects)
     encoding = time.perf_counter() - started
     meter = Meter(config, images, networks, device)
     planned = plan(meter, subjects[0], len(subjects))
@@ -89,6 +111,8 @@ def meter_tokenizers(config: MeterLatentsConfig, device: torch.device) -> tuple[
     bar = progress_bar(subjects, desc="meter", unit="tokenizer")
     measured = [measure(meter, subject, planned.families) for subject in bar]
     order = order_of(measured, config.rank_by)
+    if note := replaced_by(measured, order, config.rank_by):
+        log.warning(note)
     report = describe(meter, measured, order, planned, encoding)
     return report, text_of(measured, order, config.perturbation), data_of(measured, order)
 
