@@ -12,8 +12,7 @@ from alight.config import ImagesConfig, MeterLatentsConfig
 from alight.data.image_dataset import ImageDataset
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_dataset
-from alight.evaluation.batches import index_batches, load_batches
-from alight.evaluation.reconstruction import evenly_spread
+from alight.evaluation.batches import evenly_spread, index_batches, load_batches
 from alight.interop.tokenizer_sources import OpenTokenizer, open_tokenizer
 from alight.interop.torch_file import read_torch_file
 from alight.models.tokenizer import Tokenizer
