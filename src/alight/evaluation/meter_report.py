@@ -22,11 +22,11 @@ MEASURES = {
         f"Error of a small transformer's velocity on latents that it has not seen, after a fixed budget. {SHARE}",
     ),
     "ambiguity_bound": Measure(
-        *("Ambiguity bound, channels", "", 3, "lower"),
+        *("Ambiguity bound of channels", "", 3, "lower"),
         f"Bound of the velocity's ambiguity from the covariance between channels, positions pooled. {SHARE}",
     ),
     "whole_ambiguity_bound": Measure(
-        *("Ambiguity bound, whole latents", "", 3, "lower"),
+        *("Ambiguity bound of whole latents", "", 3, "lower"),
         f"The same from the covariance of whole latents, where images are many times their numbers. {SHARE}",
     ),
     "posterior_ambiguity": Measure(
