@@ -80,7 +80,7 @@ def test_a_finished_run_and_its_tokenizer(alight, finished_quickstart, tmp_path)
 
 
 def test_images_and_tokenizer_go_together(refused):
-    assert "give both images and tokenizer" in refused("doctor", "--images", "digits")
+    assert "name it, too: --tokenizer FOLDER" in refused("doctor", "--images", "digits")
 
 
 @pytest.mark.parametrize("command", ["plan", "doctor"])

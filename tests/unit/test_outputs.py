@@ -91,7 +91,7 @@ def test_an_artifact_of_another_kind_or_configuration_is_refused(tmp_path):
     make(tmp_path / "run", {"seed": 0})
     refuse(tmp_path / "run", {"seed": 1}, "another configuration")
     refuse(tmp_path / "run", {"seed": 1}, "another configuration", renew=True)
-    refuse(tmp_path / "run", {"seed": 0}, "not a latents", kind="latents", compare=False)
+    refuse(tmp_path / "run", {"seed": 0}, "holds samples, not latents", kind="latents", compare=False)
 
 
 def test_outputs_in_above_and_inside_of_inputs_are_refused(tmp_path):

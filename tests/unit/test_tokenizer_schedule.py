@@ -53,6 +53,9 @@ def test_a_schedule_without_parts_is_one_part():
     assert (whole.start, whole.stop, whole.alignment, whole.restart) == (0, 7, config.alignment, False)
 
 
+UNALIGNED = {"train": "decoder", "init_from": "x", "alignment": {"weight": 0}}
+
+
 @pytest.mark.parametrize(
     ("stages", "options", "complaint"),
     [
@@ -65,7 +68,7 @@ def test_a_schedule_without_parts_is_one_part():
         ([], {"train": "decoder"}, "name it in init_from"),
         ([], {"train": "decoder", "init_from": "x"}, "nothing can align"),
         ([{"steps": 1, "alignment_weight": 1}], {"train": "decoder", "init_from": "x"}, "nothing can align"),
-        ([], {"train": "decoder", "init_from": "x", "alignment": {"weight": 0}, "regularisation": {"noise": 1}}, "0"),
+        ([], UNALIGNED | {"regularisation": {"equivariance_probability": 1}}, "make them equivariant"),
     ],
 )
 def test_contradictions_are_refused(stages, options, complaint):
