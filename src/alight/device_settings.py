@@ -1,7 +1,7 @@
 """Settings that a configuration leaves to the device (`auto`), and the values that a run gives them.
 
 `precision` is part of the result, so a run keeps the one that it was begun with: begun on a GPU, it goes on in bf16 on
-any device. Compilation changes no more than the device does, the last digits, so it is chosen anew at every start and
+any device. Compilation changes no more than the device does, the last digits, so it is chosen again at every start and
 never compared.
 """
 

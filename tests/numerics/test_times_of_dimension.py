@@ -59,7 +59,7 @@ def test_training_times_follow_the_automatic_shift():
 
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])
 def test_no_training_time_is_before_the_first(distribution):
-    """What is left keeps its distribution: uniform, or the sigmoid of a normal number given that it is left."""
+    """The times that are left keep their distribution: uniform, or the sigmoid of a normal number."""
     first, count = 0.3, 50_000
     flow = FlowConfig(time_sampling=distribution, first_time=first)
     t = draw_times(flow, 0, count, generator())

@@ -53,7 +53,7 @@ def arguments_of(case):
 
 
 def needed(case):
-    """What the weights do not tell where narrow blocks and head are equally wide."""
+    """The head's size, which the weights do not tell where it is as wide as the other blocks."""
     narrow, wide = case["config"]["hidden_size"]
     return {"head": arguments_of(case)["head"]} if narrow == wide else {}
 

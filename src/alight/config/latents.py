@@ -111,6 +111,6 @@ class MeterLatentsConfig(Job):
     perturbation: PositiveReal = 0.5  # size of the step in the latent, relative to it, for the drift of the decoder
     interpolation: Literal["spherical", "linear"] = "spherical"  # way to the points halfway between latents
     posterior_time: Annotated[float, Field(gt=0, lt=1)] = 0.3  # of the ambiguity by other latents; 1 is data
-    draws: Annotated[int, Field(ge=20, le=10_000)] = 200  # sets of images drawn anew, for the intervals
+    draws: Annotated[int, Field(ge=20, le=10_000)] = 200  # bootstrap samples of the images, for the intervals
     minutes: PositiveReal = 60.0  # for all figures; where they do not fit, the most expensive are left out first
     batch_size: Positive = 64

@@ -287,7 +287,7 @@ def notes_of(runs: Sequence[StudyRun]) -> list[str]:
     """The limits of the correlations."""
     notes = [
         "Signs are such that 1 is the right prediction: the easier latents by the figure have the better samples.",
-        "Intervals are of whole seeds, drawn anew. They hold for the settings of this study: that other tokenizers "
+        "Intervals come from whole seeds, resampled. They hold for the settings of this study: that other tokenizers "
         "rank likewise does not follow.",
         "The crosses in the plots reach from the lowest to the highest of the seeds.",
     ]

@@ -10,7 +10,7 @@ from scipy import stats
 from alight.metrics.intervals import LEVEL
 
 EQUAL = 1e-6  # relative difference, up to which two figures are equal but for rounding
-FEWEST_SEEDS = 4  # from which whole seeds, drawn anew, give an interval; of fewer it would be far too narrow
+FEWEST_SEEDS = 4  # whose resampling gives an interval; with fewer seeds it would be far too narrow
 Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
