@@ -13,7 +13,7 @@ class ImageCovariance:
     """The covariance between channels over any draw of images, which copies no latents.
 
     Where there are no more channels than positions, the sums of products of each image are kept, which are no larger
-    than its latents, and a draw is a weighted sum of them. Else the products are added up for each draw, block by block.
+    than its latents, and a draw is a weighted sum of them. Else products are summed for each draw, block by block.
     Channels should have a mean near 0, as normalised latents do: the square of the mean is taken out at the end.
 
     Args:
