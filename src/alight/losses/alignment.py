@@ -89,7 +89,7 @@ def pooled_cosine_loss(latents: Tensor, features: Tensor) -> Tensor:
 def patch_cosine_loss(latents: Tensor, features: Tensor) -> Tensor:
     """Turn each projected latent towards the feature at its position (PAE, global semantics).
 
-    mean 1 - cos(z_ij, f_ij), in [0, 2]: `marginal_cosine_loss` without its margin, as a term of its own.
+    mean 1 - cos(z_ij, f_ij), in [0, 2]: `marginal_cosine_loss` without a margin, as a term beside it.
 
     Args:
         latents: projected latents (B, D, h, w).
@@ -98,8 +98,7 @@ def patch_cosine_loss(latents: Tensor, features: Tensor) -> Tensor:
     Raises:
         InputError: if the shapes differ.
     """
-    _same_shape(latents, features)
-    return (1.0 - F.cosine_similarity(latents, features, dim=1)).mean()
+    return marginal_cosine_loss(latents, features, margin=0.0)
 
 
 def _similarity_matrix(x: Tensor) -> Tensor:

@@ -114,8 +114,8 @@ def autoencoder_backward(
     passed = _Forward(sample, kl, latents, aligned, targets, output)
     turns = None
     if continuity is not None:
-        turns = functools.partial(continuity_backward, vae, images, latents, output.detach(), continuity)
-        turns = functools.partial(turns, regularisation=regularisation)
+        inputs = images, latents, output.detach(), continuity
+        turns = functools.partial(continuity_backward, vae, *inputs, regularisation=regularisation)
     return _backward(networks, passed, turns, reconstruction, alignment, adversarial_factor, share, average)
 
 
