@@ -38,6 +38,7 @@ MODEL = TOKENIZER | {"block_out_channels": (8, 8, 16), "norm_num_groups": 4}
 SPHERE = MODEL | {"latent_space": "sphere"}
 TERMS = {"gram_weight": 1, "pooled_weight": 1, "patch_weight": 1, "layers": [1, 2], "latent_noise": 0.1}
 BLOCK = {"projector": "block", "projector_width": 32}
+FITTING = BLOCK | {"layers": [1, 2]}
 CONTINUITY = {"continuity_weight": 1, "noise": 0.25, "noise_law": "normal"}
 TRAINING = {"steps": 2, "global_batch_size": 4, "log_every": 1, "ema_decay": None, "checkpoint_every": 1}
 ALL = {"model": SPHERE, "alignment": TERMS | BLOCK, "regularisation": CONTINUITY}
@@ -132,7 +133,14 @@ def test_a_stopped_run_goes_on_to_the_bit(everything, configure, tmp_path):
 
 @pytest.mark.parametrize(
     ("alignment", "fits"),
-    [(BLOCK, True), ({}, False), (BLOCK | {"projector_width": 64}, False), (BLOCK | {"foundation": "other"}, False)],
+    [
+        (FITTING, True),
+        (FITTING | {"projector": "linear"}, False),
+        (FITTING | {"projector_width": 64}, False),
+        (FITTING | {"foundation": "other"}, False),
+        (FITTING | {"layers": [2]}, False),
+        (BLOCK, False),
+    ],
 )
 def test_fine_tuning_takes_over_a_projector_that_fits(everything, configure, alignment, fits):
     aligned = load_foundation(configure())
@@ -145,6 +153,15 @@ def test_fine_tuning_takes_over_a_projector_that_fits(everything, configure, ali
     kept = load_file(everything / PROJECTION_FILE)
     for name, value in networks.projection.state_dict().items():
         assert torch.equal(value, kept[name] if fits else before[name]), name
+
+
+def test_a_tuned_decoder_keeps_how_its_tokenizer_was_aligned(everything, configure):
+    config = configure("tuned", init_from=str(everything), train="decoder", model={}, alignment={"foundation": None})
+    tuned = train_tokenizer.run(config)
+    before, after = open_evaluated([everything, tuned.path])
+    assert after.projection.settings == before.projection.settings
+    again = Origin.of(configure(init_from=str(tuned.path), model={}))
+    assert again.alignment["layers"] == [1, 2]
 
 
 def test_a_tokenizer_of_the_other_latents_is_refused(everything, configure, tmp_path):

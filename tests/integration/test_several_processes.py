@@ -1,6 +1,7 @@
 """Training in several processes: replicated and sharded, against one process with the same global batch."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ def transformer_words(latents, output, **training):
 def train_transformer(latents, output, processes=1, **training):
     result = start(processes, *transformer_words(latents, output, **training))
     assert result.returncode == 0, result.stderr
+    assert not re.search(r"\w+Warning:", result.stderr), result.stderr  # of a library, about how it is called
     return result
 
 

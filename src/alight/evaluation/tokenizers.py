@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alight.artifacts import PROJECTION_FILE, Artifact
 from alight.config import EvaluateTokenizerConfig, MeasureTokenizerConfig
-from alight.interop.tokenizer_sources import open_tokenizer
+from alight.interop.tokenizer_sources import alignment_settings, open_tokenizer
 from alight.models.foundation import FoundationModel
 from alight.models.inception import InceptionV3
 from alight.models.latent_projector import BlockProjector, LatentBlock
@@ -155,7 +155,7 @@ def _projection(artifact: Artifact) -> Projection | None:
     if name is None or not file.is_file():
         return None
     try:
-        return _open_projection(load_file(file), str(name), artifact.config["alignment"])
+        return _open_projection(load_file(file), str(name), alignment_settings(artifact))
     except Exception as error:
         raise InputError(
             f"{file} cannot be read ({' '.join(str(error).split())[:200]}). Restore it, or remove it to measure the "

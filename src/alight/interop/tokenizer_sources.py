@@ -18,6 +18,7 @@ from alight.runtime.errors import InputError, one_line
 from alight.runtime.reading import read_json_object
 
 SUBFOLDER = "vae"  # of the folder of a pipeline
+ALIGNMENT = "alignment"  # of a configuration; and the fact where a projection was taken over with its tokenizer
 
 
 class OpenTokenizer(NamedTuple):
@@ -55,6 +56,11 @@ def open_tokenizer(source: str | Path) -> OpenTokenizer:
         return _from_folder(path, str(source))
     artifact = read_artifact(path, "tokenizer")
     return OpenTokenizer(open_tokenizer_folder(path), artifact)
+
+
+def alignment_settings(artifact: Artifact) -> dict[str, Any]:
+    """The settings that the projection beside a tokenizer was trained with, by this run or by one before it."""
+    return artifact.facts.get(ALIGNMENT) or artifact.config.get(ALIGNMENT, {})
 
 
 def model_folder(folder: Path) -> Path | None:

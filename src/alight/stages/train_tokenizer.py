@@ -15,6 +15,7 @@ from alight.data.loading import open_dataset
 from alight.data.sampling import ResumableLoader, ResumableSampler
 from alight.device_settings import joined
 from alight.evaluation.batches import gather_batches, index_batches, load_batches, share_of
+from alight.interop.tokenizer_sources import ALIGNMENT
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.pretrained import WEIGHTS_FILE
 from alight.models.representation_autoencoder import RepresentationAutoencoder
@@ -296,8 +297,9 @@ def save(
     if (encoder := config.frozen_encoder.foundation or origin.frozen_encoder) is not None:
         facts["frozen_encoder"] = encoder
     beside = {DISCRIMINATOR_FILE: networks.discriminator and networks.discriminator.state_dict()}
-    if config.train == "decoder":
+    if config.train == "decoder" or origin.frozen_encoder is not None:  # the encoder is that of the origin
         facts |= {"same_latents_as": list(origin.identity), "foundation": origin.foundation}
+        facts |= {ALIGNMENT: origin.alignment} if origin.foundation is not None else {}
         beside[PROJECTION_FILE] = origin.weights(PROJECTION_FILE)
     elif networks.foundation is not None and networks.projection is not None:
         facts["foundation"] = networks.foundation.name

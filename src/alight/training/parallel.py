@@ -8,6 +8,7 @@ that a run may go on with another number of processes, or sharded where it was r
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -81,10 +82,13 @@ def replicate(model: nn.Module, processes: Processes) -> nn.Module:
     """The module to call instead of the model, so that gradients are averaged over the processes."""
     if processes.world_size == 1 or isinstance(model, FSDPModule):
         return model
+    known = signature(DistributedDataParallel).parameters  # torch 2.13 has given the switch another name
+    sending = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    buffers: dict[str, Any] = {sending: False}  # they are fixed
     return DistributedDataParallel(
         model,
         device_ids=[processes.device] if processes.device.type == "cuda" else None,
-        broadcast_buffers=False,  # they are fixed
+        **buffers,
         gradient_as_bucket_view=True,  # gradients are not copied into messages and back
     )
 

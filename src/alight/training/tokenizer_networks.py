@@ -1,8 +1,9 @@
 """The networks of tokenizer training: built from a configuration, continued from an existing tokenizer, compiled."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from alight.artifacts import DISCRIMINATOR_FILE, PROJECTION_FILE
 from alight.config import TokenizerModelConfig, TrainTokenizerConfig
 from alight.data.image_dataset import ImageDataset
-from alight.interop.tokenizer_sources import open_tokenizer
+from alight.interop.tokenizer_sources import alignment_settings, open_tokenizer
 from alight.models.discriminator import PatchDiscriminator
 from alight.models.foundation import FoundationModel
 from alight.models.latent_projector import make_latent_projector
@@ -40,6 +41,7 @@ class Origin:
         folder: of its projection and discriminator, where they were kept.
         identity: hashes of the tokenizers whose latents it gives.
         foundation: the name of the model whose features its projection leads to.
+        alignment: settings that its projection was trained with.
         frozen_encoder: the name of the model that is its encoder.
     """
 
@@ -47,6 +49,7 @@ class Origin:
     folder: Path | None = None
     identity: tuple[str, ...] = ()
     foundation: str | None = None
+    alignment: Mapping[str, Any] = field(default_factory=dict)
     frozen_encoder: str | None = None
 
     @classmethod
@@ -75,8 +78,8 @@ class Origin:
         identity = (artifact.hash, *artifact.facts.get("same_latents_as", ()))
         if vae.has_frozen_encoder:
             require_frozen(config, vae)
-        named = (artifact.facts.get(name) for name in ("foundation", "frozen_encoder"))
-        return cls(vae, artifact.path, identity, *named)
+        aligned_with, encoder = (artifact.facts.get(name) for name in ("foundation", "frozen_encoder"))
+        return cls(vae, artifact.path, identity, aligned_with, alignment_settings(artifact), encoder)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -213,7 +216,8 @@ def adopt_weights(networks: TokenizerNetworks, origin: Origin, config: TrainToke
     """Go on with the projection and discriminator beside an existing tokenizer, as far as they fit."""
     projected, projection = origin.weights(PROJECTION_FILE), networks.projection
     if projection is not None and projected and _shapes(projected) == _shapes(projection.state_dict()):
-        if origin.foundation == config.alignment.foundation:
+        before, now = origin.alignment.get("layers"), config.alignment.layers
+        if origin.foundation == config.alignment.foundation and tuple(before or ()) == (now or ()):
             projection.load_state_dict(projected)
     discriminating = origin.weights(DISCRIMINATOR_FILE)
     if networks.discriminator is not None and discriminating:

@@ -94,7 +94,7 @@ def solver_controls(which: ServedPipeline, element: str) -> SolverControls:
         low_slider = gr.Slider(0, 1, low, step=0.01, label="Guide from t", info="t = 0 is noise")
         high_slider = gr.Slider(0, 1, high, step=0.01, label="Guide until t", info="t = 1 is data")
         shift_slider = gr.Slider(
-            0.05, MAX_SHIFT, shift, step=0.05, label="Timestep shift", info="1 = even steps; less = more near noise"
+            0.05, MAX_SHIFT, shift, step=0.001, label="Timestep shift", info="1 = even steps; less = more near noise"
         )
         few = [MEAN_SOLVER] if which.pipeline.transformer.has_interval_embedding else []
         solver = gr.Dropdown([*ODE_SOLVERS, *SDE_SOLVERS, *few], value=start.solver, label="Solver", info=SOLVER_NOTE)
