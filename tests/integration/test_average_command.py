@@ -1,20 +1,24 @@
 """Averages chosen after training: snapshots that outlive a kill, and `alight average` from real runs to images."""
 
+import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from alight import LightningDiT
 from alight.artifacts import read_artifact
-from alight.config import AverageConfig, TrainTransformerConfig
+from alight.config import AverageConfig, SampleConfig, TrainTransformerConfig
 from alight.doctor.run_check import average_findings
+from alight.evaluation.generated import sampling_conditions
 from alight.runtime.errors import InputError
 from alight.sharing.model_card import _recipe as recipe_on_a_card
-from alight.stages import average, train_transformer
+from alight.stages import average, generate_samples, train_transformer
 from alight.training.average_snapshots import write_snapshot
 from alight.training.checkpoint import checksum_path, list_checkpoints
 from alight.training.ema import PowerAverage
@@ -220,6 +224,31 @@ def test_the_command_line_leads_from_a_run_to_images(run, tmp_path):
     )
 
 
+def sample_from(run, output, tokenizer, **options):
+    values = {"transformer": run, "tokenizer": tokenizer, "output": output, "device": "cpu", "samples_per_class": 1}
+    values |= {"sampling": {"num_inference_steps": 2}}
+    return generate_samples.run(SampleConfig.model_validate(values | options))
+
+
+@pytest.mark.parametrize("step", [None, 24])
+def test_sampling_with_an_average_needs_no_folder_of_it(run, tmp_path, step):
+    tokenizer = write_model(tmp_path / "tokenizer", "tokenizer", tiny_tokenizer(), TOKENIZER_HASH)
+    chosen = choose(run, tmp_path / "chosen", step=step).path
+    sample_from(chosen, tmp_path / "one", tokenizer)
+    direct = sample_from(run, tmp_path / "two", tokenizer, average=0.08, checkpoint=step)
+    plain = sample_from(run, tmp_path / "three", tokenizer, checkpoint=step)
+    one, two, three = (
+        [path.read_bytes() for path in sorted((tmp_path / name / "images").glob("*.png"))]
+        for name in ("one", "two", "three")
+    )
+    pixels = [[np.asarray(Image.open(io.BytesIO(image))) for image in images] for images in (one, two, three)]
+    assert all(np.array_equal(first, second) for first, second in zip(*pixels[:2], strict=True))
+    assert not all(np.array_equal(first, second) for first, second in zip(*pixels[1:], strict=True))
+    records = [json.loads((samples.path / "samples.json").read_text()) for samples in (direct, plain)]
+    assert sampling_conditions(records[0])["average"] == 0.08
+    assert "average" not in sampling_conditions(records[1])
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +284,19 @@ def test_runs_without_snapshots_are_refused(run, copied, tmp_path):
     result = warm.run(["average", str(copied), "--width", "0.08", "--output", str(tmp_path / "chosen")])
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+def test_sampling_with_an_average_that_is_not_there_is_refused(run, copied, tmp_path):
+    tokenizer = write_model(tmp_path / "tokenizer", "tokenizer", tiny_tokenizer(), TOKENIZER_HASH)
+    for path in copied.glob("training/averages/step-00000024-*"):
+        path.unlink()
+    with pytest.raises(InputError, match="step 24 is no such step"):
+        sample_from(copied, tmp_path / "samples", tokenizer, average=0.08, checkpoint=24)
+    with pytest.raises(InputError, match="cannot give an average of width 0.01"):
+        sample_from(run, tmp_path / "samples", tokenizer, average=0.01)
+    shutil.rmtree(copied / "training" / "averages")
+    with pytest.raises(InputError, match="holds no snapshots of averages"):
+        sample_from(copied, tmp_path / "samples", tokenizer, average=0.08)
 
 
 def test_snapshots_of_another_run_are_refused(latents, run, copied, tmp_path):

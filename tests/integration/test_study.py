@@ -211,9 +211,13 @@ def test_several_runs_at_once_give_the_same_figures(alight, recipe, tmp_path, fi
 ABLATION = SHORT | {
     "job": "study ablation",
     "seeds": 2,
+    "transformer": SHORT["transformer"]
+    | {"training": SHORT["transformer"]["training"] | {"power_averages": [0.1, 0.2], "snapshot_every": 1}},
     "alone": {
         "no alignment": {"tokenizer.alignment.foundation": None},
         "another solver": {"samples.sampling.solver": "ucgm"},
+        "another average": {"samples.average": 0.2},
+        "trained on": {"transformer.init_from": "unchanged"},
     },
     "cumulated": {
         "uniform times": {"transformer.flow.time_sampling": "uniform"},
@@ -237,7 +241,9 @@ def test_an_ablation_cumulates_and_trains_a_model_only_where_it_differs(tmp_path
     last = runs[-1].jobs["transformer"].flow
     assert (last.time_sampling, last.cosine_weight) == ("uniform", 0)
     assert len({run.jobs["tokenizer"].output for run in runs}) == 2
-    assert len({run.jobs["transformer"].output for run in runs}) == 4
+    assert len({run.jobs["transformer"].output for run in runs}) == 5
+    on = next(run for run in runs if run.setting == "trained on")
+    assert on.jobs["transformer"].init_from == str(runs[0].jobs["transformer"].output)
     solver = next(run for run in runs if run.setting == "another solver")
     assert solver.jobs["transformer"].output == runs[0].jobs["transformer"].output
     assert solver.jobs["report/2"].output != runs[0].jobs["report/2"].output
@@ -277,8 +283,11 @@ def test_an_ablation_is_carried_out(ablated):
     labels = [figure["label"] for figure in report["figures"]]
     assert "Label accuracy: and no direction loss - uniform times" in labels
     assert len(list(ablated.glob("runs/*/tokenizer/alight.json"))) == 2
-    assert len(list(ablated.glob("runs/*/transformer/alight.json"))) == 5  # of six settings
+    assert len(list(ablated.glob("runs/*/transformer/alight.json"))) == 6  # of eight settings
+    origin = json.loads((ablated / "runs/trained-on-seed0/transformer/alight.json").read_text())["inputs"]["init_from"]
+    assert origin == json.loads((ablated / "runs/unchanged-seed0/transformer/alight.json").read_text())["hash"]
     assert not list(ablated.glob("runs/*/transformer/training/step-*.pt"))
+    assert not list(ablated.glob("runs/*/transformer/training/averages/*"))
 
 
 def test_what_costs_more_per_step_is_also_compared_after_the_same_time(ablated):
@@ -347,15 +356,46 @@ def test_an_unknown_change_is_refused_by_name():
         all_runs(config, ablation.settings(config))
 
 
+def test_the_unchanged_transformer_cannot_start_from_itself():
+    changes = {"transformer": SHORT["transformer"] | {"init_from": "unchanged"}}
+    config = frontier_config(**changes)
+    with pytest.raises(InputError, match="for the changes of an ablation"):
+        all_runs(config, frontier.settings(config))
+
+
 def test_conditions_are_those_of_the_setting():
     values = {key: value for key, value in ABLATION.items() if key != "job"}
-    changes = {"samples.sampling.guidance_scale": 1.5, "tokenizer.training.steps": 7}
+    changes = {"samples.sampling.guidance_scale": 1.5, "tokenizer.training.steps": 7, "samples.average": 0.1}
     config = validate(AblationStudyConfig, values | {"alone": {"other": changes}}, "test")
     runs = {run.setting: run for run in all_runs(config, ablation.settings(config))}
     plain, other = (conditions_of(runs[setting], config) for setting in (ablation.BASELINE, "other"))
     assert "no guidance" in plain["sampling"]
     assert "guidance 1.5" in other["sampling"]
+    assert (plain.get("average"), other["average"]) == (None, 0.1)
     assert (plain["tokenizer"], other["tokenizer"]) == ("3 steps of 4", "7 steps of 4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"transformer.training.power_averages": None, "transformer.training.snapshot_every": None}, "has kept"),
+        ({"transformer.training.snapshot_every": 3}, "2 steps between these and 3 between snapshots"),
+    ],
+)
+def test_averages_that_training_does_not_keep_are_refused(changes, words):
+    values = {key: value for key, value in ABLATION.items() if key != "job"}
+    alone = {"another average": {"samples.average": 0.2} | changes}
+    config = validate(AblationStudyConfig, values | {"alone": alone}, "test")
+    with pytest.raises(InputError, match=words):
+        all_runs(config, ablation.settings(config))
+
+
+def test_an_average_is_not_measured_where_it_has_no_snapshot():
+    values = {key: value for key, value in ABLATION.items() if key != "job"}
+    alone = {"costly": {"samples.average": 0.2, "transformer.training.snapshot_every": 2}}
+    config = validate(AblationStudyConfig, values | {"alone": alone}, "test")
+    with pytest.raises(InputError, match="an average at step 3, which has no snapshot"):
+        all_runs(config, ablation.settings(config), {"costly": 3})
 
 
 @pytest.mark.parametrize("changes", [{"transformer.training.steps": 8}, {"measurements": 1}])

@@ -56,6 +56,7 @@ LATER_KEYS: dict[str, Any] = {
     "sampling.internal_interval": None,
     "last_time": 1.0,
     "guide_checkpoint": None,
+    "average": None,
     # reports, searches and studies
     "grid_classes": 50,
     "shown_classes": 50,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from alight.config.base import ClassName, Fraction, Job, NonNegative, Positive, PositiveReal, Section
+from alight.config.training import AveragingWidth
 from alight.options import (
     AUTO,
     MEAN_SOLVER,
@@ -149,6 +150,7 @@ class SampleConfig(DrawConfig, Job):
     output: Path = Path("runs/samples")
     transformer: Path = Path("runs/transformer")
     checkpoint: Checkpoint | None = None  # sample from this one of its run: latest or a step; None = finished weights
+    average: AveragingWidth | None = None  # sample with the average of this width, of a run with power_averages
     tokenizer: Path | None = None  # decodes; None = the one that the records of the transformer lead to
     guide: Path | None = None  # a weaker transformer: autoguidance by it instead of the null class
     guide_checkpoint: Checkpoint | None = None  # guide by this one of its run, which may be the transformer's own

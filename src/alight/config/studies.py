@@ -18,6 +18,19 @@ from alight.options import Crop, FixedPrecision
 LONGEST = 60 * 24 * 365  # minutes
 
 
+def require_averages(transformer: TrainTransformerConfig, samples: SampleConfig) -> None:
+    """Refuse to sample with an average of which the training keeps nothing.
+
+    Raises:
+        ValueError: names the keys.
+    """
+    if samples.average is not None and transformer.training.power_averages is None:
+        raise ValueError(
+            "samples.average takes averages that training has kept; set transformer.training.power_averages, "
+            "[0.05, 0.1] for example"
+        )
+
+
 class QuickstartConfig(Job):
     """The whole arrow, on the embedded digits: foundation, tokenizer, latents, transformer, samples, report."""
 
@@ -31,6 +44,11 @@ class QuickstartConfig(Job):
     transformer: TrainTransformerConfig = TrainTransformerConfig()
     samples: SampleConfig = SampleConfig()
     report: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _averages_are_kept(self) -> Self:
+        require_averages(self.transformer, self.samples)
+        return self
 
 
 class StartConfig(Section):
@@ -97,6 +115,17 @@ class GridStudyConfig(Job):
             raise ValueError(
                 f"transformer.training.steps {self.transformer.training.steps} is not a multiple of measurements "
                 f"{self.measurements}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averages_are_kept(self) -> Self:
+        require_averages(self.transformer, self.samples)
+        between, interval = self.measured_steps[0], self.transformer.training.snapshot_interval
+        if self.samples.average is not None and between % interval:
+            raise ValueError(
+                f"samples.average needs a snapshot at every measurement, but there are {between} steps between these "
+                f"and {interval} between snapshots; set transformer.training.snapshot_every to a divisor"
             )
         return self
 

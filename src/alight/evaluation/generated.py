@@ -246,6 +246,7 @@ def sampling_conditions(settings: Mapping[str, Any]) -> Conditions:
         "images": settings["count"],
         "labels": settings["label_protocol"],
         **{name: value if isinstance(value, int | float) else str(value) for name, value in sampling.items()},
+        **({"average": settings["average"]} if "average" in settings else {}),
         "NFE": settings["nfe"],
         "seed": settings["seed"],
         "uint8 rule": settings["uint8_rule"],

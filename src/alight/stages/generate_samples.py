@@ -19,6 +19,7 @@ from alight.data.sample_folder import Request, SampleFolder
 from alight.device_settings import joined
 from alight.lineage import require_tokenizer_of
 from alight.models.lightning_dit import LightningDiT
+from alight.models.pretrained import load_strictly
 from alight.outputs import claimed_output, read_written, writing_folder
 from alight.pipelines import LightningDiTPipeline
 from alight.pipelines.compilation import compile_pipeline
@@ -36,6 +37,7 @@ from alight.runtime.errors import InputError
 from alight.runtime.files import file_hash, write_text
 from alight.runtime.pixels import UINT8_RULE
 from alight.runtime.units import duration
+from alight.training.average_snapshots import average_at_end
 from alight.training.snapshot import Snapshot, transformer_to_sample
 
 TRAJECTORY = "trajectory.png"
@@ -140,9 +142,13 @@ def open_models(config: SampleConfig, artifacts: dict[str, Artifact], device: to
     """Load the networks, and check that they can be guided as configured."""
     transformer, tokenizer = artifacts["transformer"], artifacts["tokenizer"].path
     if isinstance(transformer, Snapshot):
-        pipeline = pipeline_of_snapshot(transformer, tokenizer).to(device)
+        pipeline = pipeline_of_snapshot(transformer, tokenizer)
     else:
-        pipeline = LightningDiTPipeline.from_artifacts(config.transformer, tokenizer).to(device)
+        pipeline = LightningDiTPipeline.from_artifacts(config.transformer, tokenizer)
+    if config.average is not None:
+        weights = average_at_end(transformer, config.average).weights
+        load_strictly(pipeline.transformer, weights, f"the snapshots of {config.transformer}")
+    pipeline = pipeline.to(device)
     narrow_weights(pipeline.tokenizer, config.tokenizer_weights)
     guide = open_guide(artifacts["guide"]).to(device) if "guide" in artifacts else None
     sampling = config.sampling
@@ -299,6 +305,7 @@ def common_settings(models: Models, config: SampleConfig) -> dict[str, Any]:
     """The settings that all images share; with its label and its seed they determine each image."""
     return {
         "sampling": config.sampling.effective(),
+        **({} if config.average is None else {"average": config.average}),
         "precision": config.precision,
         **({} if config.tokenizer_weights == "fp32" else {"tokenizer_weights": config.tokenizer_weights}),
         "batch_size": config.batch_size,

@@ -9,20 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from alight.config import TrainTransformerConfig
 from alight.runtime.console import log
 from alight.runtime.units import duration
 from alight.studies.division import Division
 from alight.studies.grid import LATENTS, Run
+from alight.training.average_snapshots import remove_snapshots
 from alight.training.checkpoint import list_checkpoints, remove_checkpoint
 from alight.training.longer import TRAINING_FOLDER
 
 
 def remove_checkpoints(run: Run, runs: Sequence[Run]) -> None:
-    """Remove the checkpoints of a run's transformer, once all of these runs that draw samples from it are finished."""
+    """Remove checkpoints and snapshots of a run's transformer, once all of these runs that sample it are finished."""
     transformer = run.jobs["transformer"].output
     if all(each.is_finished for each in runs if each.jobs["transformer"].output == transformer):
         for _, path in list_checkpoints(transformer / TRAINING_FOLDER):
             remove_checkpoint(path)
+        remove_snapshots(transformer)
 
 
 def carry_out_all(runs: Sequence[Run], division: Division, keep_checkpoints: bool) -> dict[str, str]:
@@ -37,8 +40,8 @@ def carry_out_all(runs: Sequence[Run], division: Division, keep_checkpoints: boo
         The reason of failure by the name of the run, in their order; empty if all went well.
     """
     failed: dict[str, str] = {}
-    for stages in (LATENTS, ("transformer",)):
-        for common, outcome in division.outcomes(division.unfinished(common_parts(runs, stages))):
+    for parts in (common_parts(runs, LATENTS), origins(runs), common_parts(runs, ("transformer",))):
+        for common, outcome in division.outcomes(division.unfinished(parts)):
             if outcome.reason and division.is_main:  # and again in every run that needs it
                 log.warning("study: %s failed: %s", common.name, outcome.reason)
     open_runs = division.unfinished(runs)
@@ -79,6 +82,18 @@ def remaining(seconds: Sequence[float], runs: int, jobs: int, passed: float) -> 
         return "none left."
     whole = fmean(seconds) * math.ceil(runs / jobs)
     return f"about {duration(max(whole - passed, 1.0))} left."
+
+
+def origins(runs: Sequence[Run]) -> list[Run]:
+    """The transformers that those of other settings start from."""
+    wanted = {each.init_from for run in runs if isinstance(each := run.jobs["transformer"], TrainTransformerConfig)}
+    parts: dict[Path, Run] = {}
+    for run in runs:
+        job = run.jobs["transformer"]
+        if str(job.output) in wanted:
+            origin = Run("transformer that others start from", run.seed, job.output.parent, {"transformer": job})
+            parts.setdefault(job.output, origin)
+    return list(parts.values())
 
 
 def common_parts(runs: Sequence[Run], stages: Sequence[str]) -> list[Run]:

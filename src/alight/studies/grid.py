@@ -27,7 +27,8 @@ MODULES = {  # the stage of every job, by the first word of its name
     "report": "alight.stages.evaluate",
 }
 KINDS = {"observer": "foundation", "reconstruction": "report"}  # of artifact, where the job's name does not say it
-RUNS, UNCHANGED = "runs", "unchanged"  # folders: of all runs, and of models that no setting changes
+RUNS = "runs"  # folder of all runs
+UNCHANGED = "unchanged"  # the study's own arrow; as `transformer.init_from` of a change, the transformer of that arrow
 LATENTS = ("tokenizer", "reconstruction", "latents")  # sections that decide on latents, and jobs that make them
 TRANSFORMER = (*LATENTS, "transformer")  # sections that decide on a transformer
 
@@ -99,8 +100,14 @@ def all_runs(
 
     Raises:
         InputError: a change names no key, or has a value that does not fit; a setting asks for more than the study's
-            own foundation model has; or settings are measured after different steps.
+            own foundation model has; settings are measured after different steps; or the unchanged transformer is to
+            start from itself.
     """
+    if config.transformer.init_from == UNCHANGED:
+        raise InputError(
+            f"transformer.init_from: {UNCHANGED} is for the changes of an ablation, whose transformers start from "
+            "that of the unchanged setting. Leave it out of the section 'transformer'."
+        )
     most = max(setting.seeds for setting in settings)
     configs = {UNCHANGED: config} | {setting.name: changed(config, setting) for setting in settings}
     for name, each in configs.items():
@@ -142,6 +149,9 @@ def one_run(configs: Mapping[str, GridStudyConfig], setting: str, seed: int, fur
         return folder_of(next(equal))
 
     folders = folder_of(setting), first_with(LATENTS), first_with(TRANSFORMER)
+    if own.transformer.init_from == UNCHANGED:
+        transformer = own.transformer.model_copy(update={"init_from": str(folder_of(UNCHANGED) / "transformer")})
+        own = own.model_copy(update={"transformer": transformer})
     return Run(setting, seed, folders[0], dict(wire(own, *folders, seed, further_step)))
 
 
@@ -191,11 +201,17 @@ def wire(
     if features.foundation is not None:
         features = features.model_copy(update={"foundation": foundation})
     yield "latents", joined(config.latents, latents, tokenizer=tokenizer, features=features)
+    training = config.transformer.training
     saved: dict[str, Any] = {"checkpoint_every": steps[0], "keep_every": steps[0]}
     if further_step is not None and further_step not in steps:
+        if config.samples.average is not None and further_step % training.snapshot_interval:
+            raise InputError(
+                f"At equal time this study would measure an average at step {further_step}, which has no snapshot. "
+                "Leave samples.average out of settings that change the cost of a step, or set equal_time to false."
+            )
         saved["save_at"] = (further_step,)
         steps = tuple(sorted({*steps, further_step}))
-    training = config.transformer.training.model_copy(update=saved)
+    training = training.model_copy(update=saved)
     yield "transformer", joined(config.transformer, transformer, latents=latents, training=training)
     for step in steps:
         last = step == steps[-1]

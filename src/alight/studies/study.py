@@ -190,6 +190,7 @@ def conditions_of(run: Run, config: GridStudyConfig) -> Conditions:
         "tokenizer": f"{tokenizer.steps:,} steps of {tokenizer.global_batch_size}",
         "transformer": f"{transformer.steps:,} steps of {transformer.global_batch_size}",
         "sampling": str(jobs[2].sampling),
+        **({"average": jobs[2].average} if jobs[2].average is not None else {}),
     }
 
 

@@ -10,6 +10,7 @@ the same bytes.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ _HEADER = TypeAdapter(_Header)
 
 
 # --- while training -----------------------------------------------------------------------------------------------
+
+
+def remove_snapshots(run: Path) -> None:
+    """Remove all snapshots of the averages of a run, if there are any."""
+    if (folder := run / TRAINING_FOLDER / FOLDER).is_dir():
+        shutil.rmtree(folder)
 
 
 class AverageTracks:
@@ -200,7 +207,7 @@ def snapshots_until(snapshots: Sequence[AverageSnapshot], step: int | None) -> t
         shown = ", ".join(map(str, steps[-8:])) or "none"
         raise InputError(
             f"An average can end where every average of the run has a snapshot, and step {step} is no such step. The "
-            f"last of {len(steps)} such steps are {shown}. Give one of them as --step, or leave it out for the last."
+            f"last of {len(steps)} such steps are {shown}. Choose one of them, or the end of the run."
             if step is not None
             else f"No step has a snapshot of every average in {snapshots[0].path.parent}. Restore the missing files."
         )
@@ -240,6 +247,19 @@ def reconstruct(snapshots: Sequence[AverageSnapshot], width: float, step: int | 
         "profile_error": error,
     }
     return Average(_combined([snapshot.path for snapshot in used], shares.tolist()), record)
+
+
+def average_at_end(run: Artifact, width: float) -> Average:
+    """The average of a width as it was when a run ended, or at the step of the checkpoint that stands for the run.
+
+    Args:
+        run: as for `list_snapshots`.
+        width: as for `reconstruct`.
+
+    Raises:
+        InputError: the run has no snapshots at this step, or they cannot give this width.
+    """
+    return reconstruct(list_snapshots(run), width, run.facts.get("steps"))
 
 
 def _combined(paths: Sequence[Path], shares: Sequence[float]) -> dict[str, Tensor]:
