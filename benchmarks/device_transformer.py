@@ -8,14 +8,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import HashStore
-from torch.nn.parallel import DistributedDataParallel
 
 from alight.config import FlowConfig
 from alight.models.lightning_dit import LightningDiT
 from alight.options import FixedPrecision
 from alight.runtime.distributed import Processes
 from alight.training.ema import EMA
-from alight.training.parallel import shard
+from alight.training.parallel import data_parallel, shard
 from alight.training.transformer_step import TransformerBatch, transformer_backward
 from benchmarks.cases import EMA_DECAY, Setting, Training, evaluations, example, forward_flops, sample
 from benchmarks.device_meter import DeviceMeter, precisions
@@ -62,8 +61,8 @@ def processes(meter: DeviceMeter) -> Iterator[Row]:
             model, forward = meter.transformer(), None
             ema = EMA(model, EMA_DECAY)
             meter.compile(model.blocks)
-            if way == "DDP":  # as the training stage has it
-                forward = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+            if way == "DDP":
+                forward = data_parallel(model, meter.device)
             else:
                 shard(model, model.blocks, alone, "bf16", keep_gathered=True)
                 shard(ema.model, ema.model.blocks, alone, "bf16")

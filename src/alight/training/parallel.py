@@ -82,12 +82,17 @@ def replicate(model: nn.Module, processes: Processes) -> nn.Module:
     """The module to call instead of the model, so that gradients are averaged over the processes."""
     if processes.world_size == 1 or isinstance(model, FSDPModule):
         return model
+    return data_parallel(model, processes.device)
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """A model whose gradients are averaged over the processes of the default group, as training has it."""
     known = signature(DistributedDataParallel).parameters  # torch 2.13 has given the switch another name
     sending = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     buffers: dict[str, Any] = {sending: False}  # they are fixed
     return DistributedDataParallel(
         model,
-        device_ids=[processes.device] if processes.device.type == "cuda" else None,
+        device_ids=[device] if device.type == "cuda" else None,
         **buffers,
         gradient_as_bucket_view=True,  # gradients are not copied into messages and back
     )
