@@ -25,6 +25,9 @@ from helpers.models import tiny_transformer
 from helpers.places import Place, calling_place
 from helpers.stage_steps import TOKENIZER_STEPS, TRANSFORMER_STEPS, Parts, TokenizerTraining, TransformerTraining
 
+pytestmark = pytest.mark.skipif(
+    torch.version.cuda is not None and not torch.cuda.is_available(), reason="a build for CUDA asks for its driver"
+)
 CPU = torch.device("cpu")
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.complex64: "complex"}
 COMPUTING = (
