@@ -15,7 +15,7 @@ from PIL import Image
 from alight.reporting.files import write_report
 from alight.reporting.page import render_page
 from alight.reporting.pictures import image_grid
-from alight.reporting.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage
+from alight.reporting.report import Answer, Comparison, Curve, Figure, Picture, Report, Stage, in_a_sentence
 from alight.runtime.errors import InputError
 from helpers.pictures import digit_images
 from helpers.report_files import Page, read_json
@@ -55,6 +55,22 @@ def report(digits: np.ndarray) -> Report:
 
 
 # ---- report.json
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("Label accuracy", "label accuracy"),
+        ("Density CV", "density CV"),
+        ("Frechet distance, observer", "Frechet distance, observer"),
+        ("Gram agreement", "Gram agreement"),
+        ("Ambiguity bound of channels", "ambiguity bound of channels"),
+        ("PSNR", "PSNR"),
+        ("", ""),
+    ],
+)
+def test_labels_become_words_of_a_sentence(label: str, words: str) -> None:
+    assert in_a_sentence(label) == words
 
 
 def test_json_is_strict_and_holds_plain_values_and_conditions(tmp_path: Path, report: Report) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from alight.config import MeterLatentsConfig
 from alight.evaluation.latent_meter import FALLBACK, FAMILY_OF, FIGURES_OF, Meter, Metered
 from alight.metrics.resampling import EQUAL, Resampled
-from alight.reporting.report import Answer, Comparison, Conditions, Figure, Measure
+from alight.reporting.report import Answer, Comparison, Conditions, Figure, Measure, in_a_sentence
 from alight.runtime.errors import InputError
 
 SURE = 0.95  # probability of an order, from which it is called certain
@@ -214,14 +214,14 @@ def answer_of(measured: Sequence[Metered], order: Order, step: float = math.inf)
         values = [f"{measured[number].figures[order.figure].value:.{figure.digits}f}" for number in (one, other)]
         word = "certain for these latents" if sure >= SURE else "open"
         reasons.append(
-            f"{measured[one].subject.name} before {measured[other].subject.name}: {figure.label.lower()} {values[0]} "
-            f"and {values[1]}; the order has a probability of {100 * sure:.1f} %, it is {word}."
+            f"{measured[one].subject.name} before {measured[other].subject.name}: {in_a_sentence(figure.label)} "
+            f"{values[0]} and {values[1]}; the order has a probability of {100 * sure:.1f} %, it is {word}."
         )
     agree = [name for name in order.ranked if _places(measured, name) == order.places]
     if len(measured) > 1:
         reasons.append(
             f"Of {len(order.ranked)} kinds of figures, {len(agree)} give this order: "
-            f"{', '.join(MEASURES[name].label.lower() for name in agree)}."
+            f"{', '.join(in_a_sentence(MEASURES[name].label) for name in agree)}."
         )
     return Answer(
         "Which will be easier to generate?",
@@ -231,8 +231,8 @@ def answer_of(measured: Sequence[Metered], order: Order, step: float = math.inf)
             *amplified(measured, step),
             "Check that the reconstruction is good enough before you choose: 'alight tokenizer evaluate'.",
         ],
-        f"By the {figure.label.lower()}. Probabilities are those over other images of the same kind, with the same "
-        "tokenizers and the same training of the probe; that an easier figure means better samples is an assumption.",
+        f"By the {in_a_sentence(figure.label)}. Probabilities are those over other images of the same kind, with the "
+        "same tokenizers and the same training of the probe; that an easier figure means better samples is an assumption.",
     )
 
 
@@ -250,7 +250,7 @@ def table_text(measured: Sequence[Metered], order: Order, seconds: Mapping[str, 
             family = FAMILY_OF[name]
             rows.append([measure.label, *cells, f"{seconds[family]:.1f}" if FIGURES_OF[family][0] == name else ""])
     ranks = [str(order.places.index(number) + 1) for number in range(len(measured))]
-    rows.append([f"rank by {MEASURES[order.figure].label.lower()}", *ranks, ""])
+    rows.append([f"rank by {in_a_sentence(MEASURES[order.figure].label)}", *ranks, ""])
     rows.append([f"mean rank of {len(order.ranked)}", *(f"{rank:.1f}" for rank in order.mean_ranks), ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -275,8 +275,8 @@ def replaced_by(measured: Sequence[Metered], order: Order, rank_by: str) -> str 
     if order.figure == rank_by:
         return None
     return (
-        f"The order is by {MEASURES[order.figure].label.lower()}, because not all have the figure {rank_by} that was "
-        f"to decide. {_why(measured, rank_by)}"
+        f"The order is by {in_a_sentence(MEASURES[order.figure].label)}, because not all have the figure {rank_by} "
+        f"that was to decide. {_why(measured, rank_by)}"
     ).rstrip()
 
 
@@ -296,7 +296,7 @@ def absences(measured: Sequence[Metered]) -> list[str]:
     for (name, reason), names in reasons.items():
         whose = "" if len(names) == len(measured) else f" of {', '.join(names)}"
         figure = FIGURES_OF[name][0] if name in FIGURES_OF else name
-        notes.append(f"Not measured: {MEASURES[figure].label.lower()}{whose}. {reason}")
+        notes.append(f"Not measured: {in_a_sentence(MEASURES[figure].label)}{whose}. {reason}")
     return notes
 
 

@@ -29,7 +29,7 @@ from alight.metrics.resampling import (
     spearman,
     within_seeds,
 )
-from alight.reporting.report import Answer, Bars, Comparison, Conditions, Curve, Figure, Report, Stage
+from alight.reporting.report import Answer, Bars, Comparison, Conditions, Curve, Figure, Report, Stage, in_a_sentence
 from alight.runtime.console import log, progress_bar
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import derive_seed
@@ -252,7 +252,7 @@ def scatter_of(figure: str, target: str, runs: Sequence[StudyRun], measured: Seq
             bars[setting] = [Bars(*map(float, (x.min(), x.max(), y.min(), y.max())))]
     up, across = TARGETS[target][0], MEASURES[figure].label
     labels = {setting: [setting] for setting in series}
-    title = f"{up.capitalize()} against {across.lower()}"
+    title = f"{up.capitalize()} against {in_a_sentence(across)}"
     return Curve(title, across, up.capitalize(), series, bars=bars, labels=labels)
 
 
@@ -264,7 +264,7 @@ def answer_of(found: Correlations) -> Answer:
             kind = "say nothing certain"
             if each.excludes_zero:
                 kind = "predict" if each.value > 0 else "mislead"
-            groups[kind].append(f"{MEASURES[key.figure].label.lower()} ({in_words(each)})")
+            groups[kind].append(f"{in_a_sentence(MEASURES[key.figure].label)} ({in_words(each)})")
     reasons = [f"These {kind}: {', '.join(names)}." for kind, names in groups.items() if names]
     return Answer(
         "Which figures predict how well the transformers of this study generate?",

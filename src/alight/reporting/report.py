@@ -25,6 +25,7 @@ from alight.runtime.errors import InputError
 
 Conditions = dict[str, str | int | float]  # of a measurement, by name
 
+PEOPLE = ("Frechet", "Gini", "Gram")  # whose names keep their capital letter
 NAMES_OF_THE_REPORT = (
     *("title", "summary", "figures", "answer", "comparison", "stages", "results", "distributions", "curves"),
     *("configuration", "versions", "notes", "further_comparisons"),
@@ -74,6 +75,12 @@ class Figure:
             raise InputError(f"The figure {self.name} has a value of type {kind}; pass a number (`tensor.item()`).")
         if self.digits < 0:
             raise InputError(f"The figure {self.name} asks for {self.digits} decimals; use 0 or more.")
+
+
+def in_a_sentence(label: str) -> str:
+    """A label as words of a sentence: it begins with a small letter, unless a name or an abbreviation is first."""
+    first = label.partition(" ")[0]
+    return label if first in PEOPLE or first.isupper() else label[:1].lower() + label[1:]
 
 
 class Measure(NamedTuple):

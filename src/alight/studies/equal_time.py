@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from alight.metrics.intervals import Interval
-from alight.reporting.report import Comparison, Conditions, Figure
+from alight.reporting.report import Comparison, Conditions, Figure, in_a_sentence
 from alight.studies.costs import NEGLIGIBLE, step_at_equal_time
 from alight.studies.results import GENERATION, LABELS, OBSERVER, Results, StudyMeasure, figure, in_words
 
@@ -85,7 +85,7 @@ def equal_time_summary(results: Results, before: Mapping[str, str]) -> str:
         ]
         if told:
             sentences.append(
-                f"After the same time of training, {measure.label.lower()} changes by: {'; '.join(told)}."
+                f"After the same time of training, {in_a_sentence(measure.label)} changes by: {'; '.join(told)}."
             )
     return " ".join(sentences)
 

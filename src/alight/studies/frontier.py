@@ -12,7 +12,7 @@ from dataclasses import replace
 from alight.artifacts import Artifact
 from alight.config import FrontierStudyConfig, Job
 from alight.metrics.intervals import Speedup
-from alight.reporting.report import Bars, Comparison, Conditions, Curve, Figure
+from alight.reporting.report import Bars, Comparison, Conditions, Curve, Figure, in_a_sentence
 from alight.studies.grid import Setting, repetitions, typical_jobs
 from alight.studies.results import (
     FOUNDATION,
@@ -154,7 +154,8 @@ class FrontierStudy(Study):
                 yield figure(f"{measure.key}_gain_d{channels}_{step}", measure, difference, own, label)
             found = results.speedup(aligned, plain, measure, step)
             if found is not None:
-                label = f"Steps that plain needs for the {measure.label.lower()} of aligned after {words}, d{channels}"
+                what = in_a_sentence(measure.label)
+                label = f"Steps that plain needs for the {what} of aligned after {words}, d{channels}"
                 yield speedup_figure(f"{measure.key}_speedup_d{channels}_{step}", label, found, own)
 
     def plots(self, results: Results) -> Iterator[Curve]:
