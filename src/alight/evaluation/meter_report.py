@@ -232,7 +232,8 @@ def answer_of(measured: Sequence[Metered], order: Order, step: float = math.inf)
             "Check that the reconstruction is good enough before you choose: 'alight tokenizer evaluate'.",
         ],
         f"By the {in_a_sentence(figure.label)}. Probabilities are those over other images of the same kind, with the "
-        "same tokenizers and the same training of the probe; that an easier figure means better samples is an assumption.",
+        "same tokenizers and the same training of the probe; that an easier figure means better samples is an "
+        "assumption.",
     )
 
 
