@@ -95,6 +95,7 @@ def test_foundation_training(rules):
     optimizer_step(optimizer, 1e-3, RECIPE.foundation.optimizer.max_grad_norm)
 
 
+@pytest.mark.skipif("native_group_norm_backward" in without_kernel(), reason="an earlier PyTorch, see docs/devices.md")
 def test_tokenizer_training(rules):
     config = RECIPE.tokenizer.model_copy(update={"images": RECIPE.images})
     networks = tokenizer_networks.build_networks(config, META, None, foundation(), None)
