@@ -112,7 +112,8 @@ def test_a_signal_that_comes_twice_saves_and_stops_once(latents, undisturbed, tm
 
 def test_a_job_that_is_suspended_as_a_whole_goes_on(latents, undisturbed, tmp_path):
     job = begun(warm.start_together(training(latents, tmp_path), 2, ALIGHT_PROCESS_TIMEOUT="2"), tmp_path)
-    for number, seconds in ((signal.SIGSTOP, 4), (signal.SIGCONT, 0)):
+    # longer than a process may be silent, and shorter than a message may take, which is counted while they are stopped
+    for number, seconds in ((signal.SIGSTOP, 3), (signal.SIGCONT, 0)):
         for process in job:
             process.send_signal(number)
         time.sleep(seconds)
