@@ -13,7 +13,7 @@ from alight.config import TrainTransformerConfig
 from alight.runtime.console import log
 from alight.runtime.units import duration
 from alight.studies.division import Division
-from alight.studies.grid import LATENTS, Run
+from alight.studies.grid import LATENTS, TRANSFORMER, Run
 from alight.training.average_snapshots import remove_snapshots
 from alight.training.checkpoint import list_checkpoints, remove_checkpoint
 from alight.training.longer import TRAINING_FOLDER
@@ -85,14 +85,14 @@ def remaining(seconds: Sequence[float], runs: int, jobs: int, passed: float) -> 
 
 
 def origins(runs: Sequence[Run]) -> list[Run]:
-    """The transformers that those of other settings start from."""
+    """The transformers that those of other settings start from, with all that leads to them."""
     wanted = {each.init_from for run in runs if isinstance(each := run.jobs["transformer"], TrainTransformerConfig)}
     parts: dict[Path, Run] = {}
     for run in runs:
-        job = run.jobs["transformer"]
-        if str(job.output) in wanted:
-            origin = Run("transformer that others start from", run.seed, job.output.parent, {"transformer": job})
-            parts.setdefault(job.output, origin)
+        output = run.jobs["transformer"].output
+        if str(output) in wanted:
+            jobs = {name: run.jobs[name] for name in TRANSFORMER}
+            parts.setdefault(output, Run("transformer that others start from", run.seed, output.parent, jobs))
     return list(parts.values())
 
 
