@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from alight.options import AcceleratorPart
-from helpers.command_line import run_alight
 
 
 @pytest.mark.slow
-def test_every_part_runs_at_toy_size(tmp_path):
-    result = run_alight("bench", "accelerator", "--dry-run", "True", "--device", "cpu", "--json", timeout=600)
+def test_every_part_runs_at_toy_size(alight):
+    result = alight("bench", "accelerator", "--dry-run", "True", "--device", "cpu", "--json", timeout=600)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     rows = found["rows"]
@@ -36,18 +35,18 @@ def test_every_part_runs_at_toy_size(tmp_path):
         assert condition in found["record"]
 
 
-def test_parts_can_be_chosen_and_others_are_refused():
-    result = run_alight("bench", "accelerator", "ceilings", "--dry-run", "True", "--device", "cpu", "--json")
+def test_parts_can_be_chosen_and_others_are_refused(alight):
+    result = alight("bench", "accelerator", "ceilings", "--dry-run", "True", "--device", "cpu", "--json")
     assert result.returncode == 0, result.stderr
     assert {row["work"] for row in json.loads(result.stdout)["rows"]} == {"matrix product", "copy in memory"}
-    refused = run_alight("bench", "accelerator", "training,sampling")
+    refused = alight("bench", "accelerator", "training,sampling")
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
     assert get_args(AcceleratorPart)[0] in refused.stderr
 
 
-def test_parts_that_would_begin_too_late_are_named():
+def test_parts_that_would_begin_too_late_are_named(alight):
     options = ("--dry-run", "True", "--device", "cpu", "--minutes", "1e-9")
-    result = run_alight("bench", "accelerator", "ceilings", *options)
+    result = alight("bench", "accelerator", "ceilings", *options)
     assert result.returncode == 0, result.stderr
     assert "Left out for want of time: ceilings." in result.stdout
