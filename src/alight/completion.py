@@ -5,7 +5,7 @@ everything, so that pressing TAB starts no Python.
 """
 
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from alight.config.base import Section
@@ -68,10 +68,14 @@ def _words(name: str) -> str:
     return " ".join([*COMMON, *(option for option, _ in options(COMMANDS[name].config))])
 
 
-def _values(name: str) -> dict[str, tuple[str, ...]]:
-    """The options of a command whose values can be completed."""
-    recipes = [recipe for recipe, job in shipped_recipes().items() if job == name]
-    return {"--config": tuple(recipes)} | {option: found for option, found in options(COMMANDS[name].config) if found}
+def _values() -> dict[str, dict[str, tuple[str, ...]]]:
+    """By command, the options whose values can be completed."""
+    recipes = shipped_recipes()
+    return {
+        name: {"--config": tuple(recipe for recipe, job in recipes.items() if job == name)}
+        | {option: found for option, found in options(command.config) if found}
+        for name, command in COMMANDS.items()
+    }
 
 
 def _first_words() -> str:
@@ -92,8 +96,8 @@ def _cases(add: Callable[[str], str], offer: str) -> str:
     for first, seconds in _groups().items():
         own = f'-*) {offer}="{_words(first)}" ;; ' if first in COMMANDS else ""  # a command, and a group of commands
         lines.append(f'    2:{first}"|"*) case "$current" in {own}*) {offer}="{seconds}" ;; esac ;;')
-    for name in COMMANDS:
-        for option, values in _values(name).items():
+    for name, completed in _values().items():
+        for option, values in completed.items():
             lines.append(f'    *:"{name}|{option}") {offer}="{" ".join(values)}" ;;')
         lines.append(f'    *:"{name}|"*) case "$current" in -*) {offer}="{_words(name)}" ;; esac ;;')
     return "\n".join([*lines, "  esac", f"  {add(offer)}"])
@@ -134,12 +138,11 @@ def _fish() -> str:
             _fish_line(condition, f"-f -a {second}", COMMANDS[f"{first} {second}"].summary)
             for second in seconds.split()
         ]
-    for name in COMMANDS:
+    for name, values in _values().items():
         condition = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in name.split())
         others = [first for first in groups if first != name and name in groups[first].split()]
         if others or name in groups:  # a word that stands for itself only without these
             condition += f"; and not __fish_seen_subcommand_from {' '.join([*others, groups.get(name, '')]).strip()}"
-        values: Mapping[str, tuple[str, ...]] = _values(name)
         for option in _words(name).split():
             offer = f"-x -a '{' '.join(values[option])}'" if option in values else "-r"
             flag = option in ("--quiet", "--verbose", "--json", "--help")

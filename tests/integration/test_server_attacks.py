@@ -322,8 +322,7 @@ def test_uploads_that_break_off_leave_nothing(visitor, place):
     assert bytes_of(stored(place)) - before < MEGABYTE
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
 def test_signals_end_a_busy_server_in_good_order(finished_quickstart, tmp_path, number, times):
     """While images are made and visitors listen: no traceback, no temporary file; the second acts at once."""
     (tmp_path / "temporary").mkdir()

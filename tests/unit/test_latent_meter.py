@@ -189,7 +189,7 @@ def test_figures_that_are_not_finite_are_left_out_alone(monkeypatch, bad):
     monkeypatch.setattr(latent_meter, "FAMILIES", family)
     found = measure(Meter(MeterLatentsConfig(), None, Networks(), CPU), subject(), ["density"])
     assert list(found.figures) == ["density_cv"]
-    assert absences([found]) == ["Not measured: density gini. On these latents it is not a finite number."]
+    assert absences([found]) == ["Not measured: density Gini. On these latents it is not a finite number."]
 
 
 @pytest.mark.parametrize(
