@@ -68,8 +68,9 @@ def test_bars_reach_the_ends_of_their_intervals_and_labels_stand_beside_points(l
     left, _, right = (float(value) for value in re.findall(r"[\d.]+", horizontal))
     assert left < at_x["10"] < right
     assert right - left == pytest.approx((at_x["20"] - at_x["0"]) / 5, abs=0.21)
-    for text in (">d8<", "&lt;d16&gt;", ">d32<"):
-        assert text in html
+    for text, on_the_left in ((">d8<", False), (">&lt;d16&gt;<", False), (">d32<", True)):  # within the plot
+        (label,) = re.findall(f"<text [^>]*{text}", html)
+        assert ('text-anchor="end"' in label) == on_the_left
 
 
 def test_logarithmic_axis_shows_equal_ratios_as_equal_distances() -> None:

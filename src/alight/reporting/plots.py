@@ -232,13 +232,14 @@ def _draw_bars(curve: Series, bars: Sequence[Bars], x_axis: Axis, y_axis: Axis, 
 
 
 def _draw_labels(curve: Series, labels: Sequence[str], x_axis: Axis, y_axis: Axis) -> str:
-    """A small text beside every point."""
+    """A small text beside every point: to its left in the right half, so that long ones stay within the plot."""
     x, y = x_axis.place(curve.x), y_axis.place(curve.displayed)
-    texts = [
-        f'<text x="{at + 5:.1f}" y="{height - 5:.1f}">{escape(label)}</text>'
-        for at, height, label in zip(x, y, labels, strict=True)
-        if math.isfinite(at) and math.isfinite(height)
-    ]
+    texts = []
+    for at, height, label in zip(x, y, labels, strict=True):
+        if math.isfinite(at) and math.isfinite(height):
+            left = at > (LEFT + RIGHT) / 2
+            place = f'x="{at - 5:.1f}" text-anchor="end"' if left else f'x="{at + 5:.1f}"'
+            texts.append(f'<text {place} y="{height - 5:.1f}">{escape(label)}</text>')
     return f'<g class="{curve.css_class} point-labels">{"".join(texts)}</g>'
 
 
