@@ -48,6 +48,22 @@ SHORT: dict[str, Any] = {  # runs that take a second
     "measurements": 2,
 }
 FRONTIER = SHORT | {"job": "study frontier", "latent_channels": [4, 8], "seeds": 1, "seeds_at_widest": 2}
+ABLATION = SHORT | {
+    "job": "study ablation",
+    "seeds": 2,
+    "transformer": SHORT["transformer"]
+    | {"training": SHORT["transformer"]["training"] | {"power_averages": [0.1, 0.2], "snapshot_every": 1}},
+    "alone": {
+        "no alignment": {"tokenizer.alignment.foundation": None},
+        "another solver": {"samples.sampling.solver": "ucgm"},
+        "another average": {"samples.average": 0.2},
+        "trained on": {"transformer.init_from": "unchanged"},
+    },
+    "cumulated": {
+        "uniform times": {"transformer.flow.time_sampling": "uniform"},
+        "and no direction loss": {"transformer.flow.cosine_weight": 0},
+    },
+}
 
 
 def draw_pictures(folder: Path) -> Path:

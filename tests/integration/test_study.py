@@ -20,6 +20,7 @@ from alight.studies.grid import all_runs, shared_jobs
 from alight.studies.study import conditions_of
 from helpers.serving import wait_until
 from helpers.tiny_study import (
+    ABLATION,
     FRONTIER,
     SHORT,
     children_of,
@@ -206,24 +207,6 @@ def test_several_runs_at_once_give_the_same_figures(alight, recipe, tmp_path, fi
     for label, figures in rows[0].items():
         for first, second in zip(figures, rows[1][label], strict=True):
             assert first["value"] == pytest.approx(second["value"], rel=0.05), label
-
-
-ABLATION = SHORT | {
-    "job": "study ablation",
-    "seeds": 2,
-    "transformer": SHORT["transformer"]
-    | {"training": SHORT["transformer"]["training"] | {"power_averages": [0.1, 0.2], "snapshot_every": 1}},
-    "alone": {
-        "no alignment": {"tokenizer.alignment.foundation": None},
-        "another solver": {"samples.sampling.solver": "ucgm"},
-        "another average": {"samples.average": 0.2},
-        "trained on": {"transformer.init_from": "unchanged"},
-    },
-    "cumulated": {
-        "uniform times": {"transformer.flow.time_sampling": "uniform"},
-        "and no direction loss": {"transformer.flow.cosine_weight": 0},
-    },
-}
 
 
 TIMED = ABLATION | {  # also compared after the same time

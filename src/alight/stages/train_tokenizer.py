@@ -297,7 +297,7 @@ def save(
     if (encoder := config.frozen_encoder.foundation or origin.frozen_encoder) is not None:
         facts["frozen_encoder"] = encoder
     beside = {DISCRIMINATOR_FILE: networks.discriminator and networks.discriminator.state_dict()}
-    if config.train == "decoder" or origin.frozen_encoder is not None:  # the encoder is that of the origin
+    if config.train == "decoder" or (origin.vae is not None and vae.has_frozen_encoder):  # the origin's encoder
         facts |= {"same_latents_as": list(origin.identity), "foundation": origin.foundation}
         facts |= {ALIGNMENT: origin.alignment} if origin.foundation is not None else {}
         beside[PROJECTION_FILE] = origin.weights(PROJECTION_FILE)
