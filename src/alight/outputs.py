@@ -25,6 +25,7 @@ from alight.artifacts import (
     read_artifact,
     read_manifest,
 )
+from alight.options import EMBEDDED
 from alight.runtime.console import log
 from alight.runtime.errors import InputError
 from alight.runtime.files import (
@@ -38,6 +39,11 @@ from alight.runtime.files import (
 )
 from alight.runtime.reading import read_json_object
 
+INPUTS = frozenset(  # keys of configurations that may name a folder which the output is made from
+    "averages_of compare dinov2 folders foundation guide images inception_weights init_from latents lpips_weights "
+    "observer pipeline public_foundation reference report run samples samples_tokenizer source statistics "
+    "stock_tokenizer study tokenizer tokenizers transformer vgg16_weights".split()
+)
 _PARTIAL, _PROBE = ".partial", ".probe"
 _PASSING = (LOCK_FILE, _PARTIAL, _PROBE, f".{STARTED}.writing")  # traces of our own that a killed process leaves
 _OF_DESKTOPS = (".DS_Store", "desktop.ini", "Thumbs.db")  # which appear in every folder that a person opens
@@ -226,14 +232,14 @@ def require_apart(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _named_folders(config: Mapping[str, Any]) -> Iterator[Path]:
-    """The existing folders that a configuration names anywhere but as its output."""
+    """The existing folders that a configuration names as inputs; images and options may have names of folders, too."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _named_folders(value)
-        elif key != "output":
+        elif key in INPUTS:
             for text in value if isinstance(value, list | tuple) else (value,):
                 with suppress(OSError, ValueError):  # too long for a path, or no path at all
-                    if isinstance(text, str | Path) and str(text) and Path(text).is_dir():
+                    if isinstance(text, str | Path) and text not in ("", *EMBEDDED) and Path(text).is_dir():
                         yield Path(text)
 
 

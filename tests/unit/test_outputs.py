@@ -2,13 +2,18 @@
 
 import errno
 import os
+import re
 import threading
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from alight.artifacts import MANIFEST, is_complete, read_artifact, replace_file, write_manifest
+from alight.config.base import Section
+from alight.config.commands import COMMANDS
 from alight.data.sample_folder import SampleFolder
-from alight.outputs import STARTED, check_output, claimed_output, new_file, read_written, writing_folder
+from alight.outputs import INPUTS, STARTED, check_output, claimed_output, new_file, read_written, writing_folder
 from alight.runtime.errors import InputError
 from alight.runtime.files import LOCK_FILE
 
@@ -103,8 +108,45 @@ def test_outputs_in_above_and_inside_of_inputs_are_refused(tmp_path):
             refuse(tmp_path / "run" / "input" / "new", config, "inside")
             refuse(tmp_path / "run", config, "above")
             refuse(tmp_path / "run" / "input" / ".." / "input", config, "would overwrite")
-    with claimed_output(tmp_path / "run" / "output", "samples", {"a": str(tmp_path / "run" / "input"), "b": "\0"}):
+    with claimed_output(
+        tmp_path / "run" / "output", "samples", {"source": str(tmp_path / "run" / "input"), "b": "\0"}
+    ):
         pass
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"images": {"source": "photographs"}}, {"path": "linear"}, {"optimizer": {"schedule": "cosine"}}],
+    ids=str,
+)
+def test_an_output_may_have_the_name_of_embedded_images_or_of_an_option(tmp_path, monkeypatch, config):
+    monkeypatch.chdir(tmp_path)
+    (name,) = (config["path"],) if "path" in config else next(iter(config.values())).values()
+    for output in (Path(name) / "part", Path(name)):
+        with claimed_output(output, "samples", config) as finished:
+            assert finished is None
+
+
+def sections(kind):
+    """A section of the configuration and those inside of it."""
+    yield kind
+    for field in kind.model_fields.values():
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, Section):
+                yield from sections(part)
+
+
+def test_every_key_that_may_name_a_folder_is_known_as_an_input():
+    writing = [command.config for command in COMMANDS.values() if "output" in command.config.model_fields]
+    keys = {
+        key
+        for config in writing
+        for section in sections(config)
+        for key, field in section.model_fields.items()
+        if re.search("Path|_source_with_home", f"{field.annotation} {field.metadata}")
+    }
+    assert "stock_tokenizer" in keys
+    assert keys - {"output", "recipe"} <= INPUTS  # a recipe is a file
 
 
 def test_two_runs_never_hold_one_folder(tmp_path):
