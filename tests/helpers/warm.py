@@ -20,7 +20,7 @@ PRELOADED = [
     *("torch", "diffusers", "diffusers.models.autoencoders.autoencoder_kl", "transformers", "tyro", "sklearn.svm"),
     *("alight.cli", "alight.studies.quickstart", "alight.stages.train_foundation", "alight.stages.train_tokenizer"),
     *("alight.stages.extract_latents", "alight.stages.train_transformer", "alight.stages.generate_samples"),
-    *("alight.stages.evaluate", "alight.stages.evaluate_tokenizer", "alight.tune.search"),
+    *("alight.stages.evaluate", "alight.stages.evaluate_tokenizer", "alight.tune.search", "helpers.parsed"),
 ]
 
 _context = multiprocessing.get_context("forkserver")

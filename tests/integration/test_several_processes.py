@@ -56,7 +56,13 @@ def alone(latents, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "training", [{}, {"sharding": "shard"}, {"sharding": "shard", "micro_batch_size": 2}], ids=str
+    "training",
+    [
+        {},
+        pytest.param({"sharding": "shard"}, marks=pytest.mark.exhaustive),
+        {"sharding": "shard", "micro_batch_size": 2},
+    ],
+    ids=str,
 )
 def test_two_processes_train_like_one(latents, alone, tmp_path, training):
     train_transformer(latents, tmp_path, processes=2, **training)
@@ -65,8 +71,15 @@ def test_two_processes_train_like_one(latents, alone, tmp_path, training):
     assert largest_difference(alone, tmp_path) < 2e-5
 
 
-@pytest.mark.parametrize("before", [1, 2])
-@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+@pytest.mark.parametrize(
+    ("before", "sharding"),
+    [
+        (1, "shard"),
+        (2, "replicate"),
+        pytest.param(1, "replicate", marks=pytest.mark.exhaustive),
+        pytest.param(2, "shard", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_run_goes_on_with_another_number_of_processes(latents, alone, tmp_path, before, sharding):
     train_transformer(latents, tmp_path, before, sharding=sharding)
     for leftover in (*tmp_path.glob("*.json"), tmp_path / WEIGHTS):

@@ -15,10 +15,10 @@ from torch import Tensor
 QUIET = 0.8  # share of the cores' time, below which other programs are busy
 _CGROUP = Path("/sys/fs/cgroup")
 _SAMPLING_INTERVAL = 0.002  # seconds between looks at the memory in use
-_RATE_SECONDS = 0.5  # that measuring a rate takes
+_RATE_SECONDS, _GPU_RATE_SECONDS = 0.2, 0.5  # that measuring a rate takes; a GPU reaches its clock after a while
 _SHARE_SECONDS = 0.5  # that measuring a share of the cores takes
 _SMALLEST_PRODUCT = 256  # side of the matrices to begin with
-_LONG_ENOUGH = 0.1  # seconds of one product, from which larger matrices tell nothing new
+_LONG_ENOUGH = 0.01  # seconds of one product, from which larger matrices tell nothing new
 
 
 def available_cores() -> int:
@@ -96,7 +96,8 @@ def matrix_product_rate(device: torch.device, precision: str) -> float:
     dtype, size = torch.bfloat16 if precision == "bf16" else torch.float32, _SMALLEST_PRODUCT
     while (seconds := _product_seconds(*_factors(device, dtype, size), products=2)) < _LONG_ENOUGH and size < largest:
         size *= 2
-    factors, end = _factors(device, dtype, size), time.perf_counter() + _RATE_SECONDS
+    factors = _factors(device, dtype, size)
+    end = time.perf_counter() + (_GPU_RATE_SECONDS if device.type == "cuda" else _RATE_SECONDS)
     while time.perf_counter() < end:
         seconds = min(seconds, _product_seconds(*factors))
     return 2 * size**3 / seconds

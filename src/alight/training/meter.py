@@ -11,7 +11,7 @@ from alight.config import TrainingConfig
 from alight.runtime.distributed import Processes
 from alight.runtime.hardware import matrix_product_rate, resident_set
 
-_measured_rate = functools.cache(matrix_product_rate)  # it takes a second
+_measured_rate = functools.cache(matrix_product_rate)  # it takes a part of a second
 
 
 class Averages:
