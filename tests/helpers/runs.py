@@ -5,11 +5,14 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from alight.config import TrainTransformerConfig
 from alight.stages import train_foundation, train_tokenizer, train_transformer
 from alight.training import optimizer
+from helpers import warm
 
 
 class StoppedError(Exception):
@@ -24,6 +27,16 @@ def log_of(folder: Path) -> list[dict]:
 def losses(folder: Path) -> list[float]:
     """The loss of each of these lines."""
     return [line["loss"] for line in log_of(folder)]
+
+
+def train_in_processes(config: TrainTransformerConfig, processes: int = 2) -> CompletedProcess[str]:
+    """Train a transformer by the command line in so many processes, which must succeed."""
+    recipe = config.output.with_name(f"{config.output.name}-recipe.json")
+    recipe.write_text(json.dumps({"job": "transformer train", **config.model_dump(mode="json")}))
+    words = ["transformer", "train", "--config", str(recipe)]
+    result = warm.run_together(words, processes) if processes > 1 else warm.run(words)
+    assert result.returncode == 0, result.stderr
+    return result
 
 
 @contextlib.contextmanager

@@ -77,6 +77,19 @@ def write_published_shards(folder: Path, shards: int, count: int) -> Path:
     return folder
 
 
+def largest_difference(one: Path, two: Path) -> float:
+    """The largest difference of any weight between the same networks of two folders."""
+    names = sorted(path.name for path in one.glob("*.safetensors"))
+    assert names
+    assert names == sorted(path.name for path in two.glob("*.safetensors"))
+    largest = 0.0
+    for name in names:
+        first, second = load_file(one / name), load_file(two / name)
+        assert first.keys() == second.keys()
+        largest = max(largest, *(float((first[key] - second[key]).abs().max()) for key in first))
+    return largest
+
+
 def same_weights(one: Path, two: Path) -> bool:
     """Compare all networks of two folders bit for bit."""
     names = sorted(path.name for path in one.glob("*.safetensors"))

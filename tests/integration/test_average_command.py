@@ -24,7 +24,7 @@ from alight.training.checkpoint import checksum_path, list_checkpoints
 from alight.training.ema import PowerAverage
 from helpers import warm
 from helpers.models import tiny_tokenizer
-from helpers.runs import before_each_step, losses, stopping_after
+from helpers.runs import before_each_step, losses, stopping_after, train_in_processes
 from helpers.written import TOKENIZER_HASH, WEIGHTS, same_weights, write_latents, write_model
 
 TINY_MODEL = {"preset": None, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "patch_size": 1}
@@ -135,17 +135,11 @@ def test_a_longer_run_keeps_its_snapshots(latents, copied, tmp_path):
     assert same_weights(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+@pytest.mark.parametrize("sharding", [pytest.param("replicate", marks=pytest.mark.exhaustive), "shard"])
 def test_two_processes_keep_the_averages_of_one(latents, run, tmp_path, sharding):
-    config = configure(latents, tmp_path, sharding=sharding, **KEPT)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps({"job": "transformer train", **config.model_dump(mode="json")}))
-    config_folder = tmp_path / "run"
-    words = ["transformer", "train", "--config", str(recipe), "--output", str(config_folder)]
-    result = warm.run_together(words, 2)
-    assert result.returncode == 0, result.stderr
-    assert [path.name for path in snapshots_of(config_folder)] == [path.name for path in snapshots_of(run)]
-    for one, other in zip(snapshots_of(config_folder), snapshots_of(run), strict=True):
+    train_in_processes(configure(latents, tmp_path / "two", sharding=sharding, **KEPT))
+    assert [path.name for path in snapshots_of(tmp_path / "two")] == [path.name for path in snapshots_of(run)]
+    for one, other in zip(snapshots_of(tmp_path / "two"), snapshots_of(run), strict=True):
         if one.suffix == ".safetensors":
             first, second = load_file(one), load_file(other)
             for name in second:  # gradients were added in another order, and Adam's first steps amplify that

@@ -18,11 +18,10 @@ from alight.models.foundation import FoundationModel
 from alight.runtime.errors import InputError
 from alight.runtime.pixels import unit_range
 from alight.stages import extract_latents, train_transformer
-from helpers import warm
 from helpers.extraction import contents, interrupt, write_tokenizer
 from helpers.models import tiny_vit
-from helpers.runs import log_of, losses, stopping_after
-from helpers.written import WEIGHTS, same_weights
+from helpers.runs import log_of, losses, stopping_after, train_in_processes
+from helpers.written import WEIGHTS, largest_difference, same_weights
 
 MODEL = {"preset": None, "hidden_size": 32, "num_layers": 3, "num_heads": 2, "patch_size": 1}
 ALIGNED = {"weight": 0.5, "block": 2, "hidden_size": 24}
@@ -218,25 +217,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(latents, tmp_path, monkeypatc
         assert seen == [stop_step is None or step < stop_step for step in range(STEPS)]
 
 
-def together(config, processes=2):
-    """Train by the command line in several processes."""
-    recipe = config.output.with_suffix(".json")
-    recipe.write_text(json.dumps({"job": "transformer train", **config.model_dump(mode="json")}))
-    result = warm.run_together(["transformer", "train", "--config", str(recipe)], processes)
-    assert result.returncode == 0, result.stderr
-    return result
-
-
-@pytest.mark.parametrize("sharding", ["replicate", "shard"])
-@pytest.mark.parametrize("representation", [ALIGNED, IREPA], ids=["mlp", "conv"])
+@pytest.mark.parametrize(
+    ("representation", "sharding"),
+    [
+        pytest.param(ALIGNED, "shard", id="mlp, shard"),
+        pytest.param(IREPA, "replicate", id="conv, replicate"),
+        pytest.param(ALIGNED, "replicate", id="mlp, replicate", marks=pytest.mark.exhaustive),
+        pytest.param(IREPA, "shard", id="conv, shard", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_two_processes_train_like_one(latents, tmp_path, sharding, representation):
     options = {"micro_batch_size": 2, "sharding": sharding}
     settings = representation | {"stop_step": 4}
     train_transformer.run(training(latents, tmp_path / "alone", settings))
-    together(training(latents, tmp_path / "together", settings, options))
+    train_in_processes(training(latents, tmp_path / "together", settings, options))
     assert losses(tmp_path / "together") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
-    one, two = (load_file(tmp_path / name / WEIGHTS) for name in ("alone", "together"))
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
+    assert largest_difference(tmp_path / "alone", tmp_path / "together") < 1e-4
 
 
 def test_a_run_goes_on_sharded(latents, tmp_path):
@@ -245,7 +241,7 @@ def test_a_run_goes_on_sharded(latents, tmp_path):
     expected = losses(tmp_path)
     for leftover in (*tmp_path.glob("*.json"), tmp_path / WEIGHTS, *tmp_path.glob("training/step-00000006.pt")):
         leftover.unlink()  # as if it had been stopped
-    assert "going on from step 4 of 6" in together(config).stderr
+    assert "going on from step 4 of 6" in train_in_processes(config).stderr
     assert losses(tmp_path) == pytest.approx(expected, rel=1e-4)
 
 

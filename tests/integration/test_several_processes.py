@@ -11,7 +11,7 @@ from alight.training.checkpoint import list_checkpoints, remove_checkpoint
 from alight.training.snapshot import open_snapshot
 from helpers import warm
 from helpers.runs import losses
-from helpers.written import WEIGHTS, write_published_shards
+from helpers.written import WEIGHTS, largest_difference, write_published_shards
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,6 @@ def train_transformer(latents, output, processes=1, **training):
     assert result.returncode == 0, result.stderr
     assert not re.search(r"\w+Warning:", result.stderr), result.stderr  # of a library, about how it is called
     return result
-
-
-def largest_difference(one, two):
-    one, two = load_file(one / WEIGHTS), load_file(two / WEIGHTS)
-    assert one.keys() == two.keys()
-    return max(float((one[name] - two[name]).abs().max()) for name in one)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The transformer stage on latents made here: every path and prediction trains, and time is drawn as configured."""
 
-import json
-
 import pytest
 import torch
 from PIL import Image
@@ -13,9 +11,8 @@ from alight.outputs import writing_folder
 from alight.runtime.errors import InputError
 from alight.stages import train_transformer
 from alight.training.transformer_step import draw_times
-from helpers import warm
 from helpers.models import tiny_tokenizer
-from helpers.runs import losses
+from helpers.runs import losses, train_in_processes
 from helpers.written import TOKENIZER_HASH, same_weights, write_latents, write_model
 
 TINY_MODEL = {"preset": None, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "patch_size": 1}
@@ -134,11 +131,7 @@ def test_samples_need_the_tokenizer_of_the_latents(latents, tokenizer, tmp_path)
 
 def test_processes_that_share_one_model_draw_together(latents, tokenizer, tmp_path):
     for name, options in (("alone", {}), ("watched", {"samples_every": 2, "samples_tokenizer": str(tokenizer)})):
-        config = configure(latents, tmp_path / name, training={"sharding": "shard"}, **options)
-        recipe = tmp_path / f"{name}.yaml"
-        recipe.write_text(json.dumps({"job": "transformer train", **config.model_dump(mode="json")}))
-        result = warm.run_together(["transformer", "train", "--config", str(recipe)], 2)
-        assert result.returncode == 0, result.stderr
+        train_in_processes(configure(latents, tmp_path / name, training={"sharding": "shard"}, **options))
     assert same_weights(tmp_path / "watched", tmp_path / "alone")
     train_transformer.run(configure(latents, tmp_path / "single", samples_every=2, samples_tokenizer=tokenizer))
     two, one = (
