@@ -138,12 +138,18 @@ def test_no_worker_outlives_its_study(recipe, tmp_path, ending):
     endless = {"training": {"steps": 1_000_000, "global_batch_size": 4, "ema_decay": None}}
     path = recipe(FRONTIER | {"transformer": FRONTIER["transformer"] | endless})
     with running("study", "frontier", "--config", path, "--output", output, "--jobs", 2) as process:
-        wait_until(lambda: len(list(output.glob("runs/*/transformer"))) == 2, 120)
+        wait_until(lambda: len(list(output.glob("runs/*/transformer/training/log.jsonl"))) == 2, 120)
         children = children_of(process.pid)
         assert sum(map(lives, children)) >= 2
         process.send_signal(ending)
-        process.communicate(timeout=60)
+        _, messages = process.communicate(timeout=60)
         wait_until(lambda: not any(map(lives, children)), 60)
+    if ending == signal.SIGTERM:  # workers save what they have, though the signal came to their parent alone
+        assert process.returncode == 143
+        assert "interrupted" in messages
+        assert "Traceback" not in messages
+        assert "Warning" not in messages
+        assert len(list(output.glob("runs/*/transformer/training/step-*.pt"))) == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no list of processes here")

@@ -13,10 +13,10 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 import torch
@@ -27,7 +27,7 @@ from alight.runtime.distributed import own_device, watched
 from alight.runtime.errors import InputError
 from alight.runtime.files import seen_in_time
 from alight.runtime.hardware import available_cores
-from alight.runtime.interrupt import Interrupted
+from alight.runtime.interrupt import Interrupted, termination_as_exception
 from alight.runtime.meeting import own_store
 from alight.runtime.watch import Watch
 from alight.studies.attempt import Outcome, attempt, carry_out
@@ -37,6 +37,7 @@ from alight.studies.workers import Workers
 _LOOK = 0.2  # seconds between looks for what other processes have done
 _INTERRUPTED = "interrupted"
 Value = TypeVar("Value")
+Outcomes = Generator[tuple[Run, Outcome], None, None]
 
 
 class Division(ABC):
@@ -59,8 +60,11 @@ class Division(ABC):
         """
 
     @abstractmethod
-    def outcomes(self, runs: Sequence[Run]) -> Iterator[tuple[Run, Outcome]]:
-        """Carry out runs, the same ones in all processes; gives each in the order of their ends."""
+    def outcomes(self, runs: Sequence[Run]) -> Outcomes:
+        """Carry out runs, the same ones in all processes; gives each in the order of their ends.
+
+        To be closed, also after a signal: the runs of workers then end.
+        """
 
     def call(self, function: Callable[..., Value], *arguments: object) -> Value:
         """Call a function where runs are carried out, while none is."""
@@ -91,7 +95,7 @@ class OwnWorkers(Division):
         for run in runs:
             carry_out(run.jobs)
 
-    def outcomes(self, runs: Sequence[Run]) -> Iterator[tuple[Run, Outcome]]:
+    def outcomes(self, runs: Sequence[Run]) -> Outcomes:
         """See `Division`."""
         jobs = self.together
         if jobs == 1 or len(runs) <= 1:
@@ -104,6 +108,9 @@ class OwnWorkers(Division):
                 futures = {waiting.submit(_attempt_apart, workers, run, "--jobs"): run for run in runs}
                 for future in as_completed(futures):
                     yield futures[future], future.result()
+            except BaseException:  # a signal may have come to this process alone
+                workers.terminate()
+                raise
             finally:
                 waiting.shutdown(cancel_futures=True)
 
@@ -141,11 +148,12 @@ class Ranks(Division):
 
     def share(self, runs: Sequence[Run]) -> None:
         """See `Division`."""
-        reasons = [outcome.reason for _, outcome in self.outcomes(self.unfinished(runs)) if outcome.reason]
+        with closing(self.outcomes(self.unfinished(runs))) as outcomes:
+            reasons = [outcome.reason for _, outcome in outcomes if outcome.reason]
         if reasons:
             raise InputError(reasons[0])
 
-    def outcomes(self, runs: Sequence[Run]) -> Iterator[tuple[Run, Outcome]]:
+    def outcomes(self, runs: Sequence[Run]) -> Outcomes:
         """See `Division`; ends when all runs have ended, wherever."""
         phase = f"phase/{next(self._phases)}"
         keys = {f"{phase}/{number}": run for number, run in enumerate(runs)}
@@ -190,7 +198,8 @@ def divided(config: GridStudyConfig) -> Iterator[Division]:
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
-        yield OwnWorkers(config.jobs)
+        with termination_as_exception():
+            yield OwnWorkers(config.jobs)
         return
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     with watched(config.model_dump(mode="json")) as watch:

@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 
@@ -41,9 +42,10 @@ def carry_out_all(runs: Sequence[Run], division: Division, keep_checkpoints: boo
     """
     failed: dict[str, str] = {}
     for parts in (common_parts(runs, LATENTS), origins(runs), common_parts(runs, ("transformer",))):
-        for common, outcome in division.outcomes(division.unfinished(parts)):
-            if outcome.reason and division.is_main:  # and again in every run that needs it
-                log.warning("study: %s failed: %s", common.name, outcome.reason)
+        with closing(division.outcomes(division.unfinished(parts))) as outcomes:
+            for common, outcome in outcomes:
+                if outcome.reason and division.is_main:  # and again in every run that needs it
+                    log.warning("study: %s failed: %s", common.name, outcome.reason)
     open_runs = division.unfinished(runs)
     removing = division.is_main and not keep_checkpoints
     if removing:
@@ -51,21 +53,22 @@ def carry_out_all(runs: Sequence[Run], division: Division, keep_checkpoints: boo
             remove_checkpoints(run, runs)
     done, started = len(runs) - len(open_runs), time.perf_counter()
     seconds: list[float] = []
-    for run, outcome in division.outcomes(open_runs):
-        if outcome.reason:
-            failed[run.name] = outcome.reason
-        if removing:
-            remove_checkpoints(run, runs)
-        seconds.append(outcome.seconds)
-        if division.is_main:
+    with closing(division.outcomes(open_runs)) as outcomes:
+        for run, outcome in outcomes:
             if outcome.reason:
-                log.warning("study: %s failed and is left out: %s", run.name, outcome.reason)
-            passed = time.perf_counter() - started
-            log.info(
-                "study: %d of %d runs done in %s; %s",
-                *(done + len(seconds), len(runs), duration(passed)),
-                remaining(seconds, len(open_runs), division.together, passed),
-            )
+                failed[run.name] = outcome.reason
+            if removing:
+                remove_checkpoints(run, runs)
+            seconds.append(outcome.seconds)
+            if division.is_main:
+                if outcome.reason:
+                    log.warning("study: %s failed and is left out: %s", run.name, outcome.reason)
+                passed = time.perf_counter() - started
+                log.info(
+                    "study: %d of %d runs done in %s; %s",
+                    *(done + len(seconds), len(runs), duration(passed)),
+                    remaining(seconds, len(open_runs), division.together, passed),
+                )
     return {run.name: failed[run.name] for run in runs if run.name in failed}
 
 
