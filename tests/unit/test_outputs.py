@@ -115,13 +115,15 @@ def test_outputs_in_above_and_inside_of_inputs_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config",
-    [{"images": {"source": "photographs"}}, {"path": "linear"}, {"optimizer": {"schedule": "cosine"}}],
-    ids=str,
+    ("name", "config"),
+    [
+        ("photographs", {"images": {"source": "photographs"}}),
+        ("linear", {"path": "linear"}),
+        ("cosine", {"optimizer": {"schedule": "cosine"}}),
+    ],
 )
-def test_an_output_may_have_the_name_of_embedded_images_or_of_an_option(tmp_path, monkeypatch, config):
+def test_an_output_may_have_the_name_of_embedded_images_or_of_an_option(tmp_path, monkeypatch, name, config):
     monkeypatch.chdir(tmp_path)
-    (name,) = (config["path"],) if "path" in config else next(iter(config.values())).values()
     for output in (Path(name) / "part", Path(name)):
         with claimed_output(output, "samples", config) as finished:
             assert finished is None
