@@ -25,6 +25,10 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(signal.Signals(number).name)
         self.exit_code, self.agreed = 128 + number, agreed
 
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, bool]]:
+        """Pickle the arguments: a worker process passes its exceptions on."""
+        return type(self), (self.exit_code - 128, self.agreed)
+
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], int]]:

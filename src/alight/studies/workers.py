@@ -60,6 +60,7 @@ class Workers:
         except BrokenProcessPool:
             if process is not None:
                 self._started.pop(process, None)  # another process may get its number
+                process.shutdown()  # its thread closes the queues, which the end of this process must not do meanwhile
             process = None
             raise
         finally:
