@@ -17,7 +17,6 @@ from benchmarks.device_table import Row
 from benchmarks.measure import start_memory, synchronize
 
 Network = TypeVar("Network", bound=nn.Module)
-LONG_RUN = 5.0  # seconds; longer work is timed once
 MOST_REPEATS = 50
 
 
@@ -42,6 +41,7 @@ class Sizes:
         workers: processes that read them.
         rounds: timed runs.
         short_run: seconds; shorter work is repeated within a run.
+        long_run: seconds; longer work is timed once.
         backend: of compilation.
     """
 
@@ -61,6 +61,7 @@ class Sizes:
     workers: int
     rounds: int
     short_run: float
+    long_run: float
     backend: str
 
 
@@ -81,6 +82,7 @@ PUBLISHED = Sizes(
     workers=12,
     rounds=5,
     short_run=0.5,
+    long_run=5.0,
     backend="inductor",
 )
 TOY = Sizes(
@@ -107,6 +109,7 @@ TOY = Sizes(
     workers=0,
     rounds=2,
     short_run=0.01,
+    long_run=0.1,
     backend="aot_eager",  # which generates no code
 )
 
@@ -150,7 +153,7 @@ class DeviceMeter:
     def seconds(self, work: Callable[[], object]) -> tuple[float, list[float]]:
         """Seconds of the first run, and of a batch in every timed run, after one more that tells its length."""
         first, once = self.once(work), self.once(work)
-        if once > LONG_RUN:
+        if once > self.sizes.long_run:
             return first, [once]
         repeats = min(max(int(self.sizes.short_run / max(once, 1e-6)), 1), MOST_REPEATS)
         return first, [self.once(work, repeats) / repeats for _ in range(self.sizes.rounds)]

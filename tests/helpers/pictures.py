@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
+from alight.data.embedded import Digits
+
 
 def noise(seed: int = 0, size: tuple[int, int] = (12, 9)) -> np.ndarray:
     """Uniform noise, (height, width, 3) uint8."""
@@ -63,3 +65,13 @@ def write_photographs(folder: Path, number: int, size: tuple[int, int]) -> Path:
 def digit_images() -> np.ndarray:
     """Real digits, (1797, 8, 8, 1) uint8."""
     return (load_digits().images * 255 / 16).astype(np.uint8)[..., None]
+
+
+def write_digits(folder: Path, count: int) -> Path:
+    """Write the first of the embedded digits as files, a folder for each class: all of them would take too long."""
+    digits = Digits()
+    for index in range(count):
+        place = folder / digits.class_names[digits.labels[index]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.load(index)).save(place / f"{index:04d}.png")
+    return folder

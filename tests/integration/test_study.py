@@ -156,7 +156,7 @@ def test_no_worker_outlives_its_study(recipe, tmp_path, ending):
 def test_a_worker_that_is_killed_takes_no_other_run_with_it(recipe, tmp_path):
     output = tmp_path / "study"
     slow = {"training": {"steps": 40, "global_batch_size": 4, "ema_decay": None}}
-    once = {"transformer": FRONTIER["transformer"] | slow, "seeds_at_widest": 1}
+    once = {"transformer": FRONTIER["transformer"] | slow, "latent_channels": [4], "seeds_at_widest": None}
     path = recipe(FRONTIER | once)
     with running("study", "frontier", "--config", path, "--output", output, "--jobs", 2) as process:
         wait_until(lambda: list(output.glob("runs/*/tokenizer/started.json")), 120)
@@ -167,7 +167,7 @@ def test_a_worker_that_is_killed_takes_no_other_run_with_it(recipe, tmp_path):
     assert process.returncode == 0, messages
     report = json.loads((output / "report" / "report.json").read_text())
     assert len([note for note in report["notes"] if "its process was killed" in note]) == 1
-    assert len(report["stages"]) >= 3  # of four settings
+    assert len(report["stages"]) >= 1  # of two settings
 
 
 def test_checkpoints_that_a_killed_study_left_are_removed(alight, recipe, finished):

@@ -97,23 +97,26 @@ def test_ended_and_begun_again_the_report_is_that_of_one_process(recipe, finishe
     assert not list(output.glob("runs/*/transformer/training/step-*.pt"))
 
 
-def test_a_run_that_fails_in_one_of_the_processes_is_named(recipe, finished, tmp_path):
-    output = tmp_path / "study"
-    config = frontier_config(output=str(output), **NARROW)
+def test_a_run_that_fails_in_one_of_the_processes_is_named(recipe, tmp_path):
+    output, one_each = tmp_path / "study", ("--seeds", 1)
+    config = frontier_config(output=str(output), **NARROW | {"seeds": 1})
     run = all_runs(config, frontier.settings(config))[-1]
     (run.folder / "transformer").mkdir(parents=True)
     (run.folder / "transformer" / "started.json").write_text('{"kind": "transformer"}')
     (run.folder / "transformer" / "training").write_text("a file in the way of the checkpoints")
-    messages, _ = end(start(recipe, output))
+    messages, _ = end(start(recipe, output, *one_each))
     assert messages.count(f"{run.name} failed and is left out") == 1
-    assert "4 of 4 runs done" in messages
+    assert "2 of 2 runs done" in messages
     report = json.loads((output / "report" / "report.json").read_text())
+    assert report["comparison"]["columns"] == ["plain d4"]
     assert len([note for note in report["notes"] if note.startswith(f"{run.name} failed")]) == 1
     (run.folder / "transformer" / "training").unlink()  # repaired
-    end(start(recipe, output))
-    assert without_times(output) == without_times(finished)
+    end(start(recipe, output, *one_each))
+    report = json.loads((output / "report" / "report.json").read_text())
+    assert report["comparison"]["columns"] == ["plain d4", "aligned d4"]
+    assert not [note for note in report["notes"] if "failed" in note]
     before = (output / "report" / "report.html").stat().st_mtime_ns
-    assert "Nothing was done" in end(start(recipe, output))[0]
+    assert "Nothing was done" in end(start(recipe, output, *one_each))[0]
     assert (output / "report" / "report.html").stat().st_mtime_ns == before
 
 

@@ -16,25 +16,31 @@ from torch.utils.flop_counter import FlopCounterMode
 from alight import VAVAE
 from alight.artifacts import read_artifact
 from alight.config import TrainFoundationConfig, TrainTokenizerConfig
+from alight.data.loading import open_source
 from alight.runtime.errors import InputError
 from alight.stages import train_foundation, train_tokenizer
 from alight.training.tokenizer_flops import tokenizer_flops
 from alight.training.tokenizer_networks import build_networks, load_foundation
 from helpers.models import TOKENIZER
+from helpers.pictures import write_digits
 from helpers.runs import log_of
 from helpers.written import WEIGHTS
 
 MODEL = TOKENIZER | {"block_out_channels": (8, 8, 16), "norm_num_groups": 4}
 
-DIGITS = {"source": "digits", "size": 32}
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The section `images` of a configuration, of few of them."""
+    return {"source": str(write_digits(tmp_path_factory.mktemp("digits"), 80)), "size": 32}
 
 
 @pytest.fixture(scope="module")
-def foundation(tmp_path_factory):
+def foundation(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("foundation")
     config = {
         "output": folder,
-        "images": DIGITS,
+        "images": images,
         "device": "cpu",
         "model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "patch_size": 8},
         "training": {"steps": 2, "global_batch_size": 8, "ema_decay": None},
@@ -44,12 +50,12 @@ def foundation(tmp_path_factory):
 
 
 @pytest.fixture
-def configure(foundation, tmp_path):
+def configure(foundation, images, tmp_path):
     def build(output="tokenizer", **options):
         training = {"steps": 4, "global_batch_size": 8, "log_every": 1, "ema_decay": None}
         values = {
             "output": tmp_path / output,
-            "images": DIGITS,
+            "images": images,
             "device": "cpu",
             "model": MODEL,
             "alignment": {"foundation": str(foundation)},
@@ -202,22 +208,22 @@ def test_lines_of_the_log_say_how_far_and_how_fast(configure, foundation):
     figures = {"step", "seconds", "loss", "lr", "grad_norm", "epoch", "images_per_second", "mfu", "memory_gib"}
     config = configure()
     train_tokenizer.run(config)
-    lines = log_of(config.output)
+    lines, count = log_of(config.output), len(open_source(config.images, "train"))
     assert [line["lr"] for line in lines] == [1e-3] * 4
-    assert [line["epoch"] for line in lines] == pytest.approx([8 * step / 1500 for step in (1, 2, 3, 4)])
+    assert [line["epoch"] for line in lines] == pytest.approx([8 * step / count for step in (1, 2, 3, 4)])
     for line in (*lines, *log_of(foundation)):
         assert figures | {"non_finite"} <= line.keys()
         assert 0 < line["mfu"] < 1.5  # of a rate that other programs disturb
 
 
 @pytest.mark.parametrize("ending", [None, KeyboardInterrupt, RuntimeError])
-def test_the_processes_that_read_images_end_with_the_run(configure, monkeypatch, ending):
+def test_the_processes_that_read_images_end_with_the_run(configure, images, monkeypatch, ending):
     def step(*arguments):
         raise ending("on purpose")
 
     if ending is not None:
         monkeypatch.setattr(train_tokenizer, "optimizer_step", step)
-    config = configure(images=DIGITS | {"workers": 1}, alignment={"foundation": None})
+    config = configure(images=images | {"workers": 1}, alignment={"foundation": None})
     with pytest.raises(ending) if ending is not None else contextlib.nullcontext():
         train_tokenizer.run(config)
     gc.collect()  # of the traceback
@@ -305,9 +311,9 @@ def test_checkpointed_activations_and_pieces_change_nothing_but_rounding(configu
     assert [line["loss"] for line in log_of(three.output)] == pytest.approx(expected, rel=1e-6)
 
 
-def test_cached_features_are_those_of_every_epoch(configure, tmp_path, monkeypatch):
+def test_cached_features_are_those_of_every_epoch(configure, images, tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGHT_CACHE", str(tmp_path / "cache"))
-    images = DIGITS | {"horizontal_flip": True}
+    images = images | {"horizontal_flip": True}
     without = configure("without", images=images)
     alignment = without.alignment.model_dump() | {"cache_features": True}
     fresh, again = (configure(name, images=images, alignment=alignment) for name in ("fresh", "again"))

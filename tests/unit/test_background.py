@@ -8,7 +8,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from alight.runtime import threads as runtime_threads
-from alight.runtime.background import BackgroundWork, mapped_ahead
+from alight.runtime.background import BackgroundWork, mapped_ahead, mapped_in_threads
 from alight.runtime.distributed import Processes
 from alight.runtime.threads import all_cores
 
@@ -110,3 +110,46 @@ def test_all_cores_work_only_while_other_processes_wait(monkeypatch):
         assert torch.get_num_threads() == 3
         assert {pool["num_threads"] for pool in threadpool_info()} == {3}
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("seconds", "apart"), [(0, False), (0.005, True)], ids=["quick", "slow"])
+def test_threads_work_out_what_takes_long_enough(seconds, apart):
+    workers = set()
+
+    def work(number):
+        time.sleep(seconds)
+        workers.add(threading.get_ident())
+        return number**2
+
+    assert list(mapped_in_threads(work, range(200))) == [number**2 for number in range(200)]
+    assert (len(workers) > 1) == apart
+
+
+def test_no_item_in_a_thread_is_begun_after_the_last_one_that_was_wanted():
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        time.sleep(0.002)
+        return number
+
+    results = mapped_in_threads(work, range(100_000))
+    assert [next(results) for _ in range(40)] == list(range(40))  # the last of them in threads
+    results.close()
+    done = len(begun)
+    time.sleep(0.05)
+    assert len(begun) == done < 5_000
+
+
+@pytest.mark.parametrize("position", [3, 150], ids=["here", "in a thread"])
+def test_an_error_of_an_item_surfaces_in_its_place(position):
+    def work(number):
+        time.sleep(0.002)
+        if number == position:
+            fail()
+        return number
+
+    results, taken = mapped_in_threads(work, range(1_000)), []
+    with pytest.raises(OSError, match="on purpose"):
+        taken.extend(results)
+    assert taken == list(range(min(position, 128)))  # those of a thread's task come together

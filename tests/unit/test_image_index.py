@@ -5,7 +5,6 @@ from hashlib import sha256
 
 import pytest
 
-from alight.data import image_index
 from alight.data.cache import read_cache
 from alight.data.image_folder import ImageFolder
 from alight.data.image_index import index_images
@@ -122,7 +121,6 @@ def test_cache_that_cannot_be_written_is_no_error(pets, tmp_path, monkeypatch):
 
 
 def test_interrupted_indexing_keeps_what_it_reached(pets, monkeypatch, decoded):
-    monkeypatch.setattr(image_index, "_IMAGES_PER_TASK", 1)
     recording = FileStore.read
 
     def interrupted(store, position):

@@ -6,7 +6,6 @@ counts twice in training, and once too often where it is held out.
 
 from collections import defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 
 from alight.data.crops import center_crop
 from alight.data.images import ImageSource
+from alight.runtime.background import mapped_in_threads
 from alight.runtime.console import progress_bar
 
 EXAMINED = 4_000  # images that are compared in pairs; more take minutes to decode
@@ -96,15 +96,14 @@ def _fingerprints(
         thumbnail = Image.fromarray(crop).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
         return difference_hash(crop), np.asarray(thumbnail, dtype=np.float32).ravel()
 
-    with ThreadPoolExecutor() as pool:
-        found = progress_bar(
-            pool.map(examine, indices.tolist()),
-            total=len(indices),
-            desc="looking for duplicates",
-            unit="image",
-            delay=_SECONDS_BEFORE_PROGRESS_BAR,
-        )
-        hashes, thumbnails = zip(*found, strict=True)
+    found = progress_bar(
+        mapped_in_threads(examine, indices.tolist()),
+        total=len(indices),
+        desc="looking for duplicates",
+        unit="image",
+        delay=_SECONDS_BEFORE_PROGRESS_BAR,
+    )
+    hashes, thumbnails = zip(*found, strict=True)
     return np.stack(hashes).astype(np.float32), np.stack(thumbnails)
 
 

@@ -1,7 +1,7 @@
 """Square training images with reproducible augmentation: a torch data set over any image source."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ from alight.data.decode import RgbImage
 from alight.data.images import ImageSource
 from alight.data.sampling import epoch_of
 from alight.options import Crop
+from alight.runtime.background import mapped_in_threads
 from alight.runtime.console import progress_bar
 from alight.runtime.errors import InputError
 from alight.runtime.seeding import derive_seed, random_stream
@@ -125,19 +126,17 @@ class ImageDataset(Dataset[ImageSample]):
         return bool(self._flips[epoch][index])
 
     def _decode_all(self) -> Tensor:
-        crops = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+        crops = np.empty((len(self), 3, self.size, self.size), dtype=np.uint8)
 
         def decode(index: int) -> None:
-            crops[index] = _channels_first(self.unaugmented(index))
+            crops[index] = self.unaugmented(index).transpose(2, 0, 1)
 
-        with ThreadPoolExecutor() as pool:
-            progress = progress_bar(
-                total=len(self), desc="reading images", unit="image", delay=_SECONDS_BEFORE_PROGRESS_BAR
-            )
-            for _ in pool.map(decode, range(len(self))):
-                progress.update()
-            progress.close()
-        return crops
+        with closing(mapped_in_threads(decode, range(len(self)))) as decoded:
+            for _ in progress_bar(
+                decoded, total=len(self), desc="reading images", unit="image", delay=_SECONDS_BEFORE_PROGRESS_BAR
+            ):
+                pass
+        return torch.from_numpy(crops)
 
 
 def _channels_first(image: RgbImage) -> Tensor:

@@ -4,28 +4,25 @@ A damaged file found at step 40,000 costs a night, so every image is decoded com
 cached; an image is decoded again only when its file's size or modification time has changed.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from PIL import UnidentifiedImageError
 
 from alight.data.cache import cache_file, one_process_at_a_time, read_cache, write_cache, write_note
 from alight.data.decode import decode_with_facts
 from alight.data.image_store import ImageStore
+from alight.runtime.background import mapped_in_threads
 from alight.runtime.console import progress_bar
 from alight.runtime.errors import one_line
 
 _FORMAT = "image-index-4"
 _HASH_DIGITS = 32  # 128 bits, without collisions in practice
-_IMAGES_PER_TASK = 64
 _SECONDS_BEFORE_PROGRESS_BAR = 2.0
-
-Result = TypeVar("Result")
 
 
 class SkippedImage(NamedTuple):
@@ -88,7 +85,7 @@ def index_images(store: ImageStore) -> ImageIndex:
     images are tried every time: they are few, fail fast, and may have been replaced.
     """
     file = cache_file(_FORMAT, store.key)
-    stamps = list(_in_threads(lambda position: _stamp(store, position), range(len(store))))
+    stamps = list(mapped_in_threads(lambda position: _stamp(store, position), range(len(store))))
     records = _unchanged(file, store, stamps)
     skipped: dict[int, SkippedImage] = {}
     if len(records) < len(stamps):
@@ -120,7 +117,8 @@ def _examine_rest(
     skipped = {}
     progress = progress_bar(total=len(rest), desc="checking images", unit="image", delay=_SECONDS_BEFORE_PROGRESS_BAR)
     try:
-        with closing(_in_threads(lambda position: _examine(store, position, stamps[position]), rest)) as verdicts:
+        examined = mapped_in_threads(lambda position: _examine(store, position, stamps[position]), rest)
+        with closing(examined) as verdicts:
             for position, verdict in zip(rest, verdicts, strict=True):
                 if isinstance(verdict, ImageRecord):
                     records[position] = verdict
@@ -132,17 +130,6 @@ def _examine_rest(
         if len(records) > known:
             write_cache(file, list(records.values()))
     return skipped
-
-
-def _in_threads(function: Callable[[int], Result], positions: Sequence[int]) -> Generator[Result]:
-    """Map over positions in order, in threads: disks serve requests in parallel, and decoders release the GIL."""
-    pool = ThreadPoolExecutor()
-    parts = [positions[start : start + _IMAGES_PER_TASK] for start in range(0, len(positions), _IMAGES_PER_TASK)]
-    try:
-        for results in pool.map(lambda part: [function(position) for position in part], parts):
-            yield from results
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _stamp(store: ImageStore, position: int) -> str | SkippedImage:

@@ -1,12 +1,16 @@
 """Work in threads beside the main one, with a bound on what is waiting, and errors that are not lost."""
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_PER_TASK = 32  # items of a thread's task
+_WORTH_A_THREAD = 1e-3  # seconds that an item takes; for shorter ones, waiting for Python's lock costs more
 
 
 def mapped_ahead(call: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
@@ -29,6 +33,35 @@ def mapped_ahead(call: Callable[[Item], Result], items: Iterable[Item], threads:
         finally:
             for future in begun:
                 future.cancel()
+
+
+def mapped_in_threads(call: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result]:
+    """The results of a call for some items, in their order, worked out in threads where that is faster.
+
+    Disks serve requests in parallel, and decoders release Python's lock. Tiny images, though, take threads three times
+    as long as one alone. So items are worked out here until some of them have taken a millisecond each.
+
+    Args:
+        call: for one item; it may run in any thread.
+        items: all of them.
+    """
+    parts = deque(items[start : start + _PER_TASK] for start in range(0, len(items), _PER_TASK))
+    seconds = 0.0
+    while parts and seconds < _WORTH_A_THREAD:
+        part, seconds = parts.popleft(), 0.0
+        for item in part:
+            started = time.perf_counter()
+            result = call(item)
+            seconds += (time.perf_counter() - started) / len(part)
+            yield result
+    if not parts:
+        return
+    pool = ThreadPoolExecutor()
+    try:
+        for results in pool.map(lambda part: [call(item) for item in part], parts):
+            yield from results
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class BackgroundWork:
