@@ -1,8 +1,14 @@
 """The arguments of a quickstart of a few steps."""
 
 TINY = {
-    "foundation": ["--foundation.training.steps", "4", "--foundation.training.global-batch-size", "16"],
-    "tokenizer": ["--tokenizer.training.steps", "4", "--tokenizer.training.global-batch-size", "8"],
+    "foundation": [
+        *("--foundation.training.steps", "4", "--foundation.training.global-batch-size", "16"),
+        *("--foundation.model.num-layers", "1"),
+    ],
+    "tokenizer": [
+        *("--tokenizer.training.steps", "4", "--tokenizer.training.global-batch-size", "8"),
+        *("--tokenizer.model.block-out-channels", "8", "8", "16", "16", "--tokenizer.model.norm-num-groups", "4"),
+    ],
     "transformer": [
         *("--transformer.training.steps", "6", "--transformer.training.global-batch-size", "16"),
         *("--transformer.model.hidden-size", "48", "--transformer.model.num-layers", "2"),

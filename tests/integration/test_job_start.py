@@ -136,8 +136,10 @@ alight.cli.main(sys.argv[1:])
 
 @pytest.mark.parametrize(
     ("nodes", "error", "traceback"),
-    [(1, "InputError('The disk of rank 1 is gone.')", False), (2, "ZeroDivisionError('bug')", True)],
-    ids=["a mistake, one node", "a bug, two nodes"],
+    [
+        pytest.param(1, "InputError('The disk of rank 1 is gone.')", False, id="a mistake, one node"),
+        pytest.param(2, "ZeroDivisionError('bug')", True, id="a bug, two nodes", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_an_exception_in_one_process_ends_the_others(latents, tmp_path, nodes, error, traceback):
     script, port = tmp_path / "job.py", warm.rendezvous(2)["MASTER_PORT"]

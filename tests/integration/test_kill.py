@@ -69,7 +69,7 @@ def undisturbed(latents, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("times", [5, pytest.param(10, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
 def test_killed_at_random_moments(latents, undisturbed, tmp_path, times):
     moments, kills = random.Random(times), 0
     for _ in range(times):

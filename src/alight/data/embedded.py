@@ -4,6 +4,8 @@
 - `Photographs`: crops of the two photographs `china.jpg` and `flower.jpg`, for natural-image detail.
 """
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -36,10 +38,8 @@ class Digits(ImageSource):
     """
 
     def __init__(self) -> None:
-        digits = load_digits()
-        self._digits = digits.images  # (1797, 8, 8) float64 in 0..16
-        self.class_names = tuple(str(name) for name in digits.target_names)
-        self.labels = digits.target.astype(np.int64)
+        self._digits, labels, self.class_names = _enlarged_digits()
+        self.labels = labels.copy()
         self.sizes = np.full((len(self.labels), 2), 32, dtype=np.int64)
 
     @property
@@ -53,11 +53,19 @@ class Digits(ImageSource):
 
     def load(self, index: int) -> RgbImage:
         """(32, 32, 3) uint8."""
-        return enlarge(self._digits[index])
+        return self._digits[index].copy()
 
     def held_out(self, fraction: float) -> npt.NDArray[np.bool_]:
         """(1797,) true from 1,500 on, whatever the fraction."""
         return np.arange(len(self)) >= _DIGITS_FOR_TRAINING
+
+
+@functools.cache
+def _enlarged_digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], tuple[str, ...]]:
+    """Digits (1797, 32, 32, 3), labels (1797,) and class names: enlarged once, though every stage opens them."""
+    digits = load_digits()  # (1797, 8, 8) float64 in 0..16
+    names = tuple(str(name) for name in digits.target_names)
+    return np.stack([enlarge(digit) for digit in digits.images]), digits.target.astype(np.int64), names
 
 
 class Photographs(ImageSource):
