@@ -34,11 +34,16 @@ def recipes_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "configs"
 
 
-def shipped_recipes() -> dict[str, str]:
-    """The names of the shipped recipes, in order, each with the job it is for."""
+def shipped_names() -> list[str]:
+    """The names of the shipped recipes, in order."""
     folder = recipes_folder()
-    names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    return {name: read_recipe(folder / f"{name}.yaml")[0] for name in names}
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def shipped_recipes() -> dict[str, str]:
+    """The shipped recipes by name, each with the job it is for."""
+    folder = recipes_folder()
+    return {name: read_recipe(folder / f"{name}.yaml")[0] for name in shipped_names()}
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -53,7 +58,7 @@ def find_recipe(name: str | Path) -> Path:
             return Path(candidate)
     if os.path.exists(given):
         require_regular(Path(given), YAML_LIMIT)
-    shipped = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    shipped = shipped_names()
     raise InputError(
         f"There is no recipe '{shortened(name)}'.{_nearest(str(name), shipped)} Shipped are: {', '.join(shipped)}."
     )

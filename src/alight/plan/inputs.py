@@ -23,7 +23,7 @@ from alight.config import (
     TrainTokenizerConfig,
     TrainTransformerConfig,
 )
-from alight.config.recipes import load_config, shipped_recipes
+from alight.config.recipes import load_config, shipped_names
 from alight.data.latent_features import LatentFeatures
 from alight.data.latents import LatentDataset
 from alight.data.loading import open_source
@@ -261,4 +261,4 @@ class Inputs:
 @cache
 def shipped_jobs() -> dict[str, Job]:
     """The shipped recipes by name."""
-    return {name: load_config(name) for name in shipped_recipes()}
+    return {name: load_config(name) for name in shipped_names()}
