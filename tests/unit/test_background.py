@@ -133,7 +133,7 @@ def test_no_item_in_a_thread_is_begun_after_the_last_one_that_was_wanted():
         time.sleep(0.002)
         return number
 
-    results = mapped_in_threads(work, range(100_000))
+    results = mapped_in_threads(work, range(50_000))
     assert [next(results) for _ in range(40)] == list(range(40))  # the last of them in threads
     results.close()
     done = len(begun)
@@ -152,4 +152,4 @@ def test_an_error_of_an_item_surfaces_in_its_place(position):
     results, taken = mapped_in_threads(work, range(1_000)), []
     with pytest.raises(OSError, match="on purpose"):
         taken.extend(results)
-    assert taken == list(range(min(position, 128)))  # those of a thread's task come together
+    assert taken == list(range(min(position, 144)))  # those of a thread's task come together

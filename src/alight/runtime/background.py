@@ -4,12 +4,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from statistics import median
 from typing import Any, Self, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_PER_TASK = 32  # items of a thread's task
+_TASKS = 10_000  # at most, since each that waits takes a kilobyte
 _WORTH_A_THREAD = 1e-3  # seconds that an item takes; for shorter ones, waiting for Python's lock costs more
 
 
@@ -39,21 +40,23 @@ def mapped_in_threads(call: Callable[[Item], Result], items: Sequence[Item]) -> 
     """The results of a call for some items, in their order, worked out in threads where that is faster.
 
     Disks serve requests in parallel, and decoders release Python's lock. Tiny images, though, take threads three times
-    as long as one alone. So items are worked out here until some of them have taken a millisecond each.
+    as long as one alone. So items are worked out here until a typical one of a few takes a millisecond.
 
     Args:
         call: for one item; it may run in any thread.
         items: all of them.
     """
-    parts = deque(items[start : start + _PER_TASK] for start in range(0, len(items), _PER_TASK))
-    seconds = 0.0
-    while parts and seconds < _WORTH_A_THREAD:
-        part, seconds = parts.popleft(), 0.0
-        for item in part:
+    per_task = max(8, len(items) // _TASKS)
+    parts = deque(items[start : start + per_task] for start in range(0, len(items), per_task))
+    typical = 0.0
+    while parts and typical < _WORTH_A_THREAD:
+        seconds = []
+        for item in parts.popleft():
             started = time.perf_counter()
             result = call(item)
-            seconds += (time.perf_counter() - started) / len(part)
+            seconds.append(time.perf_counter() - started)
             yield result
+        typical = median(seconds)  # the first item may open files or load a decoder
     if not parts:
         return
     pool = ThreadPoolExecutor()
