@@ -3,7 +3,7 @@
 TINY = {
     "foundation": [
         *("--foundation.training.steps", "4", "--foundation.training.global-batch-size", "16"),
-        *("--foundation.model.num-layers", "1"),
+        *("--foundation.model.num-layers", "2"),
     ],
     "tokenizer": [
         *("--tokenizer.training.steps", "4", "--tokenizer.training.global-batch-size", "8"),

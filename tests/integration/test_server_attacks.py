@@ -322,7 +322,9 @@ def test_uploads_that_break_off_leave_nothing(visitor, place):
     assert bytes_of(stored(place)) - before < MEGABYTE
 
 
-@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize(
+    ("number", "times"), [pytest.param(signal.SIGINT, 2, marks=pytest.mark.exhaustive), (signal.SIGTERM, 1)]
+)
 def test_signals_end_a_busy_server_in_good_order(finished_quickstart, tmp_path, number, times):
     """While images are made and visitors listen: no traceback, no temporary file; the second acts at once."""
     (tmp_path / "temporary").mkdir()

@@ -68,7 +68,7 @@ def require_equal(folder, one, other):
     assert groups == its_groups
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.exhaustive), "muon"])
 def test_a_checkpoint_keeps_every_bit_from_four_processes_to_two_to_one_and_back(tmp_path, optimizer):
     call_together(begin, 4, tmp_path, True, optimizer)
     forms = [(2, True), (1, False), (4, True), (2, False), (2, True)]

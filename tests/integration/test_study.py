@@ -132,7 +132,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(alight, recipe, tmp_path
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no list of processes here")
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("ending", [pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive), signal.SIGTERM])
 def test_no_worker_outlives_its_study(recipe, tmp_path, ending):
     output = tmp_path / "study"
     endless = {"training": {"steps": 1_000_000, "global_batch_size": 4, "ema_decay": None}}

@@ -69,6 +69,7 @@ def workers_of(job):
     return [child for child in children if lives(child)]
 
 
+@pytest.mark.exhaustive
 def test_ended_and_begun_again_the_report_is_that_of_one_process(recipe, finished, tmp_path):
     output = tmp_path / "study"
     job = start(recipe, output)
