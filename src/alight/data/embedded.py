@@ -31,6 +31,14 @@ def enlarge(digit: npt.NDArray[np.floating], size: int = 32) -> RgbImage:
     return np.repeat(np.asarray(enlarged)[..., None], 3, axis=-1)
 
 
+@functools.cache
+def _enlarged_digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], tuple[str, ...]]:
+    """Digits (1797, 32, 32, 3), labels (1797,) and class names: enlarged once, though every stage opens them."""
+    digits = load_digits()  # (1797, 8, 8) float64 in 0..16
+    names = tuple(str(name) for name in digits.target_names)
+    return np.stack([enlarge(digit) for digit in digits.images]), digits.target.astype(np.int64), names
+
+
 class Digits(ImageSource):
     """Handwritten digits at 32x32, classes "0" to "9".
 
@@ -58,14 +66,6 @@ class Digits(ImageSource):
     def held_out(self, fraction: float) -> npt.NDArray[np.bool_]:
         """(1797,) true from 1,500 on, whatever the fraction."""
         return np.arange(len(self)) >= _DIGITS_FOR_TRAINING
-
-
-@functools.cache
-def _enlarged_digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], tuple[str, ...]]:
-    """Digits (1797, 32, 32, 3), labels (1797,) and class names: enlarged once, though every stage opens them."""
-    digits = load_digits()  # (1797, 8, 8) float64 in 0..16
-    names = tuple(str(name) for name in digits.target_names)
-    return np.stack([enlarge(digit) for digit in digits.images]), digits.target.astype(np.int64), names
 
 
 class Photographs(ImageSource):

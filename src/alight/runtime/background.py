@@ -10,8 +10,8 @@ from typing import Any, Self, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_TASKS = 10_000  # at most, since each that waits takes a kilobyte
-_WORTH_A_THREAD = 1e-3  # seconds that an item takes; for shorter ones, waiting for Python's lock costs more
+_MOST_TASKS = 10_000  # each that waits takes a kilobyte
+_WORTH_A_THREAD = 1e-3  # seconds that an item takes; for shorter ones, waiting for the GIL costs more
 
 
 def mapped_ahead(call: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
@@ -39,14 +39,15 @@ def mapped_ahead(call: Callable[[Item], Result], items: Iterable[Item], threads:
 def mapped_in_threads(call: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result]:
     """The results of a call for some items, in their order, worked out in threads where that is faster.
 
-    Disks serve requests in parallel, and decoders release Python's lock. Tiny images, though, take threads three times
-    as long as one alone. So items are worked out here until a typical one of a few takes a millisecond.
+    Disks serve requests in parallel, and decoders release the GIL. Tiny images, though, take several threads four
+    times as long as one alone, since each waits for the GIL. So items are worked out here until a typical one of a few
+    takes a millisecond.
 
     Args:
         call: for one item; it may run in any thread.
         items: all of them.
     """
-    per_task = max(8, len(items) // _TASKS)
+    per_task = max(8, len(items) // _MOST_TASKS)
     parts = deque(items[start : start + per_task] for start in range(0, len(items), per_task))
     typical = 0.0
     while parts and typical < _WORTH_A_THREAD:
